@@ -1,0 +1,121 @@
+// asyncthink_kernels._cpu. Arguments are checked in C++ with the interpreter's lock released; atk::Error, as every
+// std::invalid_argument, arrives in Python as ValueError.
+#include "bindings/view.h"
+#include "cpu/isa.h"
+#include "cpu/ops.h"
+#include "cpu/threads.h"
+
+namespace {
+
+using namespace atk;
+using Unlocked = py::call_guard<py::gil_scoped_release>;
+
+void bind_attention(py::module_& module) {
+  module.def(
+      "tree_attention",
+      [](const View& q, const View& k_cache, const View& v_cache, const View& items, const View& pages,
+         const View& entries, const View& row_ptr, const View& positions, const View& shifts, const OptionalView& cos,
+         const OptionalView& sin, const OptionalView& sinks, const View& out, const View& lse, const View& workspace,
+         float scale, int64_t window, float softcap, bool interleaved) {
+        tree_attention({.q = q,
+                        .k_cache = k_cache,
+                        .v_cache = v_cache,
+                        .items = items,
+                        .pages = pages,
+                        .entries = entries,
+                        .row_ptr = row_ptr,
+                        .positions = positions,
+                        .shifts = shifts,
+                        .cos = cos,
+                        .sin = sin,
+                        .sinks = sinks,
+                        .out = out,
+                        .lse = lse,
+                        .workspace = workspace,
+                        .options = {scale, window, softcap, interleaved}});
+      },
+      py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("items"), py::arg("pages"), py::arg("entries"),
+      py::arg("row_ptr"), py::arg("positions"), py::arg("shifts"), py::arg("cos"), py::arg("sin"), py::arg("sinks"),
+      py::arg("out"), py::arg("lse"), py::arg("workspace"), py::arg("scale"), py::arg("window"), py::arg("softcap"),
+      py::arg("interleaved"), Unlocked());
+  module.def("tree_attention_workspace", &tree_attention_workspace, py::arg("partials"), py::arg("q_heads"),
+             py::arg("kv_heads"), py::arg("v_head_dim"));
+  module.def(
+      "paged_attention",
+      [](const View& q, const View& k_cache, const View& v_cache, const View& block_tables, const View& seq_lens,
+         const OptionalView& sinks, const View& out, const View& lse, const View& workspace, int64_t chunk, float scale,
+         int64_t window, float softcap) {
+        paged_attention({.q = q,
+                         .k_cache = k_cache,
+                         .v_cache = v_cache,
+                         .block_tables = block_tables,
+                         .seq_lens = seq_lens,
+                         .sinks = sinks,
+                         .out = out,
+                         .lse = lse,
+                         .workspace = workspace,
+                         .chunk = chunk,
+                         .options = {scale, window, softcap, false}});
+      },
+      py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("block_tables"), py::arg("seq_lens"),
+      py::arg("sinks"), py::arg("out"), py::arg("lse"), py::arg("workspace"), py::arg("chunk"), py::arg("scale"),
+      py::arg("window"), py::arg("softcap"), Unlocked());
+  module.def("paged_attention_workspace", &paged_attention_workspace, py::arg("max_blocks"), py::arg("page_size"),
+             py::arg("chunk"), py::arg("rows"), py::arg("q_heads"), py::arg("kv_heads"), py::arg("v_head_dim"));
+}
+
+void bind_cache_ops(py::module_& module) {
+  module.def(
+      "append_kv",
+      [](const View& k, const View& v, const View& k_cache, const View& v_cache, const View& slots) {
+        append_kv({.k = k, .v = v, .k_cache = k_cache, .v_cache = v_cache, .slots = slots});
+      },
+      Unlocked());
+  module.def(
+      "join_append",
+      [](const View& k_caches, const View& v_caches, const View& src_slots, const View& dst_slots, const View& cos,
+         const View& sin, bool interleaved) {
+        join_append({.k_caches = k_caches,
+                     .v_caches = v_caches,
+                     .src_slots = src_slots,
+                     .dst_slots = dst_slots,
+                     .cos = cos,
+                     .sin = sin,
+                     .interleaved = interleaved});
+      },
+      Unlocked());
+  module.def(
+      "copy_pages",
+      [](const View& k_caches, const View& v_caches, const View& src, const View& dst) {
+        copy_pages({.k_caches = k_caches, .v_caches = v_caches, .src = src, .dst = dst});
+      },
+      Unlocked());
+  module.def(
+      "merge_states",
+      [](const View& outs, const View& lses, const View& out, const View& lse) {
+        merge_states({.outs = outs, .lses = lses, .out = out, .lse = lse});
+      },
+      Unlocked());
+}
+
+void bind_runtime(py::module_& module) {
+  module.def("isa", &isa_name, "The instruction set in use.");
+  module.def("usable_isas", &usable_isas, "The instruction sets this chip can run, narrowest first.");
+  module.def("set_isa", &set_isa, py::arg("name"), "Force one for the whole process.");
+  module.def(
+      "set_parallel",
+      [](uintptr_t gomp_parallel, int threads) {
+        set_parallel(reinterpret_cast<GompParallel>(gomp_parallel), threads);
+      },
+      py::arg("gomp_parallel"), py::arg("threads"),
+      "For the calling thread: the address of GOMP_parallel (0: run serially) and how many threads to ask it for.");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, module) {
+  module.doc() = "CPU kernels of asyncthink_kernels; called by asyncthink_kernels.backends.native alone.";
+  bind_attention(module);
+  bind_cache_ops(module);
+  bind_runtime(module);
+}

@@ -1,0 +1,40 @@
+// The vector operations the kernels are written in. Each instruction set defines the same names in its own namespace,
+// so that a kernel's source is compiled once for each; what follows from them is written once, here.
+#pragma once
+
+#if defined(__AVX512F__)
+#include "cpu/simd_avx512.h"
+#elif defined(__AVX2__)
+#include "cpu/simd_avx2.h"
+#else
+#include "cpu/simd_scalar.h"
+#endif
+
+namespace atk::ATK_ISA {
+
+// 2^x for x <= 127 with a relative error below 2e-7; x < -126 counts as -126 and a NaN as well.
+// x = n + f with |f| <= 1/2: adding 1.5 * 2^23 rounds to n and leaves it in the low bits; 2^f is a polynomial (minimax,
+// 9e-8).
+inline Vec exp2(Vec x) {
+  const Vec round = splat(12582912.0f);
+  x = max(x, splat(-126.0f));
+  const Vec biased = add(x, round);
+  const Vec f = sub(x, sub(biased, round));
+  Vec y = splat(1.3264710242e-3f);
+  y = fma(y, f, splat(9.6715075241e-3f));
+  y = fma(y, f, splat(5.5507337372e-2f));
+  y = fma(y, f, splat(2.4022242164e-1f));
+  y = fma(y, f, splat(6.9314697764e-1f));
+  y = fma(y, f, splat(1.0f));
+  return times_power_of_two(y, biased);
+}
+
+// tanh(x) = 1 - 2 / (1 + e^2x), absolute error below 2e-7.
+inline Vec tanh(Vec x) {
+  const Vec two = splat(2.0f), one = splat(1.0f);
+  const Vec bounded = max(splat(-20.0f), sub(splat(0.0f), max(splat(-20.0f), sub(splat(0.0f), x))));
+  const Vec power = exp2(mul(bounded, splat(2.8853900818f)));  // 2 log2(e)
+  return sub(one, div(two, add(one, power)));
+}
+
+}  // namespace atk::ATK_ISA

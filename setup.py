@@ -1,0 +1,105 @@
+"""Native modules: CMake and ninja build them (CMakeLists.txt), setuptools puts them into the package.
+
+``_cpu`` is always built. ``_cuda`` is built where nvcc is found: $CUDACXX, $CUDA_HOME/bin, PATH, /usr/local/cuda/bin.
+``ASYNCTHINK_CUDA=0`` leaves it out, ``ASYNCTHINK_CUDA=1`` makes a missing nvcc an error. ``CMAKE_ARGS`` is passed on
+(``-DCMAKE_CUDA_ARCHITECTURES=100-real``). Objects stay in build/native-*, so a second build compiles what changed.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler to use, or None."""
+    wish = os.environ.get("ASYNCTHINK_CUDA", "")
+    if wish not in ("", "0", "1"):
+        raise SystemExit(f"ASYNCTHINK_CUDA must be 0, 1 or unset, got {wish!r}")
+    if wish == "0":
+        return None
+    named = os.environ.get("CUDACXX")
+    folders = [os.path.join(os.environ["CUDA_HOME"], "bin")] if "CUDA_HOME" in os.environ else []
+    folders += [os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
+    nvcc = shutil.which(named) if named else shutil.which("nvcc", path=os.pathsep.join(folders))
+    if nvcc is None and (wish == "1" or named):
+        raise SystemExit(f"asyncthink-kernels: no CUDA compiler: looked for {named or 'nvcc'}")
+    return nvcc
+
+
+class CMakeBuild(build_ext):
+    """Builds all extensions in one CMake run and copies each to where setuptools wants it."""
+
+    def run(self) -> None:
+        self.native = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        self.compile()
+        super().run()
+
+    def compile(self) -> None:
+        nvcc = find_nvcc()
+        options = [
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={self.pybind11()}",
+            f"-DATK_CUDA={'ON' if nvcc else 'OFF'}",
+        ]
+        options += [f"-DCMAKE_CUDA_COMPILER={nvcc}"] if nvcc else []
+        options += shlex.split(os.environ.get("CMAKE_ARGS", ""))
+        options += ["--fresh"] if self.elsewhere() else []
+        cmake = tool("cmake")
+        for command in (
+            [cmake, "-S", ROOT, "-B", self.native, "-G", "Ninja", *options],
+            [cmake, "--build", self.native],
+        ):
+            if subprocess.run(command).returncode:
+                raise SystemExit(f"asyncthink-kernels: the native build failed: {shlex.join(map(str, command))}")
+        self.announce(
+            f"asyncthink-kernels: _cpu built; _cuda {f'built with {nvcc}' if nvcc else 'left out: no nvcc'}", 2
+        )
+
+    def pybind11(self) -> Path:
+        """pybind11's CMake files, in a copy: pip's build environments come and go, and new paths and times of the
+        headers would compile the bindings again in every install."""
+        import pybind11
+
+        copy = self.native / f"pybind11-{pybind11.__version__}"
+        if not copy.exists():
+            shutil.copytree(Path(pybind11.__file__).parent, copy.with_suffix(".part"), dirs_exist_ok=True)
+            copy.with_suffix(".part").rename(copy)
+        return copy / Path(pybind11.get_cmake_dir()).relative_to(Path(pybind11.__file__).parent)
+
+    def elsewhere(self) -> bool:
+        """A cache made for a source tree at another path: CMake refuses to use it."""
+        cache = self.native / "CMakeCache.txt"
+        return cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}" not in cache.read_text().splitlines()
+
+    def build_extension(self, ext: Extension) -> None:
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(self.native / f"{ext.name.rpartition('.')[2]}{suffix}", target)
+
+
+def tool(name: str) -> str:
+    """cmake or ninja: on the PATH (pip puts the build requirements there), else beside this Python."""
+    found = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), sysconfig.get_path("scripts"))))
+    if found is None:
+        raise SystemExit(f"asyncthink-kernels: {name} not found; it is a build requirement (pip install {name})")
+    return found
+
+
+names = ["_cpu"] + (["_cuda"] if find_nvcc() else [])
+setup(
+    ext_modules=[Extension(f"asyncthink_kernels.{name}", sources=[]) for name in names],
+    cmdclass={"build_ext": CMakeBuild},
+)
