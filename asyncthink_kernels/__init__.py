@@ -1,0 +1,26 @@
+"""Decoding kernels for asynchronous thinking: attention over a paged tree of K/V, and what a join needs.
+
+Knows nothing of text, models or transformers. ``python -m asyncthink_kernels`` shows which backend runs which op.
+"""
+
+from asyncthink_kernels.dispatch import backends_for, explain, use_backend
+from asyncthink_kernels.ops import (
+    append_kv,
+    copy_pages,
+    join_append,
+    merge_states,
+    paged_attention,
+    tree_attention,
+)
+
+__all__ = [
+    "append_kv",
+    "backends_for",
+    "copy_pages",
+    "explain",
+    "join_append",
+    "merge_states",
+    "paged_attention",
+    "tree_attention",
+    "use_backend",
+]

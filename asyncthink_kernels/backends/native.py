@@ -1,0 +1,189 @@
+"""The C++ kernels: options, scratch, threads and streams are handed over; the only user of `_cpu` and `_cuda`.
+
+Signatures are those of :mod:`~asyncthink_kernels.backends.reference`. The kernels check every size, dtype, stride and
+index value themselves, whoever calls, and raise ValueError before they write; they allocate nothing.
+
+Threads: two OpenMP runtimes in one process starve each other, so `_cpu` links none and runs on the one torch brings.
+Its ``GOMP_parallel`` is found through torch's own extension module and called with torch's own thread count, so a step
+that alternates torch ops and ours keeps one pool of threads warm.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _load(name: str) -> ModuleType | None:
+    """The native module, or None if it was not built. One that exists but cannot be loaded is an error, not a None."""
+    try:
+        return importlib.import_module(f"asyncthink_kernels.{name}")
+    except ModuleNotFoundError:
+        return None
+
+
+def _gomp_parallel() -> int:
+    """The address of GOMP_parallel in torch's OpenMP (libgomp, or libomp's compatible entry); 0 if it has none.
+
+    A symbol looked up in a library's handle is looked for in what that library depends on: this is the runtime torch
+    itself calls, even where the process has mapped another beside it.
+    """
+    try:
+        symbol = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except AttributeError:
+        return 0
+    return ctypes.cast(symbol, ctypes.c_void_p).value or 0
+
+
+_cpu: Any = _load("_cpu")
+_cuda: Any = _load("_cuda")
+_GOMP_PARALLEL = _gomp_parallel()
+
+
+def why_not(op: str, device: str) -> str | None:
+    """None if ``op`` runs on device type ``device``, else one line that says why it does not."""
+    module = _cuda if device == "cuda" else _cpu
+    if module is None:
+        missing = "nvcc" if device == "cuda" else "a C++ compiler"
+        return f"{'_cuda' if device == 'cuda' else '_cpu'} was not built: install again where {missing} is found"
+    if not hasattr(module, op):
+        return "not written yet"
+    return module.why_not() if device == "cuda" else None
+
+
+def note(device: str) -> str:
+    """What runs: instruction set and threads, or the GPU's name."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    threads = f"{torch.get_num_threads()} threads of torch" if _GOMP_PARALLEL else "1 thread: torch has no OpenMP here"
+    return f"{_cpu.isa()}, {threads}"
+
+
+def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    if k.device.type == "cuda":
+        with torch.cuda.device(k.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            _cuda.append_kv(k, v, k_cache, v_cache, slots, stream=stream)
+    else:
+        _share_threads()
+        _cpu.append_kv(k, v, k_cache, v_cache, slots)
+
+
+def tree_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    items: Tensor,
+    pages: Tensor,
+    entries: Tensor,
+    row_ptr: Tensor,
+    positions: Tensor,
+    shifts: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    interleaved: bool,
+) -> None:
+    _share_threads()
+    floats = _cpu.tree_attention_workspace(entries.shape[0], q.shape[1], *v_cache.shape[2:])
+    _cpu.tree_attention(
+        q=q,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        items=items,
+        pages=pages,
+        entries=entries,
+        row_ptr=row_ptr,
+        positions=positions,
+        shifts=shifts,
+        cos=cos,
+        sin=sin,
+        sinks=sinks,
+        out=out,
+        lse=lse,
+        workspace=_scratch(floats),
+        scale=scale,
+        window=window or 0,
+        softcap=softcap or 0.0,
+        interleaved=interleaved,
+    )
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    chunk: int,
+) -> None:
+    _share_threads()
+    B, Hq, _ = q.shape
+    _, S, H, Dv = v_cache.shape
+    floats = _cpu.paged_attention_workspace(block_tables.shape[1], S, chunk, B, Hq, H, Dv)
+    _cpu.paged_attention(
+        q=q,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        block_tables=block_tables,
+        seq_lens=seq_lens,
+        sinks=sinks,
+        out=out,
+        lse=lse,
+        workspace=_scratch(floats),
+        chunk=chunk,
+        scale=scale,
+        window=window or 0,
+        softcap=softcap or 0.0,
+    )
+
+
+def merge_states(out_states: Tensor, lse_states: Tensor, out: Tensor, lse: Tensor) -> None:
+    _share_threads()
+    _cpu.merge_states(out_states, lse_states, out, lse)
+
+
+def join_append(
+    k_caches: Tensor,
+    v_caches: Tensor,
+    src_slots: Tensor,
+    dst_slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    interleaved: bool,
+) -> None:
+    _share_threads()
+    _cpu.join_append(k_caches, v_caches, src_slots, dst_slots, cos, sin, interleaved)
+
+
+def copy_pages(k_caches: Tensor, v_caches: Tensor, src: Tensor, dst: Tensor) -> None:
+    _share_threads()
+    _cpu.copy_pages(k_caches, v_caches, src, dst)
+
+
+def _share_threads() -> None:
+    """Our loops run on torch's pool, as wide as torch's own loops on this thread are now."""
+    _cpu.set_parallel(_GOMP_PARALLEL, torch.get_num_threads())
+
+
+def _scratch(floats: int) -> Tensor:
+    return torch.empty(floats, dtype=torch.float32, device="cpu")

@@ -1,0 +1,194 @@
+"""Every op in plain torch: the specification. Read it to learn what an op means; compare with it to test a kernel.
+
+It computes in float64 for float64 inputs and in float32 otherwise, one row of attention at a time: each row takes
+the K and V that it sees, and nothing else exists for it. So what lies in invisible slots cannot matter, and a row's
+result does not depend on other rows, to the last bit. Slow, and meant to be.
+
+Signatures are those of every backend: inputs, then outputs to fill, then options by keyword. Index values are checked
+before anything is written.
+
+Letters: T rows (new tokens), B rows of a paged batch, Hq query heads, H kv heads, G = Hq / H, D and Dv key and value
+head_dim, P pages, S page_size, L layers, I items, E entries, K shifts, R rotated pairs, N tokens, n states or pages.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from asyncthink_kernels.backends import _values as check
+
+
+def why_not(op: str, device: str) -> str | None:
+    """It runs every op everywhere."""
+    return None
+
+
+def note(device: str) -> str:
+    return "plain torch"
+
+
+def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """K and V of T new tokens into their slots."""
+    check.slots("append_kv", "slots", slots, k_cache.shape[0] * k_cache.shape[1], distinct=True)
+    page, offset = _place(slots, k_cache.shape[1])
+    k_cache[page, offset] = k
+    v_cache[page, offset] = v
+
+
+def tree_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    items: Tensor,
+    pages: Tensor,
+    entries: Tensor,
+    row_ptr: Tensor,
+    positions: Tensor,
+    shifts: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    interleaved: bool,
+) -> None:
+    """Entry by entry what a row sees of an item, then row by row one softmax over its entries in order of `partial`."""
+    P, S, H = k_cache.shape[:3]
+    T = q.shape[0]
+    check.plan("tree_attention", items, pages, entries, row_ptr, shifts, num_rows=T, num_pages=P, page_size=S)
+    q = _wide(q) * scale
+    position_of, shift_of, entry_list = positions.tolist(), shifts.tolist(), entries.tolist()
+    parts: dict[int, tuple[Tensor, Tensor]] = {}  # by partial: logits [H, G, N] and values [N, H, Dv] of N tokens
+    for page_begin, offset, _length, item_position, entry_begin, entry_end in items.tolist():
+        for row, begin, end, shift, partial in entry_list[entry_begin:entry_end]:
+            if window is not None:
+                distance = position_of[row] - item_position - shift_of[shift]  # from the item's first token to the row
+                begin, end = max(begin, distance - window + 1), min(end, distance + 1)
+            if begin < end:
+                token = torch.arange(offset + begin, offset + end, device=q.device)
+                page, place = pages[page_begin + token // S].long(), token % S
+                query = q[row]
+                if shift and cos is not None and sin is not None:
+                    query = _rotate(query, cos[shift], -sin[shift], interleaved)
+                logits = _logits(query, _wide(k_cache[page, place]), softcap)
+                parts[partial] = (logits, _wide(v_cache[page, place]))
+    for row, (first, last) in enumerate(pairwise(row_ptr.tolist())):
+        mine = [parts[partial] for partial in range(first, last) if partial in parts]
+        _softmax_into(out[row], lse[row], [part[0] for part in mine], [part[1] for part in mine], H, sinks)
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    chunk: int,
+) -> None:
+    """Row b sees the first ``seq_lens[b]`` tokens of its block table. ``chunk`` is a matter of speed, ignored here."""
+    P, S, H = k_cache.shape[:3]
+    check.block_tables("paged_attention", block_tables, seq_lens, num_pages=P, page_size=S)
+    q = _wide(q) * scale
+    for row, end in enumerate(seq_lens.tolist()):
+        begin = 0 if window is None else max(0, end - window)
+        token = torch.arange(begin, end, device=q.device)
+        page, place = block_tables[row, token // S].long(), token % S
+        logits = [_logits(q[row], _wide(k_cache[page, place]), softcap)] if end else []
+        _softmax_into(out[row], lse[row], logits, [_wide(v_cache[page, place])], H, sinks)
+
+
+def merge_states(out_states: Tensor, lse_states: Tensor, out: Tensor, lse: Tensor) -> None:
+    """Softmax-weighted mean of n partial outputs, weights exp(lse). A state with LSE -inf has no say at all."""
+    empty = lse_states == -math.inf  # [n, T, H]
+    weight = torch.where(empty, 0, torch.softmax(lse_states, dim=0))
+    states = torch.where(empty[..., None], 0, _wide(out_states))
+    out.copy_((weight[..., None] * states).sum(dim=0))
+    lse.copy_(torch.logsumexp(lse_states, dim=0))
+
+
+def join_append(
+    k_caches: Tensor,
+    v_caches: Tensor,
+    src_slots: Tensor,
+    dst_slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    interleaved: bool,
+) -> None:
+    """Copy N tokens from slot to slot in every layer; the first 2R dims of K turn by the layer's angles."""
+    S, slots = k_caches.shape[2], k_caches.shape[1] * k_caches.shape[2]
+    check.slots("join_append", "src_slots", src_slots, slots)
+    check.slots("join_append", "dst_slots", dst_slots, slots, distinct=True, apart_from=("src_slots", src_slots))
+    src_page, src_offset = _place(src_slots, S)
+    dst_page, dst_offset = _place(dst_slots, S)
+    for layer in range(k_caches.shape[0]):
+        k = _wide(k_caches[layer, src_page, src_offset])  # [N, H, D]
+        k_caches[layer, dst_page, dst_offset] = _rotate(k, cos[layer], sin[layer], interleaved).to(k_caches.dtype)
+        v_caches[layer, dst_page, dst_offset] = v_caches[layer, src_page, src_offset]
+
+
+def copy_pages(k_caches: Tensor, v_caches: Tensor, src: Tensor, dst: Tensor) -> None:
+    """Copy whole pages in every layer, bit for bit."""
+    check.slots("copy_pages", "src", src, k_caches.shape[1])
+    check.slots("copy_pages", "dst", dst, k_caches.shape[1], distinct=True, apart_from=("src", src))
+    k_caches[:, dst] = k_caches[:, src]
+    v_caches[:, dst] = v_caches[:, src]
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _place(slots: Tensor, page_size: int) -> tuple[Tensor, Tensor]:
+    return slots // page_size, slots % page_size
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """x [..., D] with its first R pairs turned by the angles of cos, sin [R]; the rest as it is.
+
+    Pairs are (i, i + R), or (2i, 2i + 1) if ``interleaved``: (a, b) -> (a cos - b sin, b cos + a sin).
+    """
+    R = cos.shape[-1]
+    a, b = (x[..., 0 : 2 * R : 2], x[..., 1 : 2 * R : 2]) if interleaved else (x[..., :R], x[..., R : 2 * R])
+    turned = (a * cos - b * sin, b * cos + a * sin)
+    front = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
+    return torch.cat((front, x[..., 2 * R :]), dim=-1)
+
+
+def _logits(query: Tensor, k: Tensor, softcap: float | None) -> Tensor:
+    """query [Hq, D] (scaled), k [N, H, D] -> [H, G, N]."""
+    H = k.shape[1]
+    logits = query.view(H, -1, query.shape[-1]) @ k.permute(1, 2, 0)
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _softmax_into(
+    out: Tensor, lse: Tensor, logits: list[Tensor], v: list[Tensor], kv_heads: int, sinks: Tensor | None
+) -> None:
+    """out [Hq, Dv] and lse [Hq] of one row from the parts it sees. A sink is one more logit, without a value."""
+    if not logits:
+        out.zero_()
+        lse.copy_(sinks) if sinks is not None else lse.fill_(-math.inf)
+        return
+    if sinks is not None:
+        logits = [*logits, sinks.view(kv_heads, -1, 1)]
+    every, values = torch.cat(logits, dim=-1), torch.cat(v)  # [H, G, N (+ 1)], [N, H, Dv]
+    weight = torch.softmax(every, dim=-1)[..., : values.shape[0]]
+    out.copy_((weight @ values.transpose(0, 1)).flatten(0, 1))
+    lse.copy_(torch.logsumexp(every, dim=-1).flatten())

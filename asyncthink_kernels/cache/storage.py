@@ -1,0 +1,122 @@
+"""The tensors that hold K and V. Which slot belongs to whom is the TreeCache's business."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .pages import require_at_least
+
+HUGE_PAGE = 2 << 20  # bytes of a transparent huge page on x86-64
+MADV_HUGEPAGE = 14
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ALIGN = 128  # bytes; every tensor begins on a cache-line pair
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """H kv heads, head_dim D of K and v_head_dim Dv of V of one layer."""
+
+    kv_heads: int
+    head_dim: int
+    v_head_dim: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers of one shape: k [Lg, P, S, H, D], v [Lg, P, S, H, Dv]; `layers[i]` is the layer at index i."""
+
+    layers: tuple[int, ...]
+    k: torch.Tensor
+    v: torch.Tensor
+
+
+class KVStorage:
+    """K and V of all layers and pages in one allocation, grouped by layer shape.
+
+    Slot s is page s // page_size at offset s % page_size, the same in every layer. The memory is not initialised:
+    what no token was written to may hold anything, NaN included, and `poison()` makes it so. On the CPU the range is
+    advised to use transparent huge pages (fewer TLB misses on long prefixes), where the kernel offers them.
+
+        >>> storage = KVStorage([LayerShape(2, 8, 8)] * 3, num_pages=4, page_size=16)
+        >>> storage.k(2).shape, storage.bytes_per_token
+        (torch.Size([4, 16, 2, 8]), 384)
+
+    Raises ValueError on empty or non-positive sizes or an unsupported dtype, MemoryError where it does not fit.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerShape],
+        num_pages: int,
+        page_size: int = 16,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.num_pages = require_at_least("num_pages", num_pages, 1)
+        self.page_size = require_at_least("page_size", page_size, 1)
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {dtype}")
+        if not layers:
+            raise ValueError("layers: expected at least one LayerShape, got none")
+        for index, shape in enumerate(layers):
+            for name in ("kv_heads", "head_dim", "v_head_dim"):
+                require_at_least(f"layers[{index}].{name}", getattr(shape, name), 1)
+        self.layers = tuple(layers)
+        self.dtype = dtype
+        self.bytes_per_token = sum(s.kv_heads * (s.head_dim + s.v_head_dim) for s in layers) * dtype.itemsize
+        self.groups = self._carve(torch.device(device))
+        self._place = {layer: (g, i) for g in self.groups for i, layer in enumerate(g.layers)}
+
+    def _carve(self, device: torch.device) -> tuple[Group, ...]:
+        """Allocate once and cut the tensors of each group out of it."""
+        members: dict[LayerShape, list[int]] = {}
+        for layer, shape in enumerate(self.layers):
+            members.setdefault(shape, []).append(layer)
+        shapes = [
+            (len(index), self.num_pages, self.page_size, shape.kv_heads, width)
+            for shape, index in members.items()
+            for width in (shape.head_dim, shape.v_head_dim)
+        ]
+        step = ALIGN // self.dtype.itemsize
+        sizes = [-(-torch.Size(shape).numel() // step) * step for shape in shapes]
+        try:
+            memory = torch.empty(sum(sizes), dtype=self.dtype, device=device)
+        except RuntimeError as error:
+            need = sum(sizes) * self.dtype.itemsize / 2**30
+            raise MemoryError(f"K and V need {need:.2f} GiB on {device}; lower num_pages ({self.num_pages})") from error
+        _advise_huge_pages(memory)
+        pieces = zip(torch.split(memory, sizes), shapes, strict=True)
+        parts = [piece[: torch.Size(shape).numel()].view(shape) for piece, shape in pieces]
+        pairs = zip(members.values(), parts[::2], parts[1::2], strict=True)
+        return tuple(Group(tuple(index), k, v) for index, k, v in pairs)
+
+    def k(self, layer: int) -> torch.Tensor:
+        """K of one layer, [P, S, H, D]."""
+        group, index = self._place[layer]
+        return group.k[index]
+
+    def v(self, layer: int) -> torch.Tensor:
+        """V of one layer, [P, S, H, Dv]."""
+        group, index = self._place[layer]
+        return group.v[index]
+
+    def poison(self) -> None:
+        """Fill everything with NaN, so that reading what was never written shows."""
+        for group in self.groups:
+            group.k.fill_(torch.nan)
+            group.v.fill_(torch.nan)
+
+
+def _advise_huge_pages(memory: torch.Tensor) -> None:
+    """Ask the kernel to back the tensor with huge pages: a hint, so a refusal changes nothing but speed."""
+    if memory.device.type != "cpu":
+        return
+    begin = -(-memory.data_ptr() // HUGE_PAGE) * HUGE_PAGE
+    end = (memory.data_ptr() + memory.nbytes) // HUGE_PAGE * HUGE_PAGE
+    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    if madvise is not None and end > begin:
+        madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_HUGEPAGE)

@@ -1,0 +1,68 @@
+"""Where op tests run: each backend there is, on each device it serves, with each instruction set of this chip."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from asyncthink_kernels import dispatch, use_backend
+
+try:
+    from asyncthink_kernels import _cpu
+except ImportError:
+    _cpu = None
+
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A backend on a device; ``isa`` is the instruction set to force, where there is a choice."""
+
+    backend: str
+    device: str
+    isa: str | None = None
+
+    def __str__(self) -> str:
+        return "-".join(part for part in (self.backend, self.device, self.isa) if part)
+
+
+def targets(op: str) -> list[Target]:
+    """Where ``op`` can run here."""
+    found = []
+    for device in DEVICES:
+        for backend in dispatch.backends_for(op, device):
+            isas = _cpu.usable_isas() if backend == "cpu" and _cpu else [None]
+            found += [Target(backend, device, isa) for isa in isas]
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``target`` runs over the targets of the op that names the file, ``device`` and ``dtype`` over all."""
+    if "target" in metafunc.fixturenames:
+        name = metafunc.module.__name__.removeprefix("test_")
+        (op,) = [op for op in dispatch.OPS if name.startswith(op)]
+        metafunc.parametrize("target", targets(op), ids=str, indirect=True)
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", DEVICES)
+    if "dtype" in metafunc.fixturenames:
+        metafunc.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+@pytest.fixture
+def target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """Runs the test on the target, and puts the instruction set back after it."""
+    chosen: Target = request.param
+    before = _cpu.isa() if chosen.isa else None
+    if chosen.isa:
+        _cpu.set_isa(chosen.isa)
+    with use_backend(chosen.backend), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield chosen
+    if before:
+        _cpu.set_isa(before)

@@ -1,0 +1,205 @@
+"""tree_attention: every backend against the float64 reference, the reference against the definition token by token."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from asyncthink_kernels import append_kv, tree_attention, use_backend
+from asyncthink_kernels.testing import TOLERANCE, Tree, angles, compare, moved, normal, random_tree, widened
+from conftest import Target
+from tree_cases import CASES, Case, build, chain, forest
+
+
+@functools.cache
+def expected(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    with use_backend("reference"):
+        out, lse = tree_attention(**widened(build(CASES[name], dtype)[0]))
+    return out, lse
+
+
+def by_definition(a: dict[str, Any], seen: list[list[tuple[int, int, int]]]) -> tuple[Tensor, Tensor]:
+    """The formula of the docstring, one row, head and token at a time, rotation in complex numbers."""
+    T, Hq, D = a["q"].shape
+    k, v = a["k_cache"].flatten(0, 1), a["v_cache"].flatten(0, 1)
+    group = Hq // k.shape[1]
+    scale = D**-0.5 if a["scale"] is None else a["scale"]
+    out = torch.zeros(T, Hq, v.shape[2], dtype=torch.float64)
+    lse = torch.full((T, Hq), -math.inf, dtype=torch.float64)
+    for t in range(T):
+        position = a["positions"][t].item()
+        tokens = [each for each in seen[t] if a["window"] is None or 0 <= position - each[1] < a["window"]]
+        for h in range(Hq):
+            logits = [
+                scale * (a["q"][t, h] @ turned(k[slot, h // group], shift, a)).item() for slot, _, shift in tokens
+            ]
+            if a["softcap"] is not None:
+                logits = [a["softcap"] * math.tanh(each / a["softcap"]) for each in logits]
+            sink = [] if a["sinks"] is None else [a["sinks"][h].item()]
+            if logits or sink:
+                lse[t, h] = math.log(math.fsum(math.exp(each) for each in logits + sink))
+            for each, (slot, _, _) in zip(logits, tokens, strict=True):
+                out[t, h] += math.exp(each - lse[t, h]) * v[slot, h // group]
+    return out, lse
+
+
+def turned(key: Tensor, shift: int, a: dict[str, Any]) -> Tensor:
+    """The key moved by ``shift`` positions: each rotary pair as a complex number times e^(i angle)."""
+    if a["cos"] is None:
+        return key
+    index = a["shifts"].tolist().index(shift)
+    R = a["cos"].shape[1]
+    first, second = (slice(0, 2 * R, 2), slice(1, 2 * R, 2)) if a["interleaved"] else (slice(0, R), slice(R, 2 * R))
+    pair = torch.complex(key[first], key[second]) * torch.complex(a["cos"][index], a["sin"][index])
+    key = key.clone()
+    key[first], key[second] = pair.real, pair.imag
+    return key
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(("long", "many", "prefill, "))])
+def test_reference_is_the_definition(name: str) -> None:
+    arguments, plan = build(CASES[name], torch.float64)
+    arguments = widened(arguments)
+    with use_backend("reference"):
+        out, lse = tree_attention(**arguments)
+    want_out, want_lse = by_definition(arguments, plan.seen)
+    compare(out, want_out, limit=TOLERANCE[torch.float64].out)
+    compare(lse, want_lse, limit=TOLERANCE[torch.float64].lse, what="lse")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_against_the_float64_reference(name: str, target: Target, dtype: torch.dtype) -> None:
+    arguments, _ = build(CASES[name], dtype)
+    out, lse = tree_attention(**moved(arguments, target.device))
+    assert out.dtype == dtype and lse.dtype == torch.float32
+    want_out, want_lse = expected(name, dtype)
+    tolerance = TOLERANCE[dtype]
+    compare(out, want_out, limit=tolerance.out, cosine=tolerance.cosine)
+    compare(lse, want_lse, limit=tolerance.lse, what="lse")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_trees(seed: int, target: Target) -> None:
+    tree, branches = random_tree(seed, page_size=(1, 8, 16, 64)[seed % 4], moves=18)
+    work = [(branch, tree.random.randrange(1, min(4, branch.segments[-1].stop) + 1)) for branch in branches]
+    case = Case(forest, chunk=64, pairs=(0, 16)[seed % 2], window=(None, 64)[seed // 2 % 2], strided=seed % 3 == 0)
+    arguments, _ = build(case, torch.float32, (tree, work))
+    out, lse = tree_attention(**moved(arguments, target.device))
+    with use_backend("reference"):
+        want_out, want_lse = tree_attention(**widened(arguments))
+    tolerance = TOLERANCE[torch.float32]
+    compare(out, want_out, limit=tolerance.out, cosine=tolerance.cosine)
+    compare(lse, want_lse, limit=tolerance.lse, what="lse")
+
+
+@pytest.mark.parametrize("name", ["three levels", "forest, all options", "prefill and decode", "links, half-split"])
+def test_a_branch_is_bitwise_the_same_without_its_siblings(name: str, target: Target, dtype: torch.dtype) -> None:
+    case = CASES[name]
+    tree, work = case.make(case.page_size)
+    arguments, _ = build(case, dtype, (tree, work))
+    arguments = moved(arguments, target.device)
+    out, lse = tree_attention(**arguments)
+    row = 0
+    for branch, new in work:
+        alone = tree.plan([(branch, new)], chunk=case.chunk).args
+        cos, sin = angles(alone["shifts"], case.pairs) if case.pairs else (None, None)
+        q = arguments["q"][row : row + new]
+        alone_out, alone_lse = tree_attention(
+            **arguments | moved({**alone, "q": q, "cos": cos, "sin": sin}, target.device)
+        )
+        assert torch.equal(alone_out, out[row : row + new])
+        assert torch.equal(alone_lse, lse[row : row + new])
+        row += new
+
+
+def test_bitwise_the_same_beside_many_siblings(target: Target, dtype: torch.dtype) -> None:
+    case = CASES["many siblings"]
+    tree, work = case.make(case.page_size)
+    arguments, _ = build(case, dtype, (tree, work))
+    arguments = moved(arguments, target.device)
+    out = tree_attention(**arguments)[0]
+    for count in (1, 2, 3, 7, 16, 17, 33):
+        few = moved(tree.plan(work[:count], chunk=case.chunk).args, target.device)
+        assert torch.equal(tree_attention(**arguments | few | {"q": arguments["q"][:count]})[0], out[:count])
+
+
+def test_bitwise_the_same_on_any_number_of_threads(target: Target) -> None:
+    arguments = moved(build(CASES["forest, all options"], torch.float32)[0], target.device)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(tree_attention(**arguments)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_branch_gone_wrong_harms_no_sibling(poison: float, target: Target, dtype: torch.dtype) -> None:
+    case = CASES["prefill and decode"]
+    tree, work = case.make(case.page_size)
+    arguments, plan = build(case, dtype, (tree, work))
+    arguments = moved(arguments, target.device)
+    out, lse = tree_attention(**arguments)
+    victim = plan.seen[10][-1][0]  # the newest token of a row in the middle of a prefill
+    for name in ("k_cache", "v_cache"):
+        arguments[name][victim // tree.page_size, victim % tree.page_size] = poison
+    again, again_lse = tree_attention(**arguments)
+    untouched = torch.tensor([all(slot != victim for slot, _, _ in row) for row in plan.seen])
+    assert 10 <= untouched.sum() < len(untouched)
+    assert torch.equal(again[untouched], out[untouched]) and torch.equal(again_lse[untouched], lse[untouched])
+    assert not again[~untouched].isfinite().any()
+
+
+def test_lse_is_returned_on_demand_only(target: Target) -> None:
+    arguments = moved(build(CASES["fork mid-page"], torch.float32)[0], target.device)
+    out, _ = tree_attention(**arguments)
+    assert torch.equal(tree_attention(**arguments | {"return_lse": False}), out)
+
+
+def test_no_rows(target: Target) -> None:
+    empty = {"q": torch.empty(0, 4, 64), "items": torch.empty(0, 6, dtype=torch.int32)}
+    empty |= {"entries": torch.empty(0, 5, dtype=torch.int32), "row_ptr": torch.zeros(1, dtype=torch.int32)}
+    empty |= {name: torch.empty(0, dtype=torch.int32) for name in ("pages", "positions")}
+    arguments = build(CASES["fork mid-page"], torch.float32)[0] | empty
+    out, lse = tree_attention(**moved(arguments, target.device))
+    assert out.shape == (0, 4, 64) and lse.shape == (0, 4)
+
+
+def test_opcheck(device: str) -> None:
+    arguments, _ = build(CASES["links, half-split"], torch.float32)
+    arguments = moved({**arguments, "sinks": torch.zeros(4), "window": 30}, device)
+    del arguments["return_lse"]
+    arguments |= {name: arguments[name].nan_to_num() for name in ("k_cache", "v_cache")}
+    torch.library.opcheck(torch.ops.asyncthink.tree_attention.default, tuple(arguments.values()))
+
+
+def test_compiles_into_one_graph(device: str) -> None:
+    tree = Tree()
+    branch = tree.root(20)
+    arguments, plan = build(Case(chain), torch.float32, (tree, [(branch, 1)]))
+    arguments = moved(arguments, device)
+    del arguments["return_lse"]
+    slots = torch.tensor([plan.seen[0][-1][0]], device=device)
+    new = moved({"k": normal((1, 2, 64), torch.float32, 8), "v": normal((1, 2, 64), torch.float32, 9)}, device)
+
+    def layer(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        append_kv(new["k"], new["v"], k_cache, v_cache, slots)
+        return tree_attention(**arguments | {"q": 2 * q, "k_cache": k_cache, "v_cache": v_cache}) + 1
+
+    def run(function: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+        k_cache, v_cache = arguments["k_cache"].clone(), arguments["v_cache"].clone()
+        return function(arguments["q"], k_cache, v_cache), k_cache.nan_to_num()
+
+    torch.compiler.reset()
+    compiled = run(torch.compile(layer, fullgraph=True, backend="aot_eager"))
+    plain = run(layer)
+    assert torch.equal(compiled[0], plain[0]) and torch.equal(compiled[1], plain[1])

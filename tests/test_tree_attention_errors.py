@@ -1,0 +1,103 @@
+"""tree_attention refuses what does not fit, by name, before it touches memory."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from asyncthink_kernels import tree_attention
+from asyncthink_kernels.testing import moved
+from conftest import Target
+from tree_cases import CASES, build
+
+METADATA = {
+    "q of two dimensions": ("q", lambda a: a["q"][0]),
+    "q of another head_dim": ("k_cache", lambda a: a["q"][:, :, :32]),
+    "q heads no multiple": ("q", lambda a: a["q"][:, :3]),
+    "q of integers": ("q", lambda a: a["q"].int()),
+    "q with a stride": ("q", lambda a: a["q"].repeat(1, 1, 2)[:, :, ::2]),
+    "q that requires grad": ("q", lambda a: a["q"].clone().requires_grad_()),
+    "k_cache of another dtype": ("k_cache", lambda a: a["k_cache"].half()),
+    "k_cache with a stride": ("k_cache", lambda a: a["k_cache"].transpose(0, 3).contiguous().transpose(0, 3)),
+    "v_cache with fewer pages": ("v_cache", lambda a: a["v_cache"][1:]),
+    "v_cache with other heads": ("v_cache", lambda a: a["v_cache"][:, :, :1]),
+    "v_cache elsewhere": ("v_cache", lambda a: a["v_cache"].to("meta")),
+    "items with five columns": ("items", lambda a: a["items"][:, :5].contiguous()),
+    "items of int64": ("items", lambda a: a["items"].long()),
+    "items not contiguous": ("items", lambda a: a["items"].repeat(1, 2)[:, :6]),
+    "pages of two dimensions": ("pages", lambda a: a["pages"][None]),
+    "entries with six columns": ("entries", lambda a: a["entries"].repeat(1, 2)[:, :6].contiguous()),
+    "row_ptr too short": ("row_ptr", lambda a: a["row_ptr"][1:]),
+    "positions too long": ("positions", lambda a: a["positions"].repeat(2)),
+    "positions of floats": ("positions", lambda a: a["positions"].float()),
+    "shifts empty": ("shifts", lambda a: a["shifts"][:0]),
+    "window of 0": ("window", lambda a: 0),
+    "softcap of 0": ("softcap", lambda a: 0.0),
+    "scale of nan": ("scale", lambda a: math.nan),
+    "sinks for each kv head": ("sinks", lambda a: torch.zeros(2)),
+    "sinks of bfloat16": ("sinks", lambda a: torch.zeros(4, dtype=torch.bfloat16)),
+    "cos without sin": ("sin", lambda a: None),
+    "cos for other shifts": ("cos", lambda a: a["cos"].repeat(2, 1)),
+    "sin of another width": ("sin", lambda a: a["sin"][:, :4].contiguous()),
+    "cos of float64": ("cos", lambda a: a["cos"].double()),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_bad_metadata_names_the_tensor(name: str) -> None:
+    culprit, change = METADATA[name]
+    arguments, _ = build(CASES["links, half-split"], torch.float32)
+    changed = name.split()[0] if name != "cos without sin" else "sin"
+    with pytest.raises(ValueError, match=rf"tree_attention: .*\b{culprit}\b.*, got "):
+        tree_attention(**arguments | {changed: change(arguments)})
+
+
+def test_too_wide_a_rotation() -> None:
+    arguments, _ = build(CASES["links, half-split"], torch.float32)
+    wide = {"cos": arguments["cos"].repeat(1, 2), "sin": arguments["sin"].repeat(1, 2)}
+    with pytest.raises(ValueError, match=r"cos must have 2 R <= D=64, got R=64"):
+        tree_attention(**arguments | wide)
+
+
+VALUES = {  # tensor, index, value
+    "page id too large": ("pages", 0, 400),
+    "page id negative": ("pages", 0, -1),
+    "items page_begin negative": ("items", (0, 0), -1),
+    "items page_begin past the end": ("items", (0, 0), 10**6),
+    "items offset negative": ("items", (0, 1), -1),
+    "items offset of a whole page": ("items", (0, 1), 16),
+    "items length negative": ("items", (0, 2), -5),
+    "items length beyond its pages": ("items", (-1, 2), 10**6),
+    "items length beyond int32": ("items", (0, 2), 2**31 - 1),
+    "items entry_begin negative": ("items", (0, 4), -1),
+    "items entry_end beyond the entries": ("items", (-1, 5), 10**6),
+    "entries row negative": ("entries", (0, 0), -1),
+    "entries row too large": ("entries", (0, 0), 11),
+    "entries begin negative": ("entries", (0, 1), -1),
+    "entries end beyond the item": ("entries", (0, 2), 513),
+    "entries begin behind end": ("entries", (0, 1), 512),
+    "entries shift_index negative": ("entries", (0, 3), -1),
+    "entries shift_index too large": ("entries", (0, 3), 99),
+    "entries partial negative": ("entries", (0, 4), -1),
+    "entries partial too large": ("entries", (0, 4), 10**6),
+    "entries partial of another row": ("entries", (0, 4), 3),
+    "entries partial taken twice": ("entries", (0, 4), 1),
+    "items leave entries out": ("items", (0, 4), 1),
+    "items share entries": ("items", (1, 4), 0),
+    "shifts not from 0": ("shifts", 0, 5),
+    "row_ptr not from 0": ("row_ptr", 0, 1),
+    "row_ptr falling": ("row_ptr", 1, 10**6),
+    "row_ptr not to the end": ("row_ptr", -1, 10**6),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_bad_values_name_the_tensor(name: str, target: Target) -> None:
+    tensor, index, value = VALUES[name]
+    arguments, _ = build(CASES["links, half-split"], torch.float32)
+    arguments[tensor] = arguments[tensor].clone()
+    arguments[tensor][index] = value
+    with pytest.raises(ValueError, match=rf"\b({tensor}|entries|row_ptr)\b.* got "):
+        tree_attention(**moved(arguments, target.device))
