@@ -1,0 +1,52 @@
+"""asyncthink: fork-join decoding for one language model that organizes its own workers.
+
+>>> from asyncthink import ForkJoinSampler, SamplingParams  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asyncthink.protocol import DEFAULT_PROMPTS, Parser, PromptFormat
+from asyncthink.records import Episode, Event, Trace
+
+if TYPE_CHECKING:
+    from asyncthink.sampler import ForkJoinSampler, SamplingParams, TokenEvent
+
+__all__ = [
+    "DEFAULT_PROMPTS",
+    "Episode",
+    "Event",
+    "ForkJoinSampler",
+    "Parser",
+    "PromptFormat",
+    "SamplingParams",
+    "TokenEvent",
+    "Trace",
+    "checkpoint_path",
+]
+
+_FROM_SAMPLER = ("ForkJoinSampler", "SamplingParams", "TokenEvent")
+
+
+def checkpoint_path(name: str = "countdown") -> Path:
+    """The folder of a checkpoint that ships with the package. Raises ValueError, naming those there are.
+
+    >>> checkpoint_path("countdown").name
+    'countdown'
+    """
+    shipped = Path(__file__).parent / "checkpoints"
+    names = sorted(path.parent.name for path in shipped.glob("*/config.json"))
+    if name not in names:
+        raise ValueError(f"checkpoint: expected one of {', '.join(names) or 'none (none is installed)'}, got {name!r}")
+    return shipped / name
+
+
+def __getattr__(name: str) -> Any:
+    # The sampler brings torch and transformers: seconds of import that records, protocol and viz do not need.
+    if name in _FROM_SAMPLER:
+        from asyncthink import sampler
+
+        return getattr(sampler, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

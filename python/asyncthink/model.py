@@ -1,0 +1,204 @@
+"""Any transformers decoder on our cache and ops: the :class:`Decoder`.
+
+Letters: T rows (tokens) of a step, N rows to draw from or tokens of a span, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from asyncthink.model_gates import check_kind, one_line, record_layers, text_config, vocabulary
+from asyncthink.model_hook import BorrowedModel, DecoderError
+from asyncthink.model_probe import check_packed_fork
+from asyncthink.model_step import PagedAttention
+from asyncthink.rotary import NotRotaryError, Rotary, find_rotaries, length_dependent
+from asyncthink_kernels.cache import Branch, KVStorage, StepPlan, TreeCache
+
+__all__ = ["Decoder", "DecoderError"]
+
+_DEFAULT_TOKENS = 65_536
+_DEFAULT_SHARE = 0.25  # of the memory that is free
+JOIN_MODES = ("exact", "append", "link")
+
+
+class Decoder:
+    """A causal language model that decodes the branches of a tree, all of them in one forward pass a step.
+
+    The model is used where it lies: weights shared, never copied; its training mode, attention implementation and
+    gradients are the same after a call as before. A model in training mode runs in evaluation mode for the length of a
+    call, so that dropout is off. Building a Decoder runs four small forward passes that prove that the model gives its
+    own logits this way; DecoderError says why one cannot be served.
+
+    Attributes:
+        cache: the :class:`TreeCache` that makes branches and plans.
+        storage: the K and V of all its pages.
+        join_modes: what :meth:`join` offers, and ``"exact"``, which every model has.
+        why_not: for each mode not offered, the reason.
+        max_length: positions this model can take; None where there is no hard limit.
+
+    Args:
+        model: a transformers causal LM, on one device.
+        page_size: tokens of a page.
+        num_pages, memory_bytes: size of the cache, by either; default: 65,536 tokens, or what fits into a quarter of
+            the free memory.
+        chunk: tokens of a node that make one attention item.
+
+    >>> decoder = Decoder(model, num_pages=64)                                         # doctest: +SKIP
+    >>> organizer = decoder.cache.root()                                               # doctest: +SKIP
+    >>> plan = decoder.cache.plan([(organizer, 3)])                                    # doctest: +SKIP
+    >>> decoder.forward(torch.tensor([11, 12, 13]), plan, [2]).shape                   # doctest: +SKIP
+    torch.Size([1, 151936])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        page_size: int = 16,
+        num_pages: int | None = None,
+        memory_bytes: int | None = None,
+        chunk: int = 512,
+    ) -> None:
+        TreeCache(1, page_size, chunk)  # refuses sizes that cannot be, before the model is run
+        kind = check_kind(model)
+        self._borrowed = BorrowedModel(model)
+        self.device = next(model.parameters()).device
+        changing = length_dependent(model)
+        trained = getattr(text_config(model), "max_position_embeddings", None)
+        limit = trained if changing is None else changing[1]
+        layers = record_layers(self._borrowed, kind, last_position=None if limit is None else limit - 1)
+        check_packed_fork(self._borrowed, layers, kind, page_size)
+
+        rotaries: tuple[Rotary, ...] | None = None
+        self.why_not: dict[str, str] = {}
+        self.max_length: int | None = None
+        try:
+            if changing is not None:
+                raise NotRotaryError(f"its {changing[0]} RoPE changes in texts longer than {changing[1]} tokens")
+            keys, values = [call.key for call in layers.calls], [call.value for call in layers.calls]
+            rotaries = find_rotaries(model, keys, values, layers.positions)
+        except NotRotaryError as error:
+            self.why_not = dict.fromkeys(("append", "link"), f"{kind} can only join exactly: {error}")
+            self.max_length = limit
+        self.join_modes = tuple(mode for mode in JOIN_MODES if mode not in self.why_not)
+
+        token_bytes = sum(s.kv_heads * (s.head_dim + s.v_head_dim) for s in layers.shapes) * layers.dtype.itemsize
+        num_pages = _num_pages(num_pages, memory_bytes, page_size, token_bytes, self.device)
+        self.cache = TreeCache(num_pages, page_size, chunk)
+        self.storage = KVStorage(layers.shapes, num_pages, page_size, layers.dtype, self.device)
+        self._attention = PagedAttention([call.module for call in layers.calls], self.storage, rotaries)
+        self._vocabulary = vocabulary(model)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, device: str | torch.device = "cpu", dtype: Any = "auto", **options: Any
+    ) -> Decoder:
+        """A Decoder for the model at a local folder or hub id; ``options`` are those of the constructor.
+
+        DecoderError, one line, for a path that holds no model, weights that are missing or broken, and a model that
+        cannot be served.
+        """
+        return cls(_load(str(path), device, dtype), **options)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself."""
+        return self._borrowed.model
+
+    def forward(self, tokens: Tensor, plan: StepPlan, logits_rows: list[int] | Tensor) -> Tensor:
+        """One step: tokens [T] int64 in the order of the plan's rows -> logits [N,V] float32 of ``logits_rows`` [N].
+
+        K and V of the tokens are written to the plan's slots. The logits carry no gradient (they are an inference
+        tensor). ValueError where tokens, plan and rows do not fit together, before anything is written.
+        """
+        T = plan.slots.shape[0]
+        rows = torch.as_tensor(logits_rows, dtype=torch.int64)
+        self._check_step(tokens, plan, rows, T)
+        step = self._attention.step(plan)
+        positions = plan.positions.to(self.device, torch.int64)
+        logits = self._borrowed.run(step, tokens.to(self.device), positions, rows.to(self.device))
+        if step.calls != len(self._attention.places):
+            raise RuntimeError(
+                f"expected {len(self._attention.places)} attention calls, got {step.calls}: "
+                "the model was changed, or used by another thread, during the step"
+            )
+        return logits.float()
+
+    def join(self, dst: Branch, src: Branch, start: int, stop: int, mode: Literal["append", "link"]) -> None:
+        """Let ``dst`` go on with tokens [start, stop) of ``src``'s context without computing them again.
+
+        ``append`` copies K, rotated to its new positions, and V; ``link`` reads them where they lie. ValueError for a
+        mode that is not in ``join_modes`` (``exact`` is no join of the cache: give the tokens to the next step);
+        OutOfPages, with nothing changed, where ``append`` finds no room.
+        """
+        if mode not in ("append", "link"):
+            raise ValueError(f"mode must be 'append' or 'link' (for 'exact' plan the tokens as rows), got {mode!r}")
+        if mode in self.why_not:
+            raise DecoderError(self.why_not[mode])
+        scatter = self.cache.join(dst, src, start, stop, mode)
+        if scatter is not None:
+            self._attention.append(scatter)
+
+    def _check_step(self, tokens: Tensor, plan: StepPlan, rows: Tensor, T: int) -> None:
+        if tokens.dtype != torch.int64 or tuple(tokens.shape) != (T,):
+            raise ValueError(
+                f"tokens must be [{T}] int64, as the plan has rows, got {list(tokens.shape)} {tokens.dtype}"
+            )
+        if rows.ndim != 1 or (rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < T):
+            raise ValueError(f"logits_rows must be row numbers in [0, {T}), got {rows.tolist()}")
+        # On another device the look would make the host wait; there the embedding itself stops on a bad id.
+        if tokens.device.type == "cpu" and not 0 <= int(tokens.min()) <= int(tokens.max()) < self._vocabulary:
+            raise ValueError(
+                f"tokens must be ids in [0, {self._vocabulary}), got {int(tokens.min())}..{int(tokens.max())}"
+            )
+        if self.max_length is not None and int(plan.positions.max()) >= self.max_length:
+            raise ValueError(f"this model takes {self.max_length} positions, got position {int(plan.positions.max())}")
+
+
+def _load(path: str, device: str | torch.device, dtype: Any) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(path).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise DecoderError(f"no model at {path}: the folder has no config.json")
+    if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise DecoderError(f"no model at {path}: there is no such folder")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder) if folder.is_dir() else path, dtype=dtype, output_loading_info=True
+        )
+    except Exception as error:
+        raise DecoderError(f"cannot load a causal language model from {path}: {one_line(error)}") from error
+    model: nn.Module = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise DecoderError(f"the model at {path} lacks {len(missing)} of its weights, the first is {missing[0]}")
+    return model.to(device).eval()
+
+
+def _num_pages(
+    num_pages: int | None, memory_bytes: int | None, page_size: int, token_bytes: int, device: torch.device
+) -> int:
+    if num_pages is not None and memory_bytes is not None:
+        raise ValueError("give num_pages or memory_bytes, got both")
+    if num_pages is not None:
+        return num_pages
+    if memory_bytes is None:
+        memory_bytes = min(int(_DEFAULT_SHARE * _free_memory(device)), _DEFAULT_TOKENS * token_bytes)
+    fitting = memory_bytes // (page_size * token_bytes)
+    if fitting < 1:
+        raise ValueError(f"memory_bytes must hold a page of {page_size * token_bytes} bytes, got {memory_bytes}")
+    return fitting
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that are free on ``device``."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return kib * 1024

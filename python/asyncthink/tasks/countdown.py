@@ -1,0 +1,167 @@
+"""Multi-solution countdown: from seven numbers and a target, find four different expressions (AsyncThink, 2510.26658).
+
+A number may be used once per expression and need not be used. Arithmetic is exact over the rationals. Two expressions
+are different when no commuting or re-associating turns one into the other (:class:`.expressions.Expression`).
+
+The space that demonstrations search is every expression of two or three of the numbers; a puzzle has 4 or 5 solutions
+there. Difficulty was fixed from that count and the length of a full search, before any model was trained.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from asyncthink.tasks.expressions import Expression, combine, number, parse
+from asyncthink.tasks.script import Demonstration
+from asyncthink.tasks.search import find_all, search_alone
+from asyncthink.tasks.topology import organize
+
+ASKED = 4
+NUMBERS = 7
+SMALLEST, LARGEST = 2, 13
+LARGEST_TARGET = 90
+MOST_SOLUTIONS = 5
+HELD_OUT_SHARE = 10  # one puzzle in ten
+
+_SEPARATOR = re.compile(r"[\n,;]|#\d+:")
+
+
+@dataclass(frozen=True, slots=True)
+class Puzzle:
+    """``numbers`` ascending and distinct, ``target`` larger than each of them."""
+
+    numbers: tuple[int, ...]
+    target: int
+
+
+def solutions(numbers: Iterable[int], target: int, most_numbers: int) -> dict[str, Expression]:
+    """Every expression of at most ``most_numbers`` of ``numbers`` that equals ``target``, one per key; exhaustive.
+
+    >>> sorted(solutions((2, 3, 4), 24, 3))
+    ['(*2*3*4)']
+    """
+    values = tuple(numbers)
+    found: dict[str, Expression] = {}
+    for size in range(1, most_numbers + 1):
+        for chosen in itertools.combinations(values, size):
+            for expression in _expressions(tuple(sorted(chosen))):
+                if expression.value == target:
+                    found.setdefault(expression.key, expression)
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _expressions(numbers: tuple[int, ...]) -> tuple[Expression, ...]:
+    """All different expressions that use each of ``numbers`` exactly once."""
+    if len(numbers) == 1:
+        return (number(numbers[0]),)
+    found: dict[str, Expression] = {}
+    places = range(len(numbers))
+    for size in range(1, len(numbers)):
+        for left_places in itertools.combinations(places, size):
+            lefts = _expressions(tuple(numbers[i] for i in left_places))
+            rights = _expressions(tuple(numbers[i] for i in places if i not in left_places))
+            for left, right in itertools.product(lefts, rights):
+                for operator in "+-*/":
+                    if operator != "/" or right.value:
+                        expression = combine(left, operator, right)
+                        found.setdefault(expression.key, expression)
+    return tuple(found.values())
+
+
+def is_held_out(puzzle: Puzzle) -> bool:
+    """Whether the puzzle belongs to the tenth that training never sees; a pure function of numbers and target."""
+    name = f"countdown {' '.join(map(str, puzzle.numbers))} {puzzle.target}"
+    return hashlib.sha256(name.encode()).digest()[0] * HELD_OUT_SHARE < 256
+
+
+class Countdown:
+    """The task: sample a puzzle, write its question, grade an answer, demonstrate a solution."""
+
+    name = "countdown"
+    asked = ASKED
+
+    def sample(self, seed: int, held_out: bool = False) -> Puzzle:
+        """The puzzle of this seed, drawn uniformly from the held-out tenth or from the rest.
+
+        >>> Countdown().sample(0) == Countdown().sample(0)
+        True
+        """
+        rng = random.Random(f"countdown {seed} {held_out}")
+        while True:
+            numbers = tuple(sorted(rng.sample(range(SMALLEST, LARGEST + 1), NUMBERS)))
+            puzzle = Puzzle(numbers, rng.randint(numbers[-1] + 1, LARGEST_TARGET))
+            if is_held_out(puzzle) != held_out:
+                continue
+            if ASKED <= len(find_all(puzzle.numbers, puzzle.target)) <= MOST_SOLUTIONS:
+                return puzzle
+
+    def prompt(self, puzzle: Puzzle) -> str:
+        """The question, for example ``24 from 2 3 5 7 9 11``."""
+        return f"{puzzle.target} from {' '.join(map(str, puzzle.numbers))}"
+
+    def parse_prompt(self, question: str) -> Puzzle:
+        """The puzzle of a question written by :meth:`prompt`; raises ValueError for any other text."""
+        match = re.fullmatch(r"(\d{1,6}) from (\d{1,6}(?: \d{1,6})*)", question.strip())
+        if match is None:
+            raise ValueError(f"question: expected 'TARGET from N N N ...', got {question!r}")
+        return Puzzle(tuple(map(int, match[2].split())), int(match[1]))
+
+    def correct(self, puzzle: Puzzle, answer: str) -> list[str]:
+        """The different correct expressions among the first four of a free-text answer.
+
+        Expressions are separated by new lines, commas, semicolons or labels ``#1:``; ``= 24`` may follow one. Only
+        the first four count, so that guessing more does not pay.
+        """
+        pieces = [piece.strip() for piece in _SEPARATOR.split(answer)]
+        kept: dict[str, str] = {}
+        for piece in [piece for piece in pieces if piece][:ASKED]:
+            left, equals, right = piece.partition("=")
+            try:
+                expression = parse(left)
+            except ValueError:
+                continue
+            if equals and right.strip() != str(puzzle.target):
+                continue
+            if expression.value == puzzle.target and _available(expression.numbers, puzzle.numbers):
+                kept.setdefault(expression.key, left.strip())
+        return list(kept.values())
+
+    def verify(self, puzzle: Puzzle, answer: str | None) -> float:
+        """``(different correct expressions) / 4`` in [0, 1]; an absent answer is 0.
+
+        >>> Countdown().verify(Puzzle((2, 3, 4, 5, 6, 7), 21), "3*7, 7*3, 2*7+3+4 = 21, 9")
+        0.5
+        """
+        return len(self.correct(puzzle, answer)) / ASKED if answer else 0.0
+
+    def demonstrate(
+        self, puzzle: Puzzle, seed: int, mode: str = "asyncthink", context: str = "shared", pool: int = 4
+    ) -> Demonstration:
+        """A written-out solution: one search alone, or an organizer with workers in a random seeded topology.
+
+        Raises ValueError for an unknown mode or context and for a pool without a worker.
+        """
+        if mode not in ("asyncthink", "sequential"):
+            raise ValueError(f"mode: expected 'asyncthink' or 'sequential', got {mode!r}")
+        if context not in ("shared", "isolated"):
+            raise ValueError(f"context: expected 'shared' or 'isolated', got {context!r}")
+        question = self.prompt(puzzle)
+        if mode == "sequential":
+            scripts = [search_alone(puzzle.numbers, puzzle.target, ASKED)]
+            return Demonstration(question, mode, context, pool, scripts)
+        if pool < 2:
+            raise ValueError(f"pool: expected at least 2 (an organizer and a worker), got {pool}")
+        rng = random.Random(f"demonstrate {seed}")
+        scripts = organize(question, puzzle.numbers, puzzle.target, ASKED, pool, rng)
+        return Demonstration(question, mode, context, pool, scripts)
+
+
+def _available(used: tuple[int, ...], numbers: tuple[int, ...]) -> bool:
+    return all(used.count(value) <= numbers.count(value) for value in set(used))

@@ -1,0 +1,118 @@
+"""Arithmetic expressions as text: parse without ``eval``, value, numbers used, and a key equal for equal solutions.
+
+Grammar: ``sum := product (("+" | "-") product)*``, ``product := atom (("*" | "/") atom)*``,
+``atom := integer | "(" sum ")"``. There is no unary sign. Arithmetic is exact (:class:`fractions.Fraction`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+_TOKEN = re.compile(r"\s*(\d{1,9}|[-+*/()])")
+_TRANSLATE = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
+_MAX_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """``value`` is exact, ``numbers`` are the integers written, ``key`` names the expression up to order and grouping.
+
+    Two expressions have the same key exactly when one becomes the other by commuting or re-associating sums and
+    products, subtraction being addition of a negative and division multiplication by an inverse:
+    ``a-(b-c)``, ``c+a-b`` and ``(a-b)+c`` share a key. Nothing is distributed: ``a*(b+c)`` and ``a*b+a*c`` differ.
+    """
+
+    value: Fraction
+    numbers: tuple[int, ...]
+    key: str
+    sums: tuple[tuple[str, str], ...]  # ("+" or "-", key) of every term of the flattened sum
+    factors: tuple[tuple[str, str], ...]  # ("*" or "/", key) of every factor of the flattened product
+
+
+def number(value: int) -> Expression:
+    key = str(value)
+    return Expression(Fraction(value), (value,), key, (("+", key),), (("*", key),))
+
+
+def combine(left: Expression, operator: str, right: Expression) -> Expression:
+    """``left operator right``. Raises ZeroDivisionError for a division by zero."""
+    numbers = left.numbers + right.numbers
+    if operator in "+-":
+        value = left.value + right.value if operator == "+" else left.value - right.value
+        sums = tuple(sorted(left.sums + _signed(right.sums, operator, "+", "-")))
+        key = "(" + "".join(sign + term for sign, term in sums) + ")"
+        return Expression(value, numbers, key, sums, (("*", key),))
+    value = left.value * right.value if operator == "*" else left.value / right.value
+    factors = tuple(sorted(left.factors + _signed(right.factors, operator, "*", "/")))
+    key = "(" + "".join(sign + factor for sign, factor in factors) + ")"
+    return Expression(value, numbers, key, (("+", key),), factors)
+
+
+def _signed(parts: tuple[tuple[str, str], ...], operator: str, keep: str, turn: str) -> tuple[tuple[str, str], ...]:
+    if operator == keep:
+        return parts
+    return tuple((turn if sign == keep else keep, part) for sign, part in parts)
+
+
+def parse(text: str) -> Expression:
+    """Parse one expression.
+
+    Raises ValueError for anything but the grammar above, for a division by zero, and beyond 200 characters.
+
+    >>> parse("(5 + 7) * 2").value
+    Fraction(24, 1)
+    >>> parse("9-(5-3)").key == parse("3+9-5").key
+    True
+    """
+    if len(text) > _MAX_CHARACTERS:
+        raise ValueError(f"expression: expected at most {_MAX_CHARACTERS} characters, got {len(text)}")
+    tokens = _tokens(text.translate(_TRANSLATE))
+    try:
+        expression, end = _sum(tokens, 0)
+    except ZeroDivisionError:
+        raise ValueError(f"expression divides by zero: {text!r}") from None
+    if end != len(tokens):
+        raise ValueError(f"expression: unexpected {tokens[end]!r} in {text!r}")
+    return expression
+
+
+def _tokens(text: str) -> list[str]:
+    tokens, at, text = [], 0, text.rstrip()
+    while at < len(text):
+        match = _TOKEN.match(text, at)
+        if match is None:
+            raise ValueError(f"expression: unexpected {text[at:].strip()[:1]!r} in {text!r}")
+        tokens.append(match.group(1))
+        at = match.end()
+    return tokens
+
+
+def _sum(tokens: list[str], at: int) -> tuple[Expression, int]:
+    left, at = _product(tokens, at)
+    while at < len(tokens) and tokens[at] in "+-":
+        right, end = _product(tokens, at + 1)
+        left, at = combine(left, tokens[at], right), end
+    return left, at
+
+
+def _product(tokens: list[str], at: int) -> tuple[Expression, int]:
+    left, at = _atom(tokens, at)
+    while at < len(tokens) and tokens[at] in "*/":
+        right, end = _atom(tokens, at + 1)
+        left, at = combine(left, tokens[at], right), end
+    return left, at
+
+
+def _atom(tokens: list[str], at: int) -> tuple[Expression, int]:
+    if at >= len(tokens):
+        raise ValueError("expression ends too early")
+    if tokens[at].isdigit():
+        return number(int(tokens[at])), at + 1
+    if tokens[at] != "(":
+        raise ValueError(f"expression: expected a number or '(', got {tokens[at]!r}")
+    inner, at = _sum(tokens, at + 1)
+    if at >= len(tokens) or tokens[at] != ")":
+        raise ValueError("expression: missing ')'")
+    return inner, at + 1

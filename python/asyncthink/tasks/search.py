@@ -1,0 +1,129 @@
+"""How demonstrations search countdown: alone, or an organizer and workers that take parts of the space.
+
+The space is cut by the smaller number of the starting pair. A line is one pair ``a < b``: the results of ``a+b``,
+``b-a``, ``a*b`` and, where exact, ``b/a``; after each result y what a third number would have to be, ``y+d``, ``y-d``,
+``y*q`` or ``y/r``, to reach the target. Where that number is there, a label and the solution follow:
+``3*7=21+2 #1:3*7+2``. For ``a+b+c`` and ``a*b*c`` the third number must be the largest, so each solution is found
+from exactly one pair. The target is larger than every number, so no solution ends in ``c-y`` or ``c/y``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from asyncthink.tasks.script import Script
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One step of a search: the text written, and the solution it found, if any."""
+
+    text: str
+    solution: str | None = None
+
+
+def search_start(numbers: tuple[int, ...], target: int, start: int) -> Iterator[Finding]:
+    """Search the pairs whose smaller number is ``start``."""
+    for other in numbers[numbers.index(start) + 1 :]:
+        yield from _search_pair(numbers, target, start, other)
+
+
+def find_all(numbers: tuple[int, ...], target: int) -> list[str]:
+    """All solutions of the space, in the order in which a search alone meets them."""
+    found = (f.solution for start in numbers[:-1] for f in search_start(numbers, target, start))
+    return [solution for solution in found if solution]
+
+
+def _search_pair(numbers: tuple[int, ...], target: int, a: int, b: int) -> Iterator[Finding]:
+    rest = set(numbers) - {a, b}
+    later = {c for c in rest if c > b}
+    results = {"+": (f"{a}+{b}", a + b), "-": (f"{b}-{a}", b - a), "*": (f"{a}*{b}", a * b)}
+    if b % a == 0:
+        results["/"] = (f"{b}/{a}", b // a)
+    last = list(results)[-1]
+    for operator, (pair, y) in results.items():
+        yield Finding(f"{pair}={y}", pair if y == target else None)
+        if y != target:
+            for third, fits in _thirds(operator, y, target, rest, later):
+                left = f"({pair})" if third[0] in "*/" and operator in "+-" else pair
+                yield Finding(third, left + third if fits else None)
+        yield Finding("\n" if operator == last else ",")
+
+
+def _thirds(operator: str, y: int, target: int, rest: set[int], later: set[int]) -> Iterator[tuple[str, bool]]:
+    """What a third number would have to be after the result ``y``, and whether it is there."""
+    if operator != "-":
+        sign, difference = ("+", target - y) if y < target else ("-", y - target)
+        allowed = later if (operator, sign) == ("+", "+") else rest
+        yield f"{sign}{difference}", difference in allowed
+    if operator != "/" and y < target and target % y == 0:
+        yield f"*{target // y}", target // y in (later if operator == "*" else rest)
+    if operator == "*" and y > target and y % target == 0:
+        yield f"/{y // target}", y // target in rest
+
+
+def search_alone(numbers: tuple[int, ...], target: int, asked: int) -> Script:
+    """One agent searches everything in order and stops at the last solution asked for."""
+    writer = Writer(Script("solo"), asked)
+    for start in numbers[:-1]:
+        if writer.search(numbers, target, start):
+            break
+    writer.answer()
+    return writer.script
+
+
+@dataclass(slots=True)
+class Writer:
+    """The organizer's or solo script, with the solutions collected so far."""
+
+    script: Script
+    asked: int
+    solutions: list[str] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        return len(self.solutions) >= self.asked
+
+    def search(self, numbers: tuple[int, ...], target: int, start: int) -> bool:
+        for finding in search_start(numbers, target, start):
+            self.script.say(finding.text)
+            if finding.solution:
+                self.collect(finding.solution)
+                if self.done:
+                    self.script.say("\n")
+                    return True
+        return False
+
+    def collect(self, solution: str) -> None:
+        self.solutions.append(solution)
+        self.script.say(f" #{len(self.solutions)}:{solution}")
+
+    def join(self, index: int, returned: list[str]) -> None:
+        self.script.say(f"<JOIN-{index}>")
+        self.script.insert(f"{returned_text(returned)}</JOIN-{index}>")
+        for solution in returned[: self.asked - len(self.solutions)]:
+            self.collect(solution)
+        self.script.say("\n")
+
+    def answer(self) -> None:
+        listed = "".join(f" #{k}:{solution}" for k, solution in enumerate(self.solutions, 1))
+        self.script.say(f"<ANSWER>{listed}</ANSWER>")
+
+
+def returned_text(solutions: list[str]) -> str:
+    """What a worker returns: `` a:3*7+2 b:(5+7)*2``, or ``none``."""
+    return "".join(f" {chr(97 + k)}:{solution}" for k, solution in enumerate(solutions)) or "none"
+
+
+def search_as_worker(numbers: tuple[int, ...], target: int, starts: list[int], script: Script) -> list[str]:
+    """A worker writes the search of its starts and returns what it found."""
+    found: list[str] = []
+    for start in starts:
+        for finding in search_start(numbers, target, start):
+            script.say(finding.text)
+            if finding.solution:
+                script.say(f" {chr(97 + len(found))}:{finding.solution}")
+                found.append(finding.solution)
+    script.say(f"<RETURN>{returned_text(found)}</RETURN>")
+    return found

@@ -1,0 +1,1 @@
+"""Training: cold-start traces and supervised fine-tuning."""

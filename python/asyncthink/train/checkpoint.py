@@ -1,0 +1,137 @@
+"""Files of a training run: model folders that transformers opens, and training state for an exact resume.
+
+Every file or folder is written under a temporary name and renamed, so a reader never meets half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from asyncthink.protocol import PromptFormat
+
+STATE_TENSORS = "training_state.safetensors"
+STATE_NUMBERS = "training_state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands: steps done, training tokens seen, seconds spent."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def save_model(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptFormat,
+    settings: dict[str, Any],
+) -> None:
+    """Write a folder that transformers and the sampler open; an existing one is replaced file by file.
+
+    ``settings`` are further entries of ``asyncthink.json`` beside the prompts (task, suggested sampling).
+    """
+    draft = _draft(folder)
+    try:
+        _write_model(draft, model, tokenizer, prompts, settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(draft.iterdir()):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_model(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptFormat,
+    settings: dict[str, Any],
+) -> None:
+    closing = [tokenizer.encode(tag, add_special_tokens=False) for tag in ("</ANSWER>", "</RETURN>")]
+    ends = [tokenizer.eos_token_id, *(tag[0] for tag in closing if len(tag) == 1)]
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+    )
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "asyncthink.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    prompts.save(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors makes its files private
+
+
+def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Add to a checkpoint folder what a resume needs besides the weights: moments, random state, progress."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    state = optimizer.state_dict()["state"]
+    tensors = {f"{key}.{names[index]}": value for index, entry in state.items() for key, value in entry.items()}
+    tensors["random"] = torch.get_rng_state()
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / STATE_TENSORS)
+    numbers = {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds}
+    (folder / STATE_NUMBERS).write_text(json.dumps(numbers) + "\n", encoding="utf-8")
+
+
+def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Restore what :func:`save_state` wrote; the weights are already loaded. Raises ValueError when it is not there."""
+    if not (folder / STATE_TENSORS).exists():
+        raise ValueError(f"resume: {folder} holds no training state")
+    tensors = load_file(folder / STATE_TENSORS)
+    torch.set_rng_state(tensors.pop("random"))
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        key, _, parameter = name.partition(".")
+        state.setdefault(names.index(parameter), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return Progress(**json.loads((folder / STATE_NUMBERS).read_text(encoding="utf-8")))
+
+
+def save_checkpoint(
+    out: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptFormat,
+    settings: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+) -> Path:
+    """Write ``out/step-N`` whole, then drop the older ones. A resumed run may meet and replace a folder of its step."""
+    folder = out / f"step-{progress.step:06d}"
+    draft = _draft(folder)
+    try:
+        _write_model(draft, model, tokenizer, prompts, settings)
+        save_state(draft, model, optimizer, progress)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    for older in checkpoints(out)[:-2]:
+        shutil.rmtree(older)
+    return folder
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first."""
+    return sorted(folder for folder in out.glob("step-*") if folder.name[5:].isdigit())
+
+
+def _draft(folder: Path) -> Path:
+    draft = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    return draft

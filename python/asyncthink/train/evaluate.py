@@ -1,0 +1,61 @@
+"""Teacher-forced evaluation on held-out puzzles."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from asyncthink.train.packing import IGNORED, Row, logits_of, pack
+from asyncthink.train.traces import Cutter
+
+
+def held_out_episodes(cutter: Cutter, seed: int, count: int) -> list[list[Row]]:
+    """``count`` episodes of held-out puzzles, in the mixture of the training."""
+    return list(itertools.islice(cutter.stream(f"evaluation {seed}", held_out=True), count))
+
+
+def kind(row: Row) -> str:
+    """ "solo", "organizer", "worker_shared" or "worker_isolated"."""
+    return f"worker_{row.context}" if row.role == "worker" else row.role
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, episodes: list[list[Row]], ends: tuple[int, int]) -> dict[str, float]:
+    """Per kind of row: mean loss, token accuracy, share of rows without a wrong token, share with a right last tag.
+
+    Solo and worker rows are determined by the question, so ``exact`` is the share of searches a greedy model gets
+    wholly right. An organizer is free to choose its topology; there ``final`` counts: all tokens of the answer, from
+    the opening tag in ``ends`` = (ids of ``<ANSWER>`` and ``<RETURN>``) on.
+    """
+    was_training = model.training
+    model.eval()
+    sums: dict[str, Counter[str]] = {}
+    for episode in episodes:
+        batch = pack([episode], 1)
+        logits = logits_of(model, batch)[0]
+        losses = functional.cross_entropy(logits, batch.labels[0], ignore_index=IGNORED, reduction="none")
+        hits = logits.argmax(-1) == batch.labels[0]
+        for row, span in zip(episode, batch.spans, strict=True):
+            labels = batch.labels[0, span.start : span.stop]
+            inside = labels != IGNORED
+            labels, hit = labels[inside], hits[span.start : span.stop][inside]
+            final = int(torch.isin(labels, torch.tensor(ends)).nonzero()[-1, 0])
+            count = sums.setdefault(kind(row), Counter())
+            count.update(rows=1, tokens=len(labels), right=int(hit.sum()))
+            count.update(exact=int(hit.all()), final=int(hit[final + 1 :].all()))
+            count["loss"] += float(losses[span.start : span.stop].sum())  # type: ignore[assignment]
+    model.train(was_training)
+    return {
+        f"{name}/{figure}": value
+        for name, count in sorted(sums.items())
+        for figure, value in {
+            "loss": count["loss"] / count["tokens"],
+            "tokens": count["right"] / count["tokens"],
+            "exact": count["exact"] / count["rows"],
+            "final": count["final"] / count["rows"],
+        }.items()
+    }
