@@ -1,0 +1,23 @@
+# make dev test lint bench demo: the only commands to learn.
+.PHONY: dev test lint bench demo
+
+PYTHON ?= python3
+NATIVE := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+
+dev:
+	$(PYTHON) -m pip install -e ".[dev]" -c constraints.txt
+
+test:
+	$(PYTHON) -m pytest
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	clang-format --dry-run --Werror $(NATIVE)
+
+bench:
+	$(PYTHON) -m pytest bench/ --benchmark
+
+demo:
+	asyncthink demo

@@ -1,0 +1,133 @@
+"""One fork-join episode end to end, and what of a step is neither linear layer nor attention.
+
+`pytest bench/bench_fork_join.py --benchmark` runs a Qwen3-0.6B-shaped model with random weights (bfloat16): a prompt of
+512 tokens, an organizer and 4 workers of 64 forced tokens each, 4 joins. Without the flag a tiny model of the same kind
+runs the same episode and only its records are checked.
+
+Outside of the model's forward pass lie scheduling, planning, drawing, parsing and records. The goal is 5% of a step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from asyncthink import ForkJoinSampler, PromptFormat, SamplingParams
+from asyncthink.agent import Agent
+from asyncthink.run import EpisodeRun
+
+WORKERS, TOKENS = 4, 64
+PROMPTS = PromptFormat(
+    organizer="{question}", worker_shared="work:", worker_isolated="work:{subquery}", solo="{question}"
+)
+TAGS = [f"<{close}{name}-{i}>" for name in ("FORK", "JOIN") for close in ("", "/") for i in range(1, WORKERS + 1)]
+TAGS += ["<ANSWER>", "</ANSWER>", "<RETURN>", "</RETURN>"]
+THINK = "think so " * 16
+ORGANIZER = "".join(f"<FORK-{i}>part {i}</FORK-{i}>" for i in range(1, WORKERS + 1)) + THINK
+ORGANIZER += "".join(f"<JOIN-{i}>" for i in range(1, WORKERS + 1)) + "<ANSWER>done</ANSWER>"
+WORKER = f"<RETURN>{'result! ' * (TOKENS // 2 - 2)}</RETURN>"
+
+
+def word_tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """One token a tag, a word or a character, filled up to a real vocabulary's size."""
+    words = [*TAGS, *["think", "so", "part", "done", "result!", "work:", "word"], " ", *map(str, range(10))]
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    vocabulary |= {f"unused{k}": k for k in range(len(vocabulary), size)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="word"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"</?[A-Z]+(-\d)?>|\d| |[a-z:!]+"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+class ForcedSampler(ForkJoinSampler):
+    """Draws as always, then takes the script's token instead; keeps the time of each part of a step."""
+
+    def script(self) -> None:
+        encode = self.codec.encode
+        self.forced = {"organizer": encode(ORGANIZER), "worker": encode(WORKER)}
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.steps = 0
+        self._forward = self.decoder.forward
+        self.decoder.forward = self._timed  # type: ignore[method-assign]
+
+    def _timed(self, *args: object) -> Tensor:
+        start = time.perf_counter()
+        logits = self._forward(*args)  # type: ignore[arg-type]
+        self.seconds["forward"] += time.perf_counter() - start
+        return logits
+
+    def step(self) -> int:
+        start = time.perf_counter()
+        rows = super().step()
+        self.seconds["step"] += time.perf_counter() - start
+        self.steps += 1
+        return rows
+
+    def _draw(self, logits: Tensor, runs: Sequence[EpisodeRun], agents: Sequence[Agent]) -> list[tuple[int, float]]:
+        start = time.perf_counter()
+        drawn = super()._draw(logits, runs, agents)
+        self.seconds["draw"] += time.perf_counter() - start
+        return [
+            (self.forced[agent.trace.role][agent.trace.decoded], logprob)
+            for agent, (_, logprob) in zip(agents, drawn, strict=True)
+        ]
+
+
+@pytest.fixture(scope="module")
+def model(request: pytest.FixtureRequest) -> Qwen3ForCausalLM:
+    timed = request.config.getoption("--benchmark")
+    torch.manual_seed(0)
+    shape = (
+        {"vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+        if timed
+        else {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    )  # fmt: skip
+    config = Qwen3Config(**shape, tie_word_embeddings=True, max_position_embeddings=4096)
+    torch.set_default_dtype(torch.bfloat16 if timed else torch.float32)
+    try:
+        return Qwen3ForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("join", ["exact", "append", "link"])
+def test_episode(benchmark, model, join, capsys):
+    sampler = ForcedSampler(
+        model, word_tokenizer(model.config.vocab_size), prompts=PROMPTS, pool=WORKERS + 1, join=join, num_pages=512
+    )
+    sampler.script()
+    question = "word " * 256
+
+    def run() -> None:
+        (episode,) = sampler.generate([question], SamplingParams(temperature=1.0))
+        assert episode.answer == "done"
+        assert episode.format_errors == []
+        assert (episode.forks, episode.joins) == (WORKERS, WORKERS)
+        sampler.episode = episode
+
+    benchmark.pedantic(run, rounds=1, iterations=1, warmup_rounds=0)
+    seconds, episode = sampler.seconds, sampler.episode
+    outside = seconds["step"] - seconds["forward"]
+    benchmark.extra_info |= {
+        "steps": sampler.steps,
+        "tokens": episode.total_tokens,
+        "step_ms": 1e3 * seconds["step"] / sampler.steps,
+        "outside_forward_ms": 1e3 * outside / sampler.steps,
+        "outside_forward_share": outside / seconds["step"],
+        "of_which_draw_share": seconds["draw"] / seconds["step"],
+        "critical_path_tokens": episode.critical_path_tokens,
+        "kv_bytes_shared": episode.kv_bytes_shared,
+        "kv_bytes_copied": episode.kv_bytes_copied,
+    }
+    with capsys.disabled():
+        if benchmark.enabled:
+            print(f"\n{join:7}" + "  ".join(f"{name} {value:.5g}" for name, value in benchmark.extra_info.items()))
