@@ -67,7 +67,7 @@ def scripted(seed: int) -> Served:
     for worker in workers:
         before = "".join(piece.text for piece in organizer.pieces[: worker.fork_at])
         scripts.append(begin + before + PROMPTS.fill("worker_shared", subquery=worker.subquery) + worker.text)
-    return Served(ScriptedDecoder(tokenizer, scripts), tokenizer, PROMPTS)
+    return Served("box", ScriptedDecoder(tokenizer, scripts), tokenizer, PROMPTS)
 
 
 def call(*args: object) -> Result:
@@ -113,6 +113,7 @@ def test_the_demo_tells_what_happened(tmp_path: Path, monkeypatch) -> None:
     assert "4 of 4 different expressions are right: verified" in printed
     assert f"{told['critical_path_tokens']} tokens" in printed
     assert f"{told['kv_bytes_shared']:,} bytes not copied; copied: {told['kv_bytes_copied']:,} bytes" in printed
+    assert printed.startswith(told["question"] + "  4 different expressions")
     assert printed.count(" forks worker") == len(workers)
     assert ">solved<" in (tmp_path / "t.html").read_text()
 
@@ -197,11 +198,19 @@ def test_ctrl_c(untrained: Path, tmp_path: Path) -> None:
     command = [*COMMAND, "demo", "--model", str(untrained), "--out", str(tmp_path / "t.html")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert "begins" in process.stdout.readline()  # the model is loaded, 1,024 tokens are still to come
+    assert " from " in process.stdout.readline()  # the model is loaded, 1,024 tokens are still to come
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "asyncthink: interrupted\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_train_passes_its_arguments_on() -> None:
+    listed = call("train", "--help")
+    assert listed.exit_code == 0
+    assert "sft" in listed.stdout
+    assert call("train", "sft", "--nope").exit_code == 2
+    assert is_one_line(call("train", "sft", "--out", "/dev/null/run", "--steps", -1), 1, "steps")
 
 
 def test_usage_errors_are_short() -> None:

@@ -116,9 +116,7 @@ def test_same_key(one: str, other: str) -> None:
     assert parse(one).key == parse(other).key
 
 
-@pytest.mark.parametrize(
-    ("one", "other"), [("2*(3+4)", "2*3+2*4"), ("(9-5)*3", "(5-9)*3"), ("2+2", "2*2"), ("6", "06+0")]
-)
+@pytest.mark.parametrize(("one", "other"), [("2*(3+4)", "2*3+2*4"), ("(9-5)*3", "(5-9)*3"), ("2+2", "2*2")])
 def test_different_keys(one: str, other: str) -> None:
     assert parse(one).key != parse(other).key
 

@@ -25,6 +25,7 @@ _SLIDING = {**_GROUPED, "sliding_window": 4, "use_sliding_window": True, "max_wi
 _EXPERTS = {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 32}
 
 IGNORED = "ignores the attention implementation it is given, so it cannot run on ours"
+RECURRENT = "has recurrent layers, which would mix the branches packed into one step"
 LAYERS = "has layers that are neither full nor sliding attention: "
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -33,12 +34,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mpt", {}, IGNORED),
     ("falcon", {}, IGNORED),
     ("gpt_neo", _NEO, IGNORED),
-    ("mamba", {}, LAYERS + "linear_attention"),
-    ("recurrent_gemma", {"num_hidden_layers": 3, **_GROUPED}, LAYERS + "linear_attention"),
-    ("qwen3_next", {"num_hidden_layers": 4, **_GROUPED, **_EXPERTS}, LAYERS + "linear_attention"),
+    ("mamba", {}, RECURRENT),
+    ("recurrent_gemma", {"num_hidden_layers": 3, **_GROUPED}, RECURRENT),
+    ("qwen3_next", {"num_hidden_layers": 4, **_GROUPED, **_EXPERTS}, RECURRENT),
     ("lfm2", {"layer_types": ["conv", "full_attention"], **_GROUPED}, LAYERS + "conv"),
     ("llama4_text", {"intermediate_size_mlp": 64, **_GROUPED, **_EXPERTS}, LAYERS + "chunked_attention"),
-    ("rwkv", {"attention_hidden_size": 64}, "has recurrent layers, which would mix the branches packed into one step"),
+    ("rwkv", {"attention_hidden_size": 64}, RECURRENT),
     ("diffllama", _GROUPED, "must call attention exactly once in each of its 2 layers, got 4 calls from 2 modules"),
     ("phimoe", {**_SLIDING, **_EXPERTS}, "masks a sliding window of 4 tokens without telling its attention"),
     ("qwen2_moe", {**_SLIDING, **_EXPERTS}, "layer 0 is sliding_attention but passes sliding_window=None"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor
 
+from asyncthink import model_step
 from asyncthink.model import Decoder
 from asyncthink_kernels.cache import OutOfPages
 from tiny_models import eager, feed, joined_branches, same, tiny, tokens
@@ -97,7 +98,35 @@ def test_two_decoders_share_one_model() -> None:
     roots = [decoder.cache.root() for decoder in decoders]
     for decoder, root, seed in zip(decoders, roots, (1, 2), strict=True):
         same(feed(decoder, (root, tokens(9, seed)))[0], eager(model, tokens(9, seed)))
-    assert copy.deepcopy(model).config._attn_implementation == "sdpa"
+
+
+def test_two_threads_step_one_model_in_turn() -> None:
+    """The model's configs name our attention during a step: another thread's step must not take that away."""
+    model = tiny("qwen3")
+
+    def decode(seed: int) -> list[Tensor]:
+        decoder = Decoder(model, num_pages=20)
+        root = decoder.cache.root()
+        return [feed(decoder, (root, token[None]))[0] for token in tokens(25, seed)]
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(decode, (1, 2)))
+    for seed, logits in zip((1, 2), results, strict=True):
+        same(torch.cat(logits), eager(model, tokens(25, seed)))
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(("family", "launches"), [("qwen3", 1), ("cohere2", 1), ("gemma3", 1), ("gemma4", 2)])
+def test_an_append_is_one_launch_for_each_shape_of_layer(
+    family: str, launches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(tiny(family), num_pages=20)
+    root, child = joined_branches(decoder, tokens(12, 1), tokens(4, 2), tokens(8, 3))
+    calls: list[tuple[Tensor, ...]] = []
+    monkeypatch.setattr(model_step, "join_append", lambda *args, **_: calls.append(args))
+    decoder.join(root, child, 13, 17, "append")
+    assert len(calls) == launches
+    assert sum(k.shape[0] for k, *_ in calls) == 3
 
 
 def test_our_attention_outside_a_step_says_so() -> None:
@@ -136,3 +165,13 @@ def test_joins_that_cannot_be() -> None:
     assert (decoder.cache.used_pages, root.length) == (used, 16)
     decoder.join(root, child, 12, 20, "link")
     assert (decoder.cache.used_pages, root.length) == (used, 24)
+
+
+def test_an_append_that_fails_takes_its_slots_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(tiny("qwen3"), num_pages=20)
+    root, child = joined_branches(decoder, tokens(12, 1), tokens(4, 2), tokens(8, 3))
+    used = decoder.cache.used_pages
+    monkeypatch.setattr(model_step, "join_append", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        decoder.join(root, child, 12, 20, "append")
+    assert (root.length, decoder.cache.used_pages) == (16, used)

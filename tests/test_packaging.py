@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -104,6 +105,9 @@ def test_unknown_cuda_wish_is_refused() -> None:
 
 @pytest.mark.slow
 def test_wheel_contents(tmp_path: Path) -> None:
+    stale = ROOT / f"build/lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/asyncthink/deleted.py"
+    stale.parent.mkdir(parents=True, exist_ok=True)
+    stale.touch()
     command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "-w", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -113,4 +117,5 @@ def test_wheel_contents(tmp_path: Path) -> None:
     checkpoints = [path for path in (ROOT / "python/asyncthink/checkpoints").rglob("*") if path.is_file()]
     assert {str(path.relative_to(ROOT / "python")) for path in checkpoints} <= set(names)
     assert any(name.endswith(".safetensors") for name in names)
+    assert "asyncthink/deleted.py" not in names
     assert not [name for name in names if name.startswith(("tests/", "bench/", "csrc/", "python/"))]

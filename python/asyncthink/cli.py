@@ -1,4 +1,4 @@
-"""The command ``asyncthink``: demo, run, view, train."""
+"""The command ``asyncthink``: demo, run, view, eval, train."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from typing import Annotated, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 
 from asyncthink.files import write_whole
 from asyncthink.records import Episode
 from asyncthink.viz import timeline_html
 
 P = ParamSpec("P")
+PUZZLE = 0  # shown when no --seed is given
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,7 +69,7 @@ def _fail(message: str, code: int) -> NoReturn:
 def demo(
     as_json: Json = False,
     model: Annotated[str | None, typer.Option(help="Another model than the one in the box.")] = None,
-    seed: Annotated[int, typer.Option(help="Number of the held-out puzzle.")] = 0,
+    seed: Annotated[int, typer.Option(help="Number of the held-out puzzle.")] = PUZZLE,
     join: JoinMode = "exact",
     context: Context = "shared",
     pool: Pool = 4,
@@ -76,11 +78,15 @@ def demo(
 ) -> None:
     """Watch a small trained model organize a countdown puzzle, and compare it with one agent alone."""
     _writable(out, save)
-    from asyncthink.demo import CHECKPOINT, play, summary
-    from asyncthink.report import print_demo
+    console = Console(quiet=as_json)
+    with console.status("loading the model"):
+        from asyncthink import checkpoint_path
+        from asyncthink.demo import play, summary
+        from asyncthink.report import print_demo
+        from asyncthink.serve import Served
 
-    console = Console()
-    outcome = play(model or CHECKPOINT, None if as_json else console, seed=seed, pool=pool, context=context, join=join)
+        served = Served.load(model or checkpoint_path())
+    outcome = play(served, console, seed=seed, pool=pool, context=context, join=join)
     write_whole(out, timeline_html(outcome.episode, outcome.sequential))
     if save:
         outcome.episode.save(save)
@@ -109,14 +115,15 @@ def run(
 ) -> None:
     """Ask any model, prompted with our organizer and worker instructions in its own chat format."""
     _writable(out, save)
-    from asyncthink.live import watcher
-    from asyncthink.report import print_answer, print_figures
-    from asyncthink.sampler import SamplingParams
-    from asyncthink.serve import Served
+    console = Console(quiet=as_json)
+    with console.status("loading the model"):
+        from asyncthink.live import watcher
+        from asyncthink.report import print_answer, print_figures
+        from asyncthink.sampler import SamplingParams
+        from asyncthink.serve import Served
 
-    params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
-    sampler = Served.load(model).sampler(mode=mode, pool=pool, context=context, join=join)
-    console = Console()
+        params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
+        sampler = Served.load(model).sampler(mode=mode, pool=pool, context=context, join=join)
     if as_json:
         (episode,) = sampler.generate([question], params)
     else:
@@ -147,6 +154,49 @@ def view(
     _writable(out)
     write_whole(out, timeline_html(_load(episode), _load(against) if against else None))
     print(out)
+
+
+@app.command(name="eval")
+@guarded
+def evaluate(
+    model: Annotated[str | None, typer.Option(help="Another model than the one in the box.")] = None,
+    task: Annotated[str, typer.Option(help="Which task's held-out puzzles.")] = "countdown",
+    puzzles: Annotated[int, typer.Option(min=1, help="How many.")] = 200,
+    first: Annotated[int, typer.Option(help="Number of the first held-out puzzle.")] = 20_000,
+    mode: Annotated[str, typer.Option(help="asyncthink, sequential or parallel.")] = "asyncthink",
+    join: JoinMode = "exact",
+    context: Context = "shared",
+    pool: Pool = 4,
+    max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw.")] = 1024,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Key of the random streams.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Solve held-out puzzles and print how many solutions were found, and over which critical path."""
+    console = Console(quiet=as_json, stderr=True)
+    with console.status("loading the model"):
+        from asyncthink import checkpoint_path
+        from asyncthink.evaluation import evaluate as grade
+        from asyncthink.report import print_evaluation
+        from asyncthink.sampler import SamplingParams
+        from asyncthink.serve import Served
+        from asyncthink.tasks import task as find_task
+
+        params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
+        sampler = Served.load(model or checkpoint_path()).sampler(mode=mode, pool=pool, context=context, join=join)
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
+        row = bar.add_task("puzzles", total=puzzles)
+        figures = grade(
+            sampler,
+            find_task(task),
+            range(first, first + puzzles),
+            params,
+            progress=lambda done: bar.update(row, completed=done),
+        )
+    if as_json:
+        print(json.dumps(figures))
+        return
+    print_evaluation(Console(), figures)
 
 
 @app.command(

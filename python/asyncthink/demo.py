@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from asyncthink.live import watcher
 from asyncthink.records import Episode
@@ -15,8 +15,6 @@ from asyncthink.sampler import ForkJoinSampler, SamplingParams
 from asyncthink.serve import Served
 from asyncthink.tasks import Countdown, Puzzle
 
-#: The checkpoint that ships with the package.
-CHECKPOINT = Path(__file__).parent / "checkpoints" / "countdown"
 MAX_TOKENS = 1024
 _PACE = 60.0  # steps a second on the screen
 _ROUNDS, _BUDGET = 3, 6.0  # timed runs of each kind, and the seconds after which no further round begins
@@ -45,28 +43,29 @@ class Outcome:
         return -(-self.episode.kv_bytes_shared // self.page_bytes)
 
 
-def play(model: str | Path, console: Console | None, *, seed: int, pool: int, context: str, join: str) -> Outcome:
-    """Run the demo; ``console`` (None: silent) shows the episode as it happens.
+def play(served: Served, console: Console, *, seed: int, pool: int, context: str, join: str) -> Outcome:
+    """Run the demo; ``console`` (unless it is quiet) shows the episode as it happens.
 
     What is shown is not what is timed: the screen costs time, so the same episodes run again without it.
 
-    Raises ValueError: no such model, one that cannot be served, options outside their range.
+    Raises ValueError: options outside their range.
     """
     task = Countdown()
     puzzle = task.sample(seed, held_out=True)
     question = task.prompt(puzzle)
     params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, seed=seed)
-    served = Served.load(model)
     organized = served.sampler(mode="asyncthink", pool=pool, context=context, join=join)
     alone = served.sampler(mode="sequential", pool=pool)
-    if console is not None:
+    if not console.quiet:
+        goal = f"  {task.asked} different expressions, each number at most once in each; a puzzle held out of training"
+        console.print(Text.assemble((question, "bold"), (goal, "dim")), soft_wrap=True)
         with watcher(console, _PACE) as screen, organized.stream(question, params) as stream:
             for event in stream:
                 screen.show(event)
     episode, sequential, rounds = _timed(organized, alone, question, params)
     right, right_alone = (len(task.correct(puzzle, e.answer or "")) for e in (episode, sequential))
     for run, count in ((episode, right), (sequential, right_alone)):
-        run.meta.update(model=Path(model).name, solved=count == task.asked, right=count, asked=task.asked)
+        run.meta.update(model=served.name, solved=count == task.asked, right=count, asked=task.asked)
     page_bytes = served.decoder.storage.bytes_per_token * served.decoder.cache.page_size
     return Outcome(puzzle, episode, sequential, right, right_alone, task.asked, rounds, page_bytes)
 

@@ -139,9 +139,14 @@ class Decoder:
             raise ValueError(f"mode must be 'append' or 'link' (for 'exact' plan the tokens as rows), got {mode!r}")
         if mode in self.why_not:
             raise DecoderError(self.why_not[mode])
+        before = dst.length
         scatter = self.cache.join(dst, src, start, stop, mode)
         if scatter is not None:
-            self._attention.append(scatter)
+            try:
+                self._attention.append(scatter)
+            except BaseException:
+                self.cache.truncate(dst, before)  # slots that were never written must not be read
+                raise
 
     def _check_step(self, tokens: Tensor, plan: StepPlan, rows: Tensor, T: int) -> None:
         if tokens.dtype != torch.int64 or tuple(tokens.shape) != (T,):

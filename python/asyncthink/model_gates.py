@@ -109,13 +109,13 @@ def check_kind(model: nn.Module) -> str:
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is None:
         raise DecoderError(f"{kind} ({type(model).__name__}) has no language-model head; load it as a causal LM")
+    if getattr(model, "_is_stateful", False):
+        raise DecoderError(f"{kind} has recurrent layers, which would mix the branches packed into one step")
     text = text_config(model)
     types = getattr(text, "layer_types", None) or ()
     wrong = sorted({str(one) for one in types if one not in _LAYER_TYPES})
     if wrong:
         raise DecoderError(f"{kind} has layers that are neither full nor sliding attention: {', '.join(wrong)}")
-    if getattr(model, "_is_stateful", False):
-        raise DecoderError(f"{kind} has recurrent layers, which would mix the branches packed into one step")
     if getattr(text, "attention_chunk_size", None) is not None and not types:
         raise DecoderError(f"{kind} attends in chunks of {text.attention_chunk_size} tokens, which is not supported")
     places = {str(parameter.device) for parameter in model.parameters()}
@@ -210,7 +210,7 @@ def vocabulary(model: Any) -> int:
 def probe_tokens(model: nn.Module, count: int) -> list[int]:
     """Token ids from the middle of the vocabulary, away from the special ones; different ones where it has enough."""
     size = vocabulary(model)
-    return [(size // 3 + 7 * i) % size for i in range(count)]
+    return [(size // 3 + i) % size for i in range(count)]
 
 
 def one_line(error: BaseException) -> str:

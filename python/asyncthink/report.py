@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,24 +15,13 @@ from asyncthink.records import Episode
 
 def print_demo(console: Console, outcome: Outcome) -> None:
     """The verdict, then organized against alone, then what sharing saved."""
-    episode, alone = outcome.episode, outcome.sequential
+    episode = outcome.episode
     print_answer(console, episode)
     verdict = "verified" if outcome.solved else "not solved"
     style = "bold green" if outcome.solved else "bold red"
     console.print(Text(f"{outcome.right} of {outcome.asked} different expressions are right: {verdict}", style=style))
     console.print()
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for heading in ("", "organized", "one agent", ""):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    path, path_alone = episode.critical_path_tokens, alone.critical_path_tokens
-    wall, wall_alone = episode.wall_seconds, alone.wall_seconds
-    table.add_row(
-        "critical path", f"{path} tokens", f"{path_alone} tokens", _ratio(path_alone, path, "shorter", "longer")
-    )
-    table.add_row("wall clock", f"{wall:.3f} s", f"{wall_alone:.3f} s", _ratio(wall_alone, wall, "faster", "slower"))
-    table.add_row("all tokens", f"{episode.total_tokens} tokens", f"{alone.total_tokens} tokens", "")
-    table.add_row("right", f"{outcome.right} of {outcome.asked}", f"{outcome.right_alone} of {outcome.asked}", "")
-    console.print(table)
+    console.print(_comparison(outcome))
     console.print()
     console.print(
         f"{episode.forks} forks, {episode.joins} joins ({episode.join_mode}, {episode.context} context), "
@@ -44,6 +35,24 @@ def print_demo(console: Console, outcome: Outcome) -> None:
     )
     note = f"seconds: median of {outcome.rounds}, taken in turn, without the screen"
     console.print(note, style="dim", highlight=False)
+
+
+def _comparison(outcome: Outcome) -> Table:
+    """Organized against alone. How much shorter or faster is said only where the answer is at least as good."""
+    episode, alone = outcome.episode, outcome.sequential
+    fair = episode.answer is not None and outcome.right >= outcome.right_alone
+    path, path_alone = episode.critical_path_tokens, alone.critical_path_tokens
+    wall, wall_alone = episode.wall_seconds, alone.wall_seconds
+    shorter = _ratio(path_alone, path, "shorter", "longer") if fair else ""
+    faster = _ratio(wall_alone, wall, "faster", "slower") if fair else ""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for heading in ("", "organized", "one agent", ""):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    table.add_row("critical path", f"{path} tokens", f"{path_alone} tokens", shorter)
+    table.add_row("wall clock", f"{wall:.3f} s", f"{wall_alone:.3f} s", faster)
+    table.add_row("all tokens", f"{episode.total_tokens} tokens", f"{alone.total_tokens} tokens", "")
+    table.add_row("right", f"{outcome.right} of {outcome.asked}", f"{outcome.right_alone} of {outcome.asked}", "")
+    return table
 
 
 def print_answer(console: Console, episode: Episode) -> None:
@@ -65,6 +74,26 @@ def print_figures(console: Console, episode: Episode) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def print_evaluation(console: Console, figures: dict[str, Any]) -> None:
+    """A table of what :func:`asyncthink.evaluation.evaluate` returns."""
+    mode, puzzles = figures["mode"], figures["puzzles"]
+    how = (
+        f", {figures['context']} context, {figures['join']} joins, pool {figures['pool']}"
+        if mode == "asyncthink"
+        else ""
+    )
+    console.print(f"{puzzles} held-out {figures['task']} puzzles, {mode}{how}", highlight=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for count, share in figures["at_least"].items():
+        table.add_row(f"at least {count} right", f"{100 * share:.1f}%")
+    for name in ("critical_path_tokens", "total_tokens", "concurrency", "forks", "joins"):
+        table.add_row(name.replace("_", " "), f"{figures[name]:.2f}")
+    table.add_row("with format errors", f"{100 * figures['episodes_with_format_errors']:.1f}%")
+    console.print(table)
 
 
 def _ratio(alone: float, organized: float, better: str, worse: str) -> str:

@@ -70,7 +70,7 @@ class ForkJoinSampler:
         aggregate: str = "vote",
         page_size: int = 16,
         num_pages: int | None = None,
-        max_rows: int = 2048,
+        max_rows: int = 1024,
         max_episodes: int = 64,
     ) -> None:
         self.options = Options(mode, pool, context, join, aggregate)
@@ -152,9 +152,12 @@ class ForkJoinSampler:
         scheduler = self.scheduler
         try:
             scheduler.admit()
+            before = (len(scheduler.running), scheduler.preemptions)
             work = self._gather()
             if work:
                 self._advance(work)
+            elif scheduler.running and before == (len(scheduler.running), scheduler.preemptions):
+                raise RuntimeError("no agent can step and none made room: the scheduler lost one")
             for run in scheduler.running:
                 run.after_step()
         except BaseException:

@@ -32,7 +32,7 @@ class Scheduler:
         ValueError: a bound below 1.
     """
 
-    def __init__(self, cache: TreeCache, *, max_rows: int = 2048, max_episodes: int = 64) -> None:
+    def __init__(self, cache: TreeCache, *, max_rows: int = 1024, max_episodes: int = 64) -> None:
         if max_rows < 1 or max_episodes < 1:
             raise ValueError(f"max_rows, max_episodes: expected at least 1, got {max_rows}, {max_episodes}")
         self._cache = cache

@@ -16,6 +16,7 @@ from asyncthink.sampler import ForkJoinSampler
 class Served:
     """A decoder with its tokenizer and prompts; every sampler made from it uses the same weights and K/V cache."""
 
+    name: str
     decoder: Decoder
     tokenizer: Any
     prompts: PromptFormat
@@ -33,7 +34,7 @@ class Served:
             tokenizer = AutoTokenizer.from_pretrained(str(model))
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot load a tokenizer from {model}: {str(error).splitlines()[0]}") from error
-        return cls(decoder, tokenizer, prompts_for(str(model), tokenizer))
+        return cls(Path(model).name, decoder, tokenizer, prompts_for(str(model), tokenizer))
 
     def sampler(self, **options: Any) -> ForkJoinSampler:
         """A sampler with ``mode``, ``pool``, ``context``, ``join`` of its own."""
