@@ -25,7 +25,7 @@ from asyncthink.tasks.topology import organize
 ASKED = 4
 NUMBERS = 7
 SMALLEST, LARGEST = 2, 13
-LARGEST_TARGET = 90
+LARGEST_TARGET = 60
 MOST_SOLUTIONS = 5
 HELD_OUT_SHARE = 10  # one puzzle in ten
 

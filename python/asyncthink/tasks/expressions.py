@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-_TOKEN = re.compile(r"\s*(\d{1,9}|[-+*/()])")
+_TOKEN = re.compile(r"\s*([0-9]{1,9}|[-+*/()])")
 _TRANSLATE = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"})
 _MAX_CHARACTERS = 200
 

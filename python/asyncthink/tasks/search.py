@@ -2,9 +2,10 @@
 
 The space is cut by the smaller number of the starting pair. A line is one pair ``a < b``: the results of ``a+b``,
 ``b-a``, ``a*b`` and, where exact, ``b/a``; after each result y what a third number would have to be, ``y+d``, ``y-d``,
-``y*q`` or ``y/r``, to reach the target. Where that number is there, a label and the solution follow:
-``3*7=21+2 #1:3*7+2``. For ``a+b+c`` and ``a*b*c`` the third number must be the largest, so each solution is found
-from exactly one pair. The target is larger than every number, so no solution ends in ``c-y`` or ``c/y``.
+``y*q`` or ``y/r``, to reach the target, unless that is more than 13. Where that number is there, a label and the
+solution follow: ``3*7=21+2 #1:3*7+2``. For ``a+b+c`` and ``a*b*c`` the third number must be the largest, so each
+solution is found from exactly one pair. The target is larger than every number: no solution ends in ``c-y`` or
+``c/y``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from asyncthink.tasks.script import Script
+
+REACH = 13  # no puzzle has a larger number, so a larger third number is not worth writing down
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +56,13 @@ def _search_pair(numbers: tuple[int, ...], target: int, a: int, b: int) -> Itera
 
 def _thirds(operator: str, y: int, target: int, rest: set[int], later: set[int]) -> Iterator[tuple[str, bool]]:
     """What a third number would have to be after the result ``y``, and whether it is there."""
-    if operator != "-":
-        sign, difference = ("+", target - y) if y < target else ("-", y - target)
+    if operator != "-" and abs(target - y) <= REACH:
+        sign = "+" if y < target else "-"
         allowed = later if (operator, sign) == ("+", "+") else rest
-        yield f"{sign}{difference}", difference in allowed
-    if operator != "/" and y < target and target % y == 0:
+        yield f"{sign}{abs(target - y)}", abs(target - y) in allowed
+    if operator != "/" and y < target <= REACH * y and target % y == 0:
         yield f"*{target // y}", target // y in (later if operator == "*" else rest)
-    if operator == "*" and y > target and y % target == 0:
+    if operator == "*" and target < y <= REACH * target and y % target == 0:
         yield f"/{y // target}", y // target in rest
 
 

@@ -20,10 +20,11 @@ def sft(
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, metrics.jsonl, curve.png.")],
     task: Annotated[str, typer.Option(help="What the traces are about.")] = "countdown",
     model: Annotated[str | None, typer.Option(help="Folder or hub id to start from; random weights if absent.")] = None,
-    steps: Annotated[int, typer.Option(help="Batches in all.")] = 9000,
+    steps: Annotated[int, typer.Option(help="Batches in all.")] = 13500,
     length: Annotated[int, typer.Option(help="Tokens of a batch; its last episode may exceed them.")] = 1200,
     learning_rate: Annotated[float, typer.Option(help="Between warm-up and decay.")] = 2e-3,
     decay: Annotated[float, typer.Option(help="Share of the steps in which the rate falls to zero.")] = 0.3,
+    append: Annotated[float, typer.Option(help="Share of organized episodes whose returns enter by append.")] = 0.0,
     pool: Annotated[int, typer.Option(help="The organizer and at most POOL - 1 live workers.")] = 4,
     seed: Annotated[int, typer.Option(help="Of the weights and of the puzzles.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
@@ -35,6 +36,7 @@ def sft(
 ) -> None:
     """Learn the protocol from written-out demonstrations with random topologies (cold start)."""
     from asyncthink.train.sft import SFTConfig, train_sft
+    from asyncthink.train.traces import Mixture
 
     config = SFTConfig(
         out=out,
@@ -44,6 +46,7 @@ def sft(
         length=length,
         learning_rate=learning_rate,
         decay=decay,
+        mixture=Mixture(append=append),
         pool=pool,
         seed=seed,
         threads=threads,
@@ -54,3 +57,25 @@ def sft(
         resume=resume,
     )
     print(train_sft(config))
+
+
+@app.command()
+def solve(
+    model: Annotated[str, typer.Option(help="Folder or hub id of the model.")],
+    task: Annotated[str, typer.Option(help="Whose held-out puzzles.")] = "countdown",
+    puzzles: Annotated[int, typer.Option(help="How many.")] = 200,
+    pool: Annotated[int, typer.Option(help="The organizer and at most POOL - 1 live workers.")] = 4,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw.")] = 700,
+    seed: Annotated[int, typer.Option(help="Key of the random streams.")] = 0,
+) -> None:
+    """Count the held-out puzzles that a model solves: alone, and organized with every context and join."""
+    import dataclasses
+    import json
+
+    from asyncthink.sampler import SamplingParams
+    from asyncthink.train.solve import SETTINGS, solve_rates
+
+    params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
+    for rate in solve_rates(model, task, puzzles, params, SETTINGS, pool):
+        print(json.dumps(dataclasses.asdict(rate) | {"setting": str(rate.setting)}))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from matplotlib.figure import Figure
+try:
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ImportError('training draws its curve with matplotlib: pip install "asyncthink-kernels[train]"') from error
 
 
 def plot_curve(metrics: Path, picture: Path) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
 
 from asyncthink.train.packing import IGNORED, Row, logits_of, pack
 from asyncthink.train.traces import Cutter
@@ -24,12 +25,12 @@ def kind(row: Row) -> str:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, episodes: list[list[Row]], ends: tuple[int, int]) -> dict[str, float]:
-    """Per kind of row: mean loss, token accuracy, share of rows without a wrong token, share with a right last tag.
+def evaluate(model: nn.Module, episodes: list[list[Row]], tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    """Per kind of row: mean loss, share of right tokens, of rows without a wrong token (exact), with a right end.
 
     Solo and worker rows are determined by the question, so ``exact`` is the share of searches a greedy model gets
-    wholly right. An organizer is free to choose its topology; there ``final`` counts: all tokens of the answer, from
-    the opening tag in ``ends`` = (ids of ``<ANSWER>`` and ``<RETURN>``) on.
+    wholly right. An organizer is free to choose its topology; there ``final`` counts: every token that follows the
+    opening ``<ANSWER>`` or ``<RETURN>`` is right.
     """
     was_training = model.training
     model.eval()
@@ -43,10 +44,10 @@ def evaluate(model: nn.Module, episodes: list[list[Row]], ends: tuple[int, int])
             labels = batch.labels[0, span.start : span.stop]
             inside = labels != IGNORED
             labels, hit = labels[inside], hits[span.start : span.stop][inside]
-            final = int(torch.isin(labels, torch.tensor(ends)).nonzero()[-1, 0])
+            final = _after_final_tag(labels.tolist(), tokenizer)
             count = sums.setdefault(kind(row), Counter())
             count.update(rows=1, tokens=len(labels), right=int(hit.sum()))
-            count.update(exact=int(hit.all()), final=int(hit[final + 1 :].all()))
+            count.update(exact=int(hit.all()), final=int(hit[final:].all()))
             count["loss"] += float(losses[span.start : span.stop].sum())  # type: ignore[assignment]
     model.train(was_training)
     return {
@@ -59,3 +60,12 @@ def evaluate(model: nn.Module, episodes: list[list[Row]], ends: tuple[int, int])
             "final": count["final"] / count["rows"],
         }.items()
     }
+
+
+def _after_final_tag(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Number of the first token behind the last ``<ANSWER>`` or ``<RETURN>``, however many tokens a tag is."""
+    pieces = [str(tokenizer.decode([token])) for token in tokens]
+    text = "".join(pieces)
+    end = max(text.rfind(tag) + len(tag) for tag in ("<ANSWER>", "<RETURN>") if tag in text)
+    lengths = itertools.accumulate(map(len, pieces))
+    return next(number for number, length in enumerate(lengths, 1) if length >= end)

@@ -25,7 +25,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from asyncthink.protocol import DEFAULT_PROMPTS, PromptFormat
+from asyncthink.chat import prompts_for
+from asyncthink.protocol import PromptFormat
 from asyncthink.tasks import task
 from asyncthink.train.checkpoint import Progress, checkpoints, load_state, save_checkpoint, save_model
 from asyncthink.train.curve import plot_curve
@@ -66,7 +67,7 @@ class SFTConfig:
     mixture: Mixture = field(default_factory=Mixture)
     pool: int = 4
     seed: int = 0
-    steps: int = 9000
+    steps: int = 13500
     length: int = 1200
     learning_rate: float = 2e-3
     warmup: int = 200
@@ -130,18 +131,20 @@ def train_sft(config: SFTConfig) -> Path:
     Writes ``out/config.json``, ``out/metrics.jsonl``, ``out/curve.png`` and ``out/step-N``. Raises ValueError for a
     bad configuration, for an ``out`` that already holds a run without ``resume``, and for ``resume`` without one.
     """
-    torch.set_num_threads(config.threads)
-    config.out.mkdir(parents=True, exist_ok=True)
     found = checkpoints(config.out)
-    if bool(found) != config.resume:
-        raise ValueError(
-            f"out: {config.out} {'already holds a run; pass resume' if found else 'holds no run to resume'}"
-        )
+    if found and not config.resume:
+        raise ValueError(f"out: {config.out} already holds a run; resume it or name another folder")
+    if config.resume and not found:
+        raise ValueError(f"resume: {config.out} holds no checkpoint")
+    torch.set_num_threads(config.threads)
     model, tokenizer, prompts = _load(config, str(found[-1]) if found else config.model)
-    use_packed_attention(model)
+    use_packed_attention(model, moves=config.mixture.append > 0)
     cutter = Cutter(task(config.task), tokenizer, prompts, config.mixture, config.pool)
     optimizer = _optimizer(model, config)
     progress = load_state(found[-1], model, optimizer) if found else Progress()
+    if progress.step >= config.steps:
+        raise ValueError(f"steps: expected more than the {progress.step} that are done, got {config.steps}")
+    config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n")
     return _loop(config, model, cutter, optimizer, progress)
 
@@ -151,12 +154,11 @@ def _load(config: SFTConfig, path: str | None) -> tuple[PreTrainedModel, PreTrai
         small = build_tokenizer()
         return random_model(config.shape, small, config.seed), small, TINY_PROMPTS
     try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"model: cannot load {path!r}: {str(error).splitlines()[0]}") from None
-    has_prompts = (Path(path) / "asyncthink.json").exists()
-    return model, tokenizer, PromptFormat.load(path) if has_prompts else DEFAULT_PROMPTS
+    return model, tokenizer, prompts_for(path, tokenizer)
 
 
 def _optimizer(model: PreTrainedModel, config: SFTConfig) -> torch.optim.AdamW:
@@ -175,31 +177,38 @@ def _loop(
     tokenizer, prompts = cutter.tokenizer, cutter.prompts
     settings = {"task": config.task, "sampling": config.sampling}
     episodes = held_out_episodes(cutter, config.seed, config.evaluate_episodes)
-    ends = tuple(tokenizer.encode(tag, add_special_tokens=False)[-1] for tag in ("<ANSWER>", "<RETURN>"))
     before, start = progress.seconds, time.perf_counter()
     model.train()
     folder = config.out
     with Reporter(config.out / "metrics.jsonl", config.steps, progress.step) as reporter:
         for step in range(progress.step, config.steps):
             batch = cutter.batch(config.seed, step, config.length)
-            for group in optimizer.param_groups:
-                group["lr"] = config.rate(step)
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
-                loss = batch_loss(model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            loss, norm = _update(config, model, optimizer, batch, config.rate(step))
             tokens = progress.tokens + batch.tokens.numel()
             progress = Progress(step + 1, tokens, before + time.perf_counter() - start)
             last = progress.step == config.steps
             if last or progress.step % config.log_every == 0:
-                reporter.step(progress, loss.item(), float(norm), config.rate(step))
+                reporter.step(progress, loss.item(), norm.item(), config.rate(step))
             if last or progress.step % config.evaluate_every == 0:
-                reporter.evaluation(progress, evaluate(model, episodes, ends))
+                reporter.evaluation(progress, evaluate(model, episodes, tokenizer))
             if last or progress.step % config.save_every == 0:
                 folder = save_checkpoint(config.out, model, tokenizer, prompts, settings, optimizer, progress)
                 plot_curve(config.out / "metrics.jsonl", config.out / "curve.png")
                 if config.export:
                     save_model(config.export, model, tokenizer, prompts, settings)
     return folder
+
+
+def _update(
+    config: SFTConfig, model: PreTrainedModel, optimizer: torch.optim.AdamW, batch: Batch, rate: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One optimizer step; returns the loss before it and the gradient's norm before clipping."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
+        loss = batch_loss(model, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach(), norm

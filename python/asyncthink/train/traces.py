@@ -11,14 +11,17 @@ from transformers import PreTrainedTokenizerBase
 from asyncthink.protocol import PromptFormat
 from asyncthink.records import Episode, Join, Trace
 from asyncthink.tasks import Countdown, Demonstration, Script
-from asyncthink.train.packing import Batch, Row, pack
+from asyncthink.train.packing import Batch, Move, Row, pack
 
 
-def encode(demonstration: Demonstration, tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat) -> Episode:
-    """The episode that a sampler would have recorded, had the agents said what the demonstration says."""
-    episode = Episode(
-        demonstration.question, demonstration.mode, demonstration.context, pool=demonstration.pool, traces=[]
-    )
+def encode(
+    demonstration: Demonstration, tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat, join: str = "exact"
+) -> Episode:
+    """The episode that a sampler would have recorded, had the agents said what the demonstration says.
+
+    ``join`` is "exact" or "append": whether the organizer sees its own K/V of a returned text or the worker's.
+    """
+    made = Episode(demonstration.question, demonstration.mode, demonstration.context, join, demonstration.pool)
     offsets: list[int] = []  # of the organizer: number of tokens before each piece
     for agent, script in enumerate(demonstration.scripts):
         trace = Trace(agent, script.role)
@@ -32,10 +35,14 @@ def encode(demonstration: Demonstration, tokenizer: PreTrainedTokenizerBase, pro
             _extend(trace, tokenizer, piece.text, sampled=piece.said)
             if not piece.said:
                 index = int(piece.text.rpartition("-")[2].rstrip(">"))
-                trace.joins.append(Join(index, index, start, len(trace.tokens) - start, "exact"))
+                trace.joins.append(Join(index, index, start, len(trace.tokens) - start - 1, join))
         trace.text = script.text
-        episode.traces.append(trace)
-    return episode
+        made.traces.append(trace)
+    if join == "append":
+        for record in made.traces[0].joins:
+            end = len(made.traces[record.worker].tokens) - 1  # of the returned text: </RETURN> is one token
+            record.source = (end - record.length, end)
+    return made
 
 
 def _prompt(script: Script, demonstration: Demonstration, prompts: PromptFormat) -> str:
@@ -54,17 +61,31 @@ def rows(episode: Episode) -> list[Row]:
     for trace in episode.traces:
         sees = trace.parent if episode.context == "shared" else None
         at = trace.fork_at if sees is not None else 0
-        made.append(Row(trace.role, episode.context, tuple(trace.tokens), tuple(trace.sampled), sees, at))
+        moves = tuple(
+            Move(join.at + join.lead, join.worker, *join.source) for join in trace.joins if join.source is not None
+        )
+        made.append(Row(trace.role, episode.context, tuple(trace.tokens), tuple(trace.sampled), sees, at, moves))
     return made
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Shares of demonstrations: one agent alone, workers that see the organizer's text, workers that do not."""
+    """Shares of demonstrations: one agent alone, workers that see the organizer's text, workers that do not.
+
+    ``append`` is the share of the organized ones in which returns enter by ``append`` instead of ``exact``.
+    """
 
     solo: float = 0.3
     shared: float = 0.4
     isolated: float = 0.3
+    append: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("solo", "shared", "isolated", "append"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share in [0, 1], got {getattr(self, name)}")
+        if self.solo + self.shared + self.isolated == 0:
+            raise ValueError("mixture: expected a share above 0, got none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +100,7 @@ class Cutter:
 
     def stream(self, seed: str, held_out: bool = False) -> Iterator[list[Row]]:
         """Endless episodes, a pure function of ``seed``; held-out puzzles appear only with ``held_out=True``."""
-        rng = random.Random(seed)
+        rng, joins = random.Random(seed), random.Random(f"joins {seed}")
         kinds = ("solo", "shared", "isolated")
         weights = (self.mixture.solo, self.mixture.shared, self.mixture.isolated)
         while True:
@@ -87,7 +108,8 @@ class Cutter:
             kind = rng.choices(kinds, weights)[0]
             mode, context = ("sequential", "shared") if kind == "solo" else ("asyncthink", kind)
             demonstration = self.task.demonstrate(puzzle, rng.getrandbits(62), mode, context, self.pool)
-            yield rows(encode(demonstration, self.tokenizer, self.prompts))
+            join = "append" if mode == "asyncthink" and joins.random() < self.mixture.append else "exact"
+            yield rows(encode(demonstration, self.tokenizer, self.prompts, join))
 
     def batch(self, seed: int, step: int, length: int) -> Batch:
         """The training batch of one step: a pure function of its arguments, so a resumed run sees the same data."""

@@ -1,0 +1,89 @@
+"""The checkpoint in the box: small, right on held-out puzzles, and trained on what the sampler sees."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from typer.testing import CliRunner
+
+import asyncthink
+from asyncthink.protocol import PromptFormat
+from asyncthink.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.tasks import task
+from asyncthink.train.commands import app
+from asyncthink.train.evaluate import evaluate, held_out_episodes
+from asyncthink.train.packing import logits_of, pack, use_packed_attention
+from asyncthink.train.solve import SETTINGS, solve_rates
+from asyncthink.train.traces import Cutter, rows
+
+BOX = Path(asyncthink.__file__).parent / "checkpoints" / "countdown"
+
+
+def test_the_box_is_small_and_searches_right() -> None:
+    """Next tokens of held-out searches; a search counts when all of it is right."""
+    assert sum(file.stat().st_size for file in BOX.iterdir()) <= 8 * 2**20
+    tokenizer, model = AutoTokenizer.from_pretrained(BOX), AutoModelForCausalLM.from_pretrained(BOX, dtype="auto")
+    use_packed_attention(model)
+    episodes = held_out_episodes(Cutter(task("countdown"), tokenizer, PromptFormat.load(BOX)), 1, 40)
+    figures = evaluate(model, episodes, tokenizer)
+    assert figures["solo/exact"] > 0.9
+    assert figures["worker_shared/exact"] > 0.9
+    assert figures["worker_isolated/exact"] > 0.9
+    assert figures["organizer/final"] > 0.9
+
+
+@pytest.mark.parametrize("context", ["shared", "isolated"])
+@pytest.mark.parametrize("join", ["exact", "append", "link"])
+def test_training_sees_what_the_sampler_saw(context: str, join: Literal["exact", "append", "link"]) -> None:
+    """Log-probabilities of sampled episodes, computed again from packed rows, agree token by token."""
+    sampler = ForkJoinSampler(BOX, context=context, join=join, num_pages=2048)
+    puzzles = [task("countdown").sample(seed) for seed in range(6)]
+    questions = [task("countdown").prompt(puzzle) for puzzle in puzzles]
+    episodes = sampler.generate(questions, SamplingParams(temperature=1.0, max_tokens=400, seed=5))
+    model = AutoModelForCausalLM.from_pretrained(BOX, dtype="auto")
+    use_packed_attention(model, moves=True)
+    joins = 0
+    for episode in episodes:
+        made = rows(episode)
+        batch = pack([made], 1)
+        with torch.no_grad():
+            scores = logits_of(model, batch)[0].log_softmax(-1)
+        for trace, span in zip(episode.traces, batch.spans, strict=True):
+            joins += sum(one.source is not None for one in trace.joins)
+            drawn = [k for k in range(1, len(trace.tokens)) if trace.sampled[k]]
+            again = scores[[span.start + k - 1 for k in drawn], [trace.tokens[k] for k in drawn]]
+            torch.testing.assert_close(again, torch.tensor([trace.logprobs[k] for k in drawn]), atol=2e-3, rtol=1e-3)
+    assert (joins > 0) == (join != "exact")
+
+
+def test_it_solves_held_out_puzzles_in_every_setting() -> None:
+    rates = solve_rates(BOX, "countdown", 20, SamplingParams(temperature=0.0, max_tokens=700), SETTINGS)
+    assert [rate.setting for rate in rates] == list(SETTINGS)
+    alone, *organized = rates
+    assert alone.solved >= 0.9
+    for rate in organized:
+        assert rate.solved >= 0.9
+        assert rate.found >= rate.solved
+        assert rate.forks >= 2
+        assert rate.critical_path < 0.75 * alone.critical_path
+        assert rate.critical_path < rate.tokens == pytest.approx(rate.critical_path * rate.concurrency, rel=0.1)
+
+
+def test_the_solve_command_prints_a_line_a_setting() -> None:
+    result = CliRunner().invoke(app, ["solve", "--model", str(BOX), "--puzzles", "2", "--max-tokens", "8"])
+    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert [line["setting"] for line in lines] == [str(setting) for setting in SETTINGS]
+    assert all(line["solved"] == 0 and line["format_errors"] == 1 for line in lines)  # 8 tokens answer nothing
+    result = CliRunner().invoke(app, ["solve", "--model", str(BOX), "--puzzles", "0"])
+    assert str(result.exception).startswith("puzzles")
+
+
+def test_a_model_without_rotary_positions_cannot_move_keys() -> None:
+    config = GPT2Config(vocab_size=64, n_positions=512, n_embd=16, n_layer=1, n_head=2)
+    with pytest.raises(ValueError, match="rotary"):
+        use_packed_attention(GPT2LMHeadModel(config).eval(), moves=True)
