@@ -17,6 +17,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -74,8 +75,9 @@ class CMakeBuild(build_ext):
 
         copy = self.native / f"pybind11-{pybind11.__version__}"
         if not copy.exists():
-            shutil.copytree(Path(pybind11.__file__).parent, copy.with_suffix(".part"), dirs_exist_ok=True)
-            copy.with_suffix(".part").rename(copy)
+            part = copy.with_name(f"{copy.name}.part")
+            shutil.copytree(Path(pybind11.__file__).parent, part, dirs_exist_ok=True)
+            part.rename(copy)
         return copy / Path(pybind11.get_cmake_dir()).relative_to(Path(pybind11.__file__).parent)
 
     def elsewhere(self) -> bool:
@@ -90,6 +92,15 @@ class CMakeBuild(build_ext):
         shutil.copy2(self.native / f"{ext.name.rpartition('.')[2]}{suffix}", target)
 
 
+class FreshPackages(build_py):
+    """A module deleted since the last wheel must not be in the next: setuptools alone would leave it in build/lib."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
 def tool(name: str) -> str:
     """cmake or ninja: on the PATH (pip puts the build requirements there), else beside this Python."""
     found = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), sysconfig.get_path("scripts"))))
@@ -101,5 +112,5 @@ def tool(name: str) -> str:
 names = ["_cpu"] + (["_cuda"] if find_nvcc() else [])
 setup(
     ext_modules=[Extension(f"asyncthink_kernels.{name}", sources=[]) for name in names],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": FreshPackages},
 )

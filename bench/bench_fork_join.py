@@ -100,7 +100,7 @@ def model(request: pytest.FixtureRequest) -> Qwen3ForCausalLM:
 
 
 @pytest.mark.parametrize("join", ["exact", "append", "link"])
-def test_episode(benchmark, model, join, capsys):
+def test_episode(benchmark, table, model, join):
     sampler = ForcedSampler(
         model, word_tokenizer(model.config.vocab_size), prompts=PROMPTS, pool=WORKERS + 1, join=join, num_pages=512
     )
@@ -117,17 +117,18 @@ def test_episode(benchmark, model, join, capsys):
     benchmark.pedantic(run, rounds=1, iterations=1, warmup_rounds=0)
     seconds, episode = sampler.seconds, sampler.episode
     outside = seconds["step"] - seconds["forward"]
-    benchmark.extra_info |= {
+    figures = {
+        "join": join,
         "steps": sampler.steps,
         "tokens": episode.total_tokens,
-        "step_ms": 1e3 * seconds["step"] / sampler.steps,
-        "outside_forward_ms": 1e3 * outside / sampler.steps,
-        "outside_forward_share": outside / seconds["step"],
-        "of_which_draw_share": seconds["draw"] / seconds["step"],
-        "critical_path_tokens": episode.critical_path_tokens,
-        "kv_bytes_shared": episode.kv_bytes_shared,
-        "kv_bytes_copied": episode.kv_bytes_copied,
+        "critical path": episode.critical_path_tokens,
+        "step ms": 1e3 * seconds["step"] / sampler.steps,
+        "outside the model ms": 1e3 * outside / sampler.steps,
+        "outside the model %": 100 * outside / seconds["step"],
+        "of which drawing %": 100 * seconds["draw"] / seconds["step"],
+        "K/V bytes shared": episode.kv_bytes_shared,
+        "K/V bytes copied": episode.kv_bytes_copied,
     }
-    with capsys.disabled():
-        if benchmark.enabled:
-            print(f"\n{join:7}" + "  ".join(f"{name} {value:.5g}" for name, value in benchmark.extra_info.items()))
+    benchmark.extra_info |= figures
+    if benchmark.enabled:
+        table.add(figures)
