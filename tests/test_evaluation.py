@@ -1,8 +1,12 @@
 """Grading: what a sampler solved, on scripted agents whose answers are known."""
 
+import json
+
 import pytest
+from typer.testing import CliRunner
 
 from asyncthink import SamplingParams
+from asyncthink.cli import app
 from asyncthink.evaluation import evaluate
 from asyncthink.tasks import Countdown
 from asyncthink.tasks.search import find_all
@@ -29,3 +33,19 @@ def test_counts_different_correct_solutions():
 def test_refuses_no_puzzles():
     with pytest.raises(ValueError, match="seeds: expected at least one puzzle"):
         evaluate(sampler([]), Countdown(), [], GREEDY)
+
+
+def test_the_command_prints_a_row_for_each_setting():
+    command = ["eval", "--puzzles", "2", "--max-tokens", "8", "--mode", "sequential,asyncthink", "--join", "exact,link"]
+    result = CliRunner().invoke(app, [*command, "--json"])
+    rows = json.loads(result.stdout)
+    assert [(row["mode"], row.get("join")) for row in rows] == [
+        ("sequential", None), ("asyncthink", "exact"), ("asyncthink", "link"),
+    ]  # fmt: skip
+    assert all(row["at_least"]["1"] == 0 and row["episodes_with_format_errors"] == 1 for row in rows)
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 5
+    result = CliRunner().invoke(app, ["eval", "--mode", "sideways"])
+    assert result.exit_code == 1
+    assert "mode: expected one of" in result.stderr

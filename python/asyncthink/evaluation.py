@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
@@ -9,6 +11,22 @@ from typing import Any
 from asyncthink.records import Episode, Event, TokenEvent
 from asyncthink.sampler import ForkJoinSampler, SamplingParams
 from asyncthink.tasks import Countdown
+
+
+def settings(modes: str, contexts: str, joins: str) -> list[dict[str, str]]:
+    """Sampler options for every combination of comma-separated values; context and join only where there are workers.
+
+    >>> settings("sequential,asyncthink", "shared", "exact,link")  # doctest: +NORMALIZE_WHITESPACE
+    [{'mode': 'sequential'},
+     {'mode': 'asyncthink', 'context': 'shared', 'join': 'exact'},
+     {'mode': 'asyncthink', 'context': 'shared', 'join': 'link'}]
+    """
+    found: list[dict[str, str]] = []
+    for mode in modes.split(","):
+        organized = itertools.product(contexts.split(","), joins.split(","))
+        pairs = [{"context": c, "join": j} for c, j in organized] if mode == "asyncthink" else [{}]
+        found += [{"mode": mode, **pair} for pair in pairs]
+    return found
 
 
 def evaluate(
@@ -55,7 +73,8 @@ def evaluate(
 
 def _options(sampler: ForkJoinSampler) -> dict[str, Any]:
     options = sampler.options
-    return {"mode": options.mode, "pool": options.pool, "context": options.context, "join": options.join}
+    organized = {"context": options.context, "join": options.join} if options.mode == "asyncthink" else {}
+    return {"mode": options.mode, "pool": options.pool, **organized}
 
 
 def _figures(episodes: Sequence[Episode], found: Sequence[int], asked: int) -> dict[str, Any]:
@@ -67,4 +86,5 @@ def _figures(episodes: Sequence[Episode], found: Sequence[int], asked: int) -> d
         "forks": fmean(e.forks for e in episodes),
         "joins": fmean(e.joins for e in episodes),
         "episodes_with_format_errors": fmean(bool(e.format_errors) for e in episodes),
+        "format_errors": dict(Counter(error for e in episodes for error in e.format_errors).most_common(5)),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -76,23 +77,25 @@ def print_figures(console: Console, episode: Episode) -> None:
     )
 
 
-def print_evaluation(console: Console, figures: dict[str, Any]) -> None:
-    """A table of what :func:`asyncthink.evaluation.evaluate` returns."""
-    mode, puzzles = figures["mode"], figures["puzzles"]
-    how = (
-        f", {figures['context']} context, {figures['join']} joins, pool {figures['pool']}"
-        if mode == "asyncthink"
-        else ""
-    )
-    console.print(f"{puzzles} held-out {figures['task']} puzzles, {mode}{how}", highlight=False)
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for count, share in figures["at_least"].items():
-        table.add_row(f"at least {count} right", f"{100 * share:.1f}%")
-    for name in ("critical_path_tokens", "total_tokens", "concurrency", "forks", "joins"):
-        table.add_row(name.replace("_", " "), f"{figures[name]:.2f}")
-    table.add_row("with format errors", f"{100 * figures['episodes_with_format_errors']:.1f}%")
+def print_evaluation(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """A row for each result of :func:`asyncthink.evaluation.evaluate`; shares in percent, means an episode.
+
+    path: drawn tokens on the critical path; errors: episodes with format errors.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("mode", no_wrap=True)
+    asked = list(rows[0]["at_least"])
+    for heading in (*(f">= {count} %" for count in asked), "path", "tokens", "agents", "errors %"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            " ".join([row["mode"], *(row[name] for name in ("context", "join") if name in row)]),
+            *(f"{100 * row['at_least'][count]:.2f}" for count in asked),
+            *(f"{row[name]:.1f}" for name in ("critical_path_tokens", "total_tokens")),
+            f"{row['concurrency']:.2f}",
+            f"{100 * row['episodes_with_format_errors']:.2f}",
+        )
+    console.print(f"{rows[0]['puzzles']} held-out {rows[0]['task']} puzzles, pool {rows[0]['pool']}", highlight=False)
     console.print(table)
 
 

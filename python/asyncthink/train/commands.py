@@ -57,25 +57,3 @@ def sft(
         resume=resume,
     )
     print(train_sft(config))
-
-
-@app.command()
-def solve(
-    model: Annotated[str, typer.Option(help="Folder or hub id of the model.")],
-    task: Annotated[str, typer.Option(help="Whose held-out puzzles.")] = "countdown",
-    puzzles: Annotated[int, typer.Option(help="How many.")] = 200,
-    pool: Annotated[int, typer.Option(help="The organizer and at most POOL - 1 live workers.")] = 4,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
-    max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw.")] = 700,
-    seed: Annotated[int, typer.Option(help="Key of the random streams.")] = 0,
-) -> None:
-    """Count the held-out puzzles that a model solves: alone, and organized with every context and join."""
-    import dataclasses
-    import json
-
-    from asyncthink.sampler import SamplingParams
-    from asyncthink.train.solve import SETTINGS, solve_rates
-
-    params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
-    for rate in solve_rates(model, task, puzzles, params, SETTINGS, pool):
-        print(json.dumps(dataclasses.asdict(rate) | {"setting": str(rate.setting)}))

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
-from typer.testing import CliRunner
 
 import asyncthink
+from asyncthink.evaluation import evaluate, settings
 from asyncthink.protocol import PromptFormat
 from asyncthink.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.serve import Served
 from asyncthink.tasks import task
-from asyncthink.train.commands import app
-from asyncthink.train.evaluate import evaluate, held_out_episodes
+from asyncthink.train.evaluate import evaluate as evaluate_forced
+from asyncthink.train.evaluate import held_out_episodes
 from asyncthink.train.packing import logits_of, pack, use_packed_attention
-from asyncthink.train.solve import SETTINGS, solve_rates
 from asyncthink.train.traces import Cutter, rows
 
 BOX = Path(asyncthink.__file__).parent / "checkpoints" / "countdown"
@@ -30,7 +29,7 @@ def test_the_box_is_small_and_searches_right() -> None:
     tokenizer, model = AutoTokenizer.from_pretrained(BOX), AutoModelForCausalLM.from_pretrained(BOX, dtype="auto")
     use_packed_attention(model)
     episodes = held_out_episodes(Cutter(task("countdown"), tokenizer, PromptFormat.load(BOX)), 1, 40)
-    figures = evaluate(model, episodes, tokenizer)
+    figures = evaluate_forced(model, episodes, tokenizer)
     assert figures["solo/exact"] > 0.9
     assert figures["worker_shared/exact"] > 0.9
     assert figures["worker_isolated/exact"] > 0.9
@@ -62,25 +61,15 @@ def test_training_sees_what_the_sampler_saw(context: str, join: Literal["exact",
 
 
 def test_it_solves_held_out_puzzles_in_every_setting() -> None:
-    rates = solve_rates(BOX, "countdown", 20, SamplingParams(temperature=0.0, max_tokens=700), SETTINGS)
-    assert [rate.setting for rate in rates] == list(SETTINGS)
-    alone, *organized = rates
-    assert alone.solved >= 0.9
-    for rate in organized:
-        assert rate.solved >= 0.9
-        assert rate.found >= rate.solved
-        assert rate.forks >= 2
-        assert rate.critical_path < 0.75 * alone.critical_path
-        assert rate.critical_path < rate.tokens == pytest.approx(rate.critical_path * rate.concurrency, rel=0.1)
-
-
-def test_the_solve_command_prints_a_line_a_setting() -> None:
-    result = CliRunner().invoke(app, ["solve", "--model", str(BOX), "--puzzles", "2", "--max-tokens", "8"])
-    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
-    assert [line["setting"] for line in lines] == [str(setting) for setting in SETTINGS]
-    assert all(line["solved"] == 0 and line["format_errors"] == 1 for line in lines)  # 8 tokens answer nothing
-    result = CliRunner().invoke(app, ["solve", "--model", str(BOX), "--puzzles", "0"])
-    assert str(result.exception).startswith("puzzles")
+    served, params = Served.load(BOX), SamplingParams(temperature=0.0, max_tokens=700)
+    options = settings("sequential,asyncthink", "shared,isolated", "exact,append,link")
+    alone, *organized = [evaluate(served.sampler(**o), task("countdown"), range(20), params) for o in options]
+    assert alone["at_least"][4] >= 0.9
+    assert len(organized) == 6
+    for figures in organized:
+        assert figures["at_least"][4] >= 0.9
+        assert figures["forks"] >= 2
+        assert figures["critical_path_tokens"] < 0.75 * alone["critical_path_tokens"]
 
 
 def test_a_model_without_rotary_positions_cannot_move_keys() -> None:
