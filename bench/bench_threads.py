@@ -4,7 +4,8 @@
 
 A step of a decoder alternates torch's matmuls with our ops. If both ran on pools of their own, the idle pool's threads
 would spin on the cores the other needs. So the time of the alternating loop over the sum of the two loops alone should
-be 1.0; and a thread that came or went between them would show in the count of threads.
+be what it is for two ops of torch: the control reads the same memory with torch, and shows what two ops cost each
+other through the caches. A thread that came or went between them would show in the count of threads.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ def our_op() -> None:
     native.merge_states(*STATES, *MERGED)
 
 
+def control() -> None:
+    torch.sum(STATES[0], 0)
+
+
 def seconds(call: Callable[[], None], calls: int = 20) -> float:
     """Mean time of a call, over a run of them."""
     start = time.perf_counter()
@@ -48,19 +53,24 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
+    print(f"{native.note('cpu')}; {len(os.listdir('/proc/self/task'))} threads in the process")
+    for name, op in (("merge_states", our_op), ("torch.sum (control)", control)):
+        ratio, alone, turn = alternate(op, arguments.rounds)
+        print(f"{name:20} alone {alone:7.1f} us, torch.mm and it in turn {turn:7.1f} us: {ratio:.3f} of the sum")
+
+
+def alternate(op: Callable[[], None], rounds: int) -> tuple[float, float, float]:
+    """(time in turn with torch.mm over the sum of both alone, us of the op alone, us in turn), medians."""
+
     def in_turn() -> None:
         torch_op()
-        our_op()
+        op()
 
     # The three are timed in turn, round by round, so that a machine that slows down slows all of them.
-    loops = (torch_op, our_op, in_turn)
-    rounds = [[seconds(loop) for loop in loops] for _ in range(arguments.rounds + 2)][2:]
-    ratio = statistics.median(turn / (torch_alone + ours_alone) for torch_alone, ours_alone, turn in rounds)
-    torch_us, ours_us, turn_us = (statistics.median(column) * 1e6 for column in zip(*rounds, strict=True))
-    print(f"{native.note('cpu')}; {len(os.listdir('/proc/self/task'))} threads in the process")
-    print(f"torch.mm alone      {torch_us:8.1f} us")
-    print(f"merge_states alone  {ours_us:8.1f} us")
-    print(f"in turn             {turn_us:8.1f} us, {ratio:.3f} of the sum")
+    found = [[seconds(loop) for loop in (torch_op, op, in_turn)] for _ in range(rounds + 2)][2:]
+    ratio = statistics.median(turn / (torch_alone + alone) for torch_alone, alone, turn in found)
+    _, alone_us, turn_us = (statistics.median(column) * 1e6 for column in zip(*found, strict=True))
+    return ratio, alone_us, turn_us
 
 
 if __name__ == "__main__":

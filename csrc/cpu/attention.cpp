@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <string>
 #include <vector>
 
 #include "common/check.h"
@@ -45,34 +46,75 @@ void* thread_scratch(size_t bytes) {
   return block.get();
 }
 
+// Few rows: memory is the limit. It is read fastest in long runs, and what the chip fetches beyond a run should be of
+// use: so a unit takes neighbouring heads, whose rows of a token lie side by side (twice as fast in float32 with 8
+// heads). Many rows: arithmetic is the limit, and one head's queries and outputs fill the cache.
+int64_t heads_per_unit(const AttentionProblem& problem, int64_t rows, int64_t num_items) {
+  constexpr int64_t kFewRows = 16, kRunBytes = 4096, kUnitsPerThread = 3;
+  const int64_t head_bytes = std::max(problem.D, problem.Dv) * element_size(problem.dtype);
+  const bool side_by_side =
+      problem.k_layout.head_stride <= 2 * problem.D && problem.v_layout.head_stride <= 2 * problem.Dv;
+  if (rows > kFewRows || !side_by_side) return 1;
+  int64_t heads = std::clamp<int64_t>(kRunBytes / head_bytes, 1, problem.heads);
+  while (heads > 1 && num_items * ceil_div(problem.heads, heads) < kUnitsPerThread * num_threads()) heads /= 2;
+  return heads;
+}
+
 // In the plan's order, heads of an item together: their K/V rows are neighbours in memory.
 void cut_units(const AttentionProblem& problem, int64_t num_items, std::vector<AttentionUnit>& units) {
-  const auto entries = static_cast<int32_t>(std::max<int64_t>(1, kUnitRows / problem.group()));
+  const auto most_entries = static_cast<int32_t>(std::max<int64_t>(1, kUnitRows / problem.group()));
+  const auto end_head = static_cast<int32_t>(problem.first_head + problem.heads);
   units.clear();
   for (int32_t i = 0; i < num_items; ++i) {
     const Item& item = problem.items[i];
-    for (int64_t head = problem.first_head; head < problem.first_head + problem.heads; ++head)
+    const int32_t entries = std::min(most_entries, item.entry_end - item.entry_begin);
+    const auto heads = static_cast<int32_t>(heads_per_unit(problem, entries * problem.group(), num_items));
+    for (auto head = static_cast<int32_t>(problem.first_head); head < end_head; head += heads)
       for (int32_t begin = item.entry_begin; begin < item.entry_end; begin += entries)
-        units.push_back({i, static_cast<int32_t>(head), begin, std::min(begin + entries, item.entry_end)});
+        units.push_back({i, head, std::min(heads, end_head - head), begin, std::min(begin + entries, item.entry_end)});
   }
+}
+
+// Multiply-adds of a unit; packing its K and V counts as so many rows more.
+int64_t work_of(const AttentionProblem& problem, const AttentionUnit& unit) {
+  constexpr int64_t kPackingRows = 8;
+  const int64_t rows = (unit.entry_end - unit.entry_begin) * problem.group() + kPackingRows;
+  return rows * unit.heads * problem.items[unit.item].length * (problem.D + problem.Dv);
+}
+
+// Successive units to a thread, so that it knows what it will need next; still enough draws to balance the threads.
+// Little work stays on the caller: done before the others wake, and where other programs hold the cores, waiting at the
+// barrier for a thread that is not scheduled costs a time slice.
+int64_t units_per_draw(const AttentionProblem& problem, const std::vector<AttentionUnit>& units) {
+  constexpr int64_t kDrawsPerThread = 6, kMost = 8, kLittle = int64_t{1} << 22;
+  const auto count = static_cast<int64_t>(units.size());
+  int64_t work = 0;
+  for (size_t i = 0; i < units.size() && work < kLittle; ++i) work += work_of(problem, units[i]);
+  return work < kLittle ? std::max<int64_t>(count, 1)
+                        : std::clamp<int64_t>(count / (kDrawsPerThread * num_threads()), 1, kMost);
 }
 
 void run_pass(const AttentionProblem& problem, int64_t num_items) {
   const AttentionKernels& kernels = attention_kernels();
   thread_local std::vector<AttentionUnit> units;
   cut_units(problem, num_items, units);
-  int64_t most_entries = 0;
-  for (const AttentionUnit& unit : units)
-    most_entries = std::max<int64_t>(most_entries, unit.entry_end - unit.entry_begin);
-  const size_t scratch = kernels.scratch_bytes(problem, most_entries * problem.group());
-  parallel_for(static_cast<int64_t>(units.size()), 1, [&, units = units.data()](int64_t i) {
-    kernels.attend(problem, units[i], thread_scratch(scratch));
+  AttentionUnit largest = {};
+  for (const AttentionUnit& unit : units) {
+    largest.heads = std::max(largest.heads, unit.heads);
+    largest.entry_end = std::max(largest.entry_end, unit.entry_end - unit.entry_begin);
+  }
+  const size_t scratch = kernels.scratch_bytes(problem, largest);
+  const auto count = static_cast<int64_t>(units.size());
+  parallel_for(count, units_per_draw(problem, units), [&, units = units.data()](int64_t i) {
+    kernels.attend(problem, units[i], i + 1 < count ? &units[i + 1] : nullptr, thread_scratch(scratch));
   });
+
   const auto needs_reduction = [&](int64_t row) { return problem.partials_of(row) != 1; };
   int64_t row = 0;
   while (row < problem.T && !needs_reduction(row)) ++row;
   if (row == problem.T) return;
-  parallel_for(problem.T * problem.heads, 16, [&](int64_t i) {
+  constexpr int64_t kRowsPerDraw = 16;
+  parallel_for(problem.T * problem.heads, kRowsPerDraw, [&](int64_t i) {
     if (needs_reduction(i / problem.heads))
       kernels.reduce(problem, i / problem.heads, problem.first_head + i % problem.heads);
   });

@@ -1,12 +1,12 @@
 // What the attention ops hand to the kernels of one instruction set: the problem as raw pointers, and units of work.
 //
-//   unit     one item (a chunk of a node's tokens), one kv head, and some of the rows that see the item
-//   M rows   of a unit: its entries x the G query heads of the kv head; they share every K/V tile that is loaded
+//   unit     one item (a chunk of a node's tokens), one or some neighbouring kv heads, some of the item's entries
+//   M rows   of a unit and head: its entries x the G query heads; they share every K/V tile that is loaded
 //   partial  what one row gets from one item: sum_k exp(s_k) v_k / sum_k exp(s_k) and log sum_k exp(s_k)
 //
 // Phase 1 runs attend() for every unit, phase 2 reduce() for every row with several partials. All arithmetic of a row
-// is the same whichever rows share its unit, and partials are merged in the order of the plan: so a branch's result does
-// not depend on its siblings, on the threads, or on how units were cut.
+// is the same whichever rows share its unit, and partials are merged in the order of the plan: so a branch's result
+// does not depend on its siblings, on the threads, or on how units were cut.
 #pragma once
 
 #include <cstddef>
@@ -53,14 +53,16 @@ struct AttentionProblem {
 };
 
 struct AttentionUnit {
-  int32_t item, head, entry_begin, entry_end;
+  int32_t item, head, heads, entry_begin, entry_end;
 };
 
 struct AttentionKernels {
-  // Bytes of scratch that attend() needs for a unit of at most `rows` M rows.
-  size_t (*scratch_bytes)(const AttentionProblem& problem, int64_t rows);
+  // Bytes of scratch that attend() needs for a unit.
+  size_t (*scratch_bytes)(const AttentionProblem& problem, const AttentionUnit& unit);
+  // `following`, or null, is the unit that the thread will probably get next: its first rows are fetched ahead.
   // `scratch` is aligned to 64 bytes.
-  void (*attend)(const AttentionProblem& problem, const AttentionUnit& unit, void* scratch);
+  void (*attend)(const AttentionProblem& problem, const AttentionUnit& unit, const AttentionUnit* following,
+                 void* scratch);
   // All query heads of one kv head of one row that has no partial, or several.
   void (*reduce)(const AttentionProblem& problem, int64_t row, int64_t head);
 };

@@ -1,6 +1,7 @@
 // The inner product of everything: C [M, N] = A [M, K] * B [K, N] on packed operands, a block of MR x NR vectors at a
 // time. An element of A, and one lane of B, is a "dword": one float, or a pair of bfloat16 that are consecutive in the
-// summed dimension. Each element of C is one chain of fused multiply-adds in the order of K, whatever the block's shape.
+// summed dimension. Each element of C is one chain of fused multiply-adds in the order of K, whatever the block's
+// shape.
 #pragma once
 
 #include "cpu/simd.h"
@@ -29,17 +30,22 @@ inline Vec splat_dword(const float* p) {
   return splat(dword);
 }
 
-// Rows of memory to bring near while a product is computed: `lines` cache lines of each, one row every `pace` steps.
+// The K and V rows of the next tile, brought near while this one is computed: a line of each for every `pace` vector
+// operations, so that memory is neither idle nor asked for more than it can have under way.
 struct Ahead {
-  const void* const* next = nullptr;
-  const void* const* end = nullptr;
-  int64_t lines = 0, pace = 1, wait = 1;
+  const char* const* k = nullptr;
+  const char* const* v = nullptr;
+  int64_t rows = 0, lines = 0;  // cache lines of a row
+  int64_t pace = 0, credit = 0, line = 0;
 
-  inline __attribute__((always_inline)) void step() {
-    if (next == end || --wait) return;
-    wait = pace;
-    const char* const row = static_cast<const char*>(*next++);
-    for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(row + 64 * line, 0, 2);
+  inline __attribute__((always_inline)) void step(int64_t operations) {
+    credit += operations;
+    for (; credit >= pace && rows > 0; credit -= pace) {
+      __builtin_prefetch(*k + 64 * line, 0, 2);
+      __builtin_prefetch(*v + 64 * line, 0, 2);
+      if (++line < lines) continue;
+      line = 0, ++k, ++v, --rows;
+    }
   }
 };
 
@@ -50,12 +56,12 @@ struct GemmOperands {
   int64_t a_stride, b_stride, c_stride;
   int64_t k;
   const float* c_scale;  // [MR]: C = c_scale * C + A * B; null: C = A * B
-  Ahead ahead;
+  Ahead* ahead;
 };
 
 template <class Math, int MR, int NR>
-inline void gemm_block(GemmOperands& x, int64_t column) {
-  Ahead ahead = x.ahead;
+inline void gemm_block(const GemmOperands& x, int64_t column) {
+  Ahead ahead = *x.ahead;
   Vec acc[MR][NR];
   float* const c = x.c + column;
 #pragma GCC unroll 6
@@ -66,7 +72,7 @@ inline void gemm_block(GemmOperands& x, int64_t column) {
   }
   const float* b = x.b + column;
   for (int64_t k = 0; k < x.k; ++k, b += x.b_stride) {
-    ahead.step();
+    ahead.step(MR * NR);
     Vec columns[NR];
 #pragma GCC unroll 4
     for (int j = 0; j < NR; ++j) columns[j] = load(b + j * W);
@@ -81,19 +87,20 @@ inline void gemm_block(GemmOperands& x, int64_t column) {
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < NR; ++j) store(c + i * x.c_stride + j * W, acc[i][j]);
-  x.ahead = ahead;
+  *x.ahead = ahead;
 }
 
 // `columns` is a multiple of W.
 template <class Math, int MR>
-inline void gemm_rows(GemmOperands& x, int64_t columns) {
+inline void gemm_rows(const GemmOperands& x, int64_t columns) {
   int64_t column = 0;
   for (; column + kVecColumns * W <= columns; column += kVecColumns * W) gemm_block<Math, MR, kVecColumns>(x, column);
+  if (kVecColumns > 2 && column + 2 * W <= columns) gemm_block<Math, MR, 2>(x, column), column += 2 * W;
   for (; column < columns; column += W) gemm_block<Math, MR, 1>(x, column);
 }
 
 template <class Math>
-inline void gemm(int rows, GemmOperands x, int64_t columns) {
+inline void gemm(int rows, const GemmOperands& x, int64_t columns) {
   switch (rows) {
     case 1:
       return gemm_rows<Math, 1>(x, columns);

@@ -12,7 +12,9 @@
 
 namespace atk::ATK_ISA {
 
-constexpr int kTile = 64;  // tokens of a K/V tile: a row's visible tokens are the bits of one uint64_t
+constexpr int64_t kTransposeCost = 6 * W;  // of a W x W block, in vector operations
+constexpr int64_t kZipCost = 3;            // of a Vec of V
+constexpr int kMaxTile = 64;               // tokens of a K/V tile: those a row sees are bits of one uint64_t
 
 // How a storage type is multiplied: bfloat16 in pairs where the chip can, everything else as floats.
 template <class Storage>
@@ -41,11 +43,20 @@ inline int64_t dwords(int64_t elements) {
   return ceil_div(elements, kPerDword<Storage>);
 }
 
-inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
+// Tokens of a tile: so many that K [dwords, tokens] takes 16 KB, and the products read it from the first-level cache.
+inline int64_t tile_tokens(int64_t depth) {
+  int64_t tokens = kMaxTile;
+  while (tokens > 16 && tokens * depth > 4096) tokens /= 2;
+  return tokens;
+}
 
-// rows[t]: K of token t, for `tokens` (a multiple of W) tokens; packed [dwords(D), kTile].
+inline int64_t round_up(int64_t n, int64_t multiple) {
+  return ceil_div(n, multiple) * multiple;
+}
+
+// rows[t]: K of token t, for `tokens` (a multiple of W) tokens; packed [dwords(D), tile].
 template <class Storage>
-inline void pack_k(const Storage* const* rows, int tokens, int64_t D, float* packed) {
+inline void pack_k(const Storage* const* rows, int tokens, int64_t D, int64_t tile, float* packed, Ahead& ahead) {
   const int64_t depth = dwords<Storage>(D);
   for (int token = 0; token < tokens; token += W) {
     for (int64_t d = 0; d < depth; d += W) {
@@ -54,13 +65,14 @@ inline void pack_k(const Storage* const* rows, int tokens, int64_t D, float* pac
       for (int i = 0; i < W; ++i)
         block[i] = Operand<Storage>::load_dwords(rows[token + i] + d * kPerDword<Storage>, D - d * kPerDword<Storage>);
       transpose(block);
-      float* to = packed + d * kTile + token;
+      ahead.step(kTransposeCost);
+      float* to = packed + d * tile + token;
       const int64_t valid = depth - d;
       if (valid >= W) {
 #pragma GCC unroll 16
-        for (int i = 0; i < W; ++i) store(to + i * kTile, block[i]);
+        for (int i = 0; i < W; ++i) store(to + i * tile, block[i]);
       } else {
-        for (int64_t i = 0; i < valid; ++i) store(to + i * kTile, block[i]);
+        for (int64_t i = 0; i < valid; ++i) store(to + i * tile, block[i]);
       }
     }
   }
@@ -68,16 +80,19 @@ inline void pack_k(const Storage* const* rows, int tokens, int64_t D, float* pac
 
 // rows[t]: V of token t, for `tokens` (even) tokens; packed [dwords(tokens), Dv rounded up to W].
 template <class Storage>
-inline void pack_v(const Storage* const* rows, int tokens, int64_t Dv, float* packed) {
-  for (int token = 0; token < tokens; ++token)
+inline void pack_v(const Storage* const* rows, int tokens, int64_t Dv, float* packed, Ahead& ahead) {
+  for (int token = 0; token < tokens; ++token) {
+    ahead.step(kZipCost * Dv / W);
     for (int64_t d = 0; d < Dv; d += W, packed += W)
       store(packed, Operand<Storage>::load_dwords(rows[token] + d, Dv - d));
+  }
 }
 
 #if defined(ATK_BF16_DOT)
 template <>
-inline void pack_v<bf16>(const bf16* const* rows, int tokens, int64_t Dv, float* packed) {
+inline void pack_v<bf16>(const bf16* const* rows, int tokens, int64_t Dv, float* packed, Ahead& ahead) {
   for (int token = 0; token < tokens; token += 2) {
+    ahead.step(kZipCost * Dv / W);
     for (int64_t d = 0; d < Dv; d += 2 * W) {
       Vec first, second;
       zip_pairs(Operand<bf16>::load_dwords(rows[token] + d, Dv - d),

@@ -54,7 +54,9 @@ inline Vec times_power_of_two(Vec x, Vec biased) {
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
 }
 
-inline float first_lane(Vec x) { return _mm256_cvtss_f32(x); }
+inline float first_lane(Vec x) {
+  return _mm256_cvtss_f32(x);
+}
 inline float reduce_max(Vec x) {
   __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   y = _mm_max_ps(y, _mm_movehl_ps(y, y));

@@ -58,7 +58,9 @@ inline Vec times_power_of_two(Vec x, Vec biased) {
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), exponent));
 }
 
-inline float first_lane(Vec x) { return _mm512_cvtss_f32(x); }
+inline float first_lane(Vec x) {
+  return _mm512_cvtss_f32(x);
+}
 inline float reduce_max(Vec x) {
   return _mm512_reduce_max_ps(x);
 }

@@ -53,7 +53,9 @@ inline Vec times_power_of_two(Vec x, Vec biased) {
   return reinterpret_cast<Vec>(reinterpret_cast<Bits>(x) + (reinterpret_cast<Bits>(biased) << 23));
 }
 
-inline float first_lane(Vec x) { return x[0]; }
+inline float first_lane(Vec x) {
+  return x[0];
+}
 inline float reduce_max(Vec x) {
   const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
   return a > b ? a : b;

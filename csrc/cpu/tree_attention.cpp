@@ -24,8 +24,12 @@ void check_shapes(const TreeAttention& a, Sizes& sizes) {
   check_size("items", "6 columns", sizes["6"], 6);
   check_size("entries", "5 columns", sizes["5"], 5);
   check_size("row_ptr", "T + 1 = " + std::to_string(sizes["T"] + 1) + " elements", sizes["T+1"], sizes["T"] + 1);
-  for (const auto& [name, view] : {std::pair{"items", a.items}, {"pages", a.pages}, {"entries", a.entries},
-                                   {"row_ptr", a.row_ptr}, {"positions", a.positions}, {"shifts", a.shifts}}) {
+  for (const auto& [name, view] : {std::pair{"items", a.items},
+                                   {"pages", a.pages},
+                                   {"entries", a.entries},
+                                   {"row_ptr", a.row_ptr},
+                                   {"positions", a.positions},
+                                   {"shifts", a.shifts}}) {
     check_dtype(name, view, DType::i32);
     check_contiguous(name, view);
   }
@@ -44,8 +48,7 @@ void check_shapes(const TreeAttention& a, Sizes& sizes) {
 void check_row_ptr(const AttentionProblem& x, int64_t num_entries) {
   if (x.row_ptr[0] != 0) fail("row_ptr[0]", "0", std::to_string(x.row_ptr[0]));
   for (int64_t row = 0; row < x.T; ++row)
-    if (x.partials_of(row) < 0)
-      fail("row_ptr", "values that never fall", "a fall after row " + std::to_string(row));
+    if (x.partials_of(row) < 0) fail("row_ptr", "values that never fall", "a fall after row " + std::to_string(row));
   if (x.row_ptr[x.T] != num_entries)
     fail("row_ptr[T]", "E = " + std::to_string(num_entries), std::to_string(x.row_ptr[x.T]));
 }

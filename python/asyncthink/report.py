@@ -85,17 +85,20 @@ def print_evaluation(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("mode", no_wrap=True)
     asked = list(rows[0]["at_least"])
-    for heading in (*(f">= {count} %" for count in asked), "path", "tokens", "agents", "errors %"):
-        table.add_column(heading, justify="right")
+    for heading in (*(f">={count}" for count in asked), "path", "tokens", "agents", "errors"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             " ".join([row["mode"], *(row[name] for name in ("context", "join") if name in row)]),
-            *(f"{100 * row['at_least'][count]:.2f}" for count in asked),
+            *(f"{100 * row['at_least'][count]:.1f}" for count in asked),
             *(f"{row[name]:.1f}" for name in ("critical_path_tokens", "total_tokens")),
             f"{row['concurrency']:.2f}",
-            f"{100 * row['episodes_with_format_errors']:.2f}",
+            f"{100 * row['episodes_with_format_errors']:.1f}",
         )
-    console.print(f"{rows[0]['puzzles']} held-out {rows[0]['task']} puzzles, pool {rows[0]['pool']}", highlight=False)
+    console.print(
+        f"{rows[0]['puzzles']} held-out {rows[0]['task']} puzzles, pool {rows[0]['pool']}; shares in percent",
+        highlight=False,
+    )
     console.print(table)
 
 
