@@ -47,9 +47,9 @@ class ForkJoinSampler:
 
     A seed makes an episode reproducible whatever else is in the batch: every agent has its own random stream, and the
     attention of a branch is bitwise independent of what decodes beside it. The linear layers are the platform's: a
-    matrix product may round differently when the number of rows changes (measured on a CPU in float32: 4e-7 relative for
-    one product, 2e-6 for the logits of a small model), which can only matter where a draw falls that close to the border
-    between two tokens.
+    matrix product may round differently when the number of rows changes (measured on a CPU in float32: 4e-7 relative
+    for one product, 2e-6 for the logits of a small model), which can only matter where a draw falls that close to the
+    border between two tokens.
 
     Example:
         >>> from asyncthink import ForkJoinSampler, SamplingParams                              # doctest: +SKIP
