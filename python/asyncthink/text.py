@@ -35,9 +35,6 @@ class Codec:
         """Token ids of ``text`` alone: nothing added in front or behind."""
         return list(self.backend.encode(text, add_special_tokens=False).ids) if text else []
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        return self.backend.decode(list(tokens), skip_special_tokens=False)
-
 
 class TextStream:
     """The text of one agent, grown token by token; the character each token ends at is kept.
