@@ -1,4 +1,4 @@
-"""``python -m asyncthink_kernels``: which backend runs which op here, which does not and why."""
+"""``python -m asyncthink_kernels``: which backend runs which op here, which does not and why; and who prefills."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from asyncthink_kernels import dispatch
 
 
 def table(device: str) -> str:
-    """Ops down, backends across; ``*`` marks the default, and notes below say what runs or why not."""
-    rows = dispatch.explain(device=device)
+    """Ops down, backends across; ``*`` marks the default, and notes below say what runs or why not.
+
+    The last line says what computes the prefill of new branches.
+    """
+    rows = [row for row in dispatch.explain(device=device) if row.op in dispatch.OPS]
     names = list(dict.fromkeys(row.backend for row in rows))
     width = max(map(len, dispatch.OPS))
     column = max(len("available *"), *map(len, names))
@@ -28,6 +31,8 @@ def table(device: str) -> str:
         for reason, ops in reasons.items():
             which = "" if len(reasons) == 1 else f" ({', '.join(ops)})"
             lines.append(f"{name}{which}: {reason}")
+    flash, ours = dispatch.explain(dispatch.PREFILL, device)
+    lines.append(f"{flash.op}: {flash.backend if flash.default else ours.backend} ({flash.backend}: {flash.reason})")
     return "\n".join(lines)
 
 

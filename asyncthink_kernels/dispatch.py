@@ -1,9 +1,11 @@
 """Which backend computes which op on which device, and why.
 
-The first backend of :data:`BACKENDS` that serves the device and has the op is the default. ``use_backend("reference")``
+The first backend of :data:`BACKENDS` made for the device that has the op is the default. ``use_backend("reference")``
 or the environment variable ``ASYNCTHINK_BACKEND`` names another, and then nothing else is tried: a backend that cannot
 run the op is an error that says why. When the preferred backend itself is missing, a warning says so once for each op;
 :func:`explain` (``python -m asyncthink_kernels``) shows the whole table.
+
+Beside the backends stands flash-attn, which knows one case of one op, :data:`PREFILL`, and is used where it can be.
 """
 
 from __future__ import annotations
@@ -20,22 +22,27 @@ from typing import Any
 
 #: Every op, in the order in which tables show them.
 OPS = ("append_kv", "tree_attention", "paged_attention", "merge_states", "join_append", "copy_pages")
+#: `tree_attention` of a step in which every branch is new, so that rows see rows of the step alone.
+PREFILL = "prefill"
 #: Names a backend for the whole process; read at every call.
 ENVIRONMENT = "ASYNCTHINK_BACKEND"
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A module of kernels and the device types it serves (None: every device torch serves)."""
+    """A module of kernels, the device types it is made for (None: every device torch serves), and those it serves
+    when it is asked for by name."""
 
     name: str
     module: str
     devices: tuple[str, ...] | None
+    by_name: tuple[str, ...] = ()
 
 
-#: In order of preference.
+#: In order of preference. Triton before CUDA C++ is a choice by plan, not by measurement, until a GPU has measured it.
 BACKENDS = (
     Backend("cpu", "asyncthink_kernels.backends.native", ("cpu",)),
+    Backend("triton", "asyncthink_kernels.backends.triton", ("cuda",), by_name=("cpu",)),
     Backend("cuda", "asyncthink_kernels.backends.native", ("cuda",)),
     Backend("reference", "asyncthink_kernels.backends.reference", None),
 )
@@ -52,6 +59,7 @@ class Row:
     default: bool
 
 
+_FLASH = "asyncthink_kernels.backends.flash"
 _chosen: ContextVar[str | None] = ContextVar("asyncthink_backend", default=None)
 _found: dict[tuple[str, str, str | None], Callable[..., Any]] = {}
 
@@ -74,7 +82,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 def find(op: str, device: str) -> Callable[..., Any]:
     """The function that computes ``op`` on device type ``device`` now. Raises ValueError when the chosen one cannot."""
-    name = _chosen.get() or os.environ.get(ENVIRONMENT) or None
+    name = _name()
     function = _found.get((op, device, name))
     if function is None:
         backend = _default(op, device) if name is None else _named(name, op, device)
@@ -83,28 +91,59 @@ def find(op: str, device: str) -> Callable[..., Any]:
     return function
 
 
+def find_prefill(q: Any, v: Any, sinks: Any) -> Callable[..., Any] | None:
+    """flash-attn's function for a :data:`PREFILL` of q [T,Hq,D] and v [T,H,Dv] and the sinks, if any; None where it is
+    for `tree_attention` to compute: flash-attn is not there, does not take these tensors, or a backend is named."""
+    if _name() is not None:
+        return None
+    flash: Any = importlib.import_module(_FLASH)
+    reason = flash.why_not(q.device.type) or flash.why_not_these(q, v, sinks)
+    function: Callable[..., Any] | None = flash.prefill if reason is None else None
+    return function
+
+
 def backends_for(op: str, device: str) -> list[str]:
     """Names of the backends that can run ``op`` on device type ``device``, the preferred one first."""
-    return [backend.name for backend in BACKENDS if _why_not(backend, op, device) is None]
+    able = [backend for backend in BACKENDS if _why_not(backend, op, device) is None]
+    return [backend.name for backend in sorted(able, key=lambda each: not _made_for(each, device))]
 
 
 def explain(op: str | None = None, device: str = "cpu") -> list[Row]:
     """For each op (or the one named) and backend: available or why not, and which one runs by default now.
 
     "Default" honours ``use_backend`` and ``ASYNCTHINK_BACKEND``; if the named backend cannot run, no row is default.
+    The rows of ``"prefill"`` say the same of flash-attn and `tree_attention`.
     """
-    if op is not None and op not in OPS:
-        raise ValueError(f"op must be one of {', '.join(OPS)}, got {op!r}")
-    name = _chosen.get() or os.environ.get(ENVIRONMENT) or None
+    if op not in (None, *OPS, PREFILL):
+        raise ValueError(f"op must be one of {', '.join((*OPS, PREFILL))}, got {op!r}")
+    name = _name()
     rows = []
-    for each in OPS if op is None else (op,):
+    for each in [each for each in OPS if op in (None, each)]:
         reasons = {backend.name: _why_not(backend, each, device) for backend in BACKENDS}
-        default = name or next((key for key, reason in reasons.items() if reason is None), None)
+        default = name or next((b.name for b in BACKENDS if _made_for(b, device) and reasons[b.name] is None), None)
         for backend in BACKENDS:
             reason = reasons[backend.name]
             text = reason if reason is not None else importlib.import_module(backend.module).note(device)
             rows.append(Row(each, backend.name, reason is None, text, reason is None and backend.name == default))
-    return rows
+    return rows + _explain_prefill(name, device) if op in (None, PREFILL) else rows
+
+
+def _explain_prefill(name: str | None, device: str) -> list[Row]:
+    flash: Any = importlib.import_module(_FLASH)
+    reason: str | None = flash.why_not(device)
+    free = reason is None and name is None
+    note = flash.note() if reason is None else reason
+    if name is not None and reason is None:
+        note = f"{note}; not used, as backend {name!r} is named"
+    return [
+        Row(PREFILL, "flash-attn", reason is None, note, free),
+        Row(PREFILL, "tree_attention", True, "where flash-attn is not used", not free),
+    ]
+
+
+def _name() -> str | None:
+    """The backend that is named now."""
+    return _chosen.get() or os.environ.get(ENVIRONMENT) or None
 
 
 def _known(name: str) -> Backend:
@@ -125,6 +164,8 @@ def _named(name: str, op: str, device: str) -> Backend:
 def _default(op: str, device: str) -> Backend:
     missing: list[str] = []
     for backend in BACKENDS:
+        if not _made_for(backend, device):
+            continue
         reason = _why_not(backend, op, device)
         if reason is None:
             if missing:
@@ -134,17 +175,16 @@ def _default(op: str, device: str) -> Backend:
                     stacklevel=3,
                 )
             return backend
-        if _serves(backend, device):
-            missing.append(f"{backend.name} is not available ({reason})")
+        missing.append(f"{backend.name} is not available ({reason})")
     raise ValueError(f"no backend runs {op} on {device}: {'; '.join(missing)}")
 
 
-def _serves(backend: Backend, device: str) -> bool:
+def _made_for(backend: Backend, device: str) -> bool:
     return backend.devices is None or device in backend.devices
 
 
 def _why_not(backend: Backend, op: str, device: str) -> str | None:
-    if not _serves(backend, device):
+    if not _made_for(backend, device) and device not in backend.by_name:
         return f"serves {', '.join(backend.devices or ())} only"
     try:
         module: ModuleType = importlib.import_module(backend.module)

@@ -245,6 +245,27 @@ def normal(shape: Sequence[int], dtype: torch.dtype, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def far_apart(shape: Sequence[int], dtype: torch.dtype, axis: int, device: str) -> Tensor:
+    """Uninitialised, dense but for ``axis``, whose steps are 2 ** 30 elements: from index 2 on, offsets in it pass what
+    32 bits can count. Memory between the steps is never touched, so a CPU does not provide it."""
+    strides = list(torch.empty(*shape, device="meta").stride())
+    strides[axis] = 2**30
+    room = torch.empty((shape[axis] - 1) * 2**30 + math.prod(shape), dtype=dtype, device=device)
+    return room.as_strided(tuple(shape), strides)
+
+
+def odd_bits(tensor: Tensor) -> None:
+    """Fill ``tensor`` with what arithmetic would not keep: NaNs of several payloads, signalling and quiet, and -0."""
+    odd = {
+        torch.float32: (0x7F800001, 0x7FC12345, -0x003FFFFF, -0x80000000),
+        torch.bfloat16: (0x7F81, 0x7FC3, -0x003F, -0x8000),
+        torch.float16: (0x7C01, 0x7E03, -0x01FF, -0x8000),
+    }[tensor.dtype]
+    bits = tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
+    repeats = -(-bits.numel() // len(odd))
+    bits.copy_(torch.tensor(odd, dtype=bits.dtype).repeat(repeats)[: bits.numel()].view(bits.shape))
+
+
 def angles(shifts: Tensor, pairs: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
     """cos and sin [K, R] float32 of ``shifts[k] * base ** (-i / R)``: the default rotary embedding on R pairs."""
     inverse = base ** -(torch.arange(pairs, dtype=torch.float64) / max(pairs, 1))

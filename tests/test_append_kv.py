@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from asyncthink_kernels import append_kv
-from asyncthink_kernels.testing import moved, normal
+from asyncthink_kernels.testing import far_apart, moved, normal, odd_bits, widened
 from conftest import Target
 
 
@@ -54,13 +56,42 @@ def test_writes_the_slots_and_nothing_else(shape: dict[str, Any], target: Target
         assert torch.equal(arguments[name], cache)
 
 
-def test_keeps_the_bits_of_nan_and_infinity(target: Target, dtype: torch.dtype) -> None:
-    arguments = moved(build(dtype), target.device)
-    bits = torch.int32 if dtype == torch.float32 else torch.int16
-    arguments["k"][:, :, 0], arguments["k"][:, :, 1], arguments["k"][:, :, 2] = torch.nan, -torch.inf, -0.0
+@pytest.mark.parametrize("places", [(4,), (0, 3, 8), range(9)], ids=["one", "some", "all"])
+def test_padding_is_not_written(places: Sequence[int], target: Target, dtype: torch.dtype) -> None:
+    arguments = build(dtype)
+    arguments["slots"][list(places)] = -1
+    arguments = moved(arguments, target.device)
+    written = arguments["slots"] != -1
+    want = {name: arguments[name].clone() for name in ("k_cache", "v_cache")}
+    for name, cache in want.items():
+        page, offset = arguments["slots"][written] // 16, arguments["slots"][written] % 16
+        cache[page, offset] = arguments[name[0]][written]
     append_kv(**arguments)
-    written = arguments["k_cache"].flatten(0, 1)[arguments["slots"]]
-    assert torch.equal(written.view(bits), arguments["k"].contiguous().view(bits))
+    for name, cache in want.items():
+        assert torch.equal(arguments[name], cache)
+
+
+def test_keeps_the_bits_of_nan_and_infinity(target: Target, dtype: torch.dtype) -> None:
+    arguments = build(dtype)
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    odd_bits(arguments["k"])
+    odd_bits(arguments["v"])
+    arguments["k"][:, :, 0], arguments["k"][:, :, 1], arguments["k"][:, :, 2] = torch.nan, -torch.inf, -0.0
+    arguments = moved(arguments, target.device)
+    append_kv(**arguments)
+    for name in "kv":
+        written = arguments[f"{name}_cache"].flatten(0, 1)[arguments["slots"]]
+        assert torch.equal(written.view(bits), arguments[name].contiguous().view(bits))
+
+
+def test_offsets_beyond_32_bits(target: Target) -> None:
+    caches = {f"{name}_cache": far_apart((3, 2, 1, 8), torch.bfloat16, 0, target.device).fill_(0) for name in "kv"}
+    new = {name: normal((2, 1, 8), torch.bfloat16, seed).to(target.device) for seed, name in enumerate("kv")}
+    append_kv(**new, **caches, slots=torch.tensor([5, 1], device=target.device))
+    for name in "kv":
+        want = torch.zeros(6, 1, 8, dtype=torch.bfloat16, device=target.device)
+        want[[5, 1]] = new[name]
+        assert torch.equal(caches[f"{name}_cache"].flatten(0, 1), want)
 
 
 METADATA = {
@@ -88,13 +119,20 @@ def test_bad_metadata_names_the_tensor(name: str) -> None:
         append_kv(**arguments | {culprit: change(arguments)})
 
 
-@pytest.mark.parametrize("slot", [-1, 80, 2**40, -(2**63)])
+@pytest.mark.parametrize("slot", [-2, 80, 2**40, -(2**63)])
 def test_slots_out_of_range_touch_nothing(slot: int, target: Target) -> None:
     refused(target, lambda slots: [*slots[:-1].tolist(), slot], str(slot))
 
 
 def test_slots_named_twice_touch_nothing(target: Target) -> None:
     refused(target, lambda slots: [*slots[:-1].tolist(), slots[2].item()], "")
+
+
+def test_float64_is_for_the_reference(target: Target) -> None:
+    arguments = widened(moved(build(torch.float32), target.device))
+    refusal = pytest.raises(ValueError, match=r"\bk\b.*float64")
+    with contextlib.nullcontext() if target.backend == "reference" else refusal:
+        append_kv(**arguments)
 
 
 def refused(target: Target, change: Any, got: str) -> None:

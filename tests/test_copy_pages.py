@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from asyncthink_kernels import copy_pages
-from asyncthink_kernels.testing import moved, normal
+from asyncthink_kernels.testing import far_apart, moved, normal, odd_bits
 from conftest import Target
 
 P = 9
@@ -20,13 +20,19 @@ def build(
     layers: int = 3,
     page_size: int = 16,
     dims: tuple[int, int] = (64, 32),
+    order: tuple[int, ...] = (0, 1, 2, 3),
     src: tuple[int, ...] = (7, 2, 2),
     dst: tuple[int, ...] = (0, 8, 3),
 ) -> dict[str, Any]:
-    """Caches with gaps between heads, NaN among the numbers, one source for two destinations."""
-    caches = [normal((layers, P, page_size, 2, d + 8), dtype, d)[..., :d] for d in dims]
+    """Caches with gaps between heads, NaNs and -0 among the numbers, one source for two destinations.
+
+    ``order`` is that of L, P, S, H in memory, the slowest first.
+    """
+    sizes = [(layers, P, page_size, 2)[axis] for axis in order]
+    back = [order.index(axis) for axis in range(4)]
+    caches = [normal((*sizes, d + 8), dtype, d)[..., :d].permute(*back, 4) for d in dims]
     for cache in caches:
-        cache[:, :, 0] = torch.nan
+        odd_bits(cache[:, :, 0])
     pages = {"src": torch.tensor(src).long(), "dst": torch.tensor(dst).long()}
     return {"k_caches": caches[0], "v_caches": caches[1], **pages}
 
@@ -37,7 +43,16 @@ def bits(cache: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "shape",
-    [{}, {"page_size": 1}, {"page_size": 64, "dims": (40, 72)}, {"layers": 1, "dims": (17, 5)}, {"src": (), "dst": ()}],
+    [
+        {},
+        {"page_size": 1},
+        {"page_size": 5, "dims": (80, 16), "layers": 7},
+        {"page_size": 64, "dims": (40, 72)},
+        {"layers": 1, "dims": (17, 5)},
+        {"order": (1, 0, 3, 2), "page_size": 8},
+        {"order": (3, 2, 0, 1), "page_size": 3},
+        {"src": (), "dst": ()},
+    ],
     ids=str,
 )
 def test_copies_the_pages_and_nothing_else(shape: dict[str, Any], target: Target, dtype: torch.dtype) -> None:
@@ -49,6 +64,19 @@ def test_copies_the_pages_and_nothing_else(shape: dict[str, Any], target: Target
     copy_pages(**arguments)
     for name, cache in want.items():
         assert torch.equal(bits(arguments[name]), bits(cache))
+
+
+def test_offsets_beyond_32_bits(target: Target) -> None:
+    caches = {f"{name}_caches": far_apart((2, 3, 2, 1, 8), torch.bfloat16, 1, target.device) for name in "kv"}
+    want = {name: normal((2, 3, 2, 1, 8), torch.bfloat16, 0).to(target.device) for name in caches}
+    for name, cache in caches.items():
+        cache.copy_(want[name])
+        want[name][:, [2, 1]] = want[name][:, [0, 0]]
+    pages = {name: torch.tensor(ids, device=target.device) for name, ids in (("src", [0, 0]), ("dst", [2, 1]))}
+    copy_pages(**caches, **pages)
+    copy_pages(**caches, src=pages["dst"][:1], dst=pages["src"][:1])
+    for name, cache in want.items():
+        assert torch.equal(caches[name], cache)
 
 
 METADATA = {

@@ -122,7 +122,7 @@ def test_explain(toys: list[str]) -> None:
     assert [row.backend for row in explain("append_kv") if row.default] == ["partial"]
     with use_backend("partial"):
         assert not any(row.default for row in explain("copy_pages"))
-    assert {row.op for row in explain()} == set(dispatch.OPS)
+    assert {row.op for row in explain()} == {*dispatch.OPS, dispatch.PREFILL}
     assert not any(row.available for row in explain("append_kv", device="cuda") if row.backend != "whole")
     with pytest.raises(ValueError, match=r"op must be one of .*, got 'softmax'"):
         explain("softmax")

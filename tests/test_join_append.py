@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -9,7 +10,17 @@ import pytest
 import torch
 
 from asyncthink_kernels import join_append, use_backend
-from asyncthink_kernels.testing import TOLERANCE, angles, compare, moved, normal, poisoned, widened
+from asyncthink_kernels.testing import (
+    TOLERANCE,
+    angles,
+    compare,
+    far_apart,
+    moved,
+    normal,
+    odd_bits,
+    poisoned,
+    widened,
+)
 from conftest import Target
 
 P = 12
@@ -22,7 +33,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "no rotation": {"pairs": 0},
     "pages of 1": {"page_size": 1, "tokens": 5},
     "pages of 64, wide heads": {"page_size": 64, "dims": (256, 128), "pairs": 128, "tokens": 40},
+    "pages of 5, one head": {"page_size": 5, "heads": 1, "dims": (48, 80), "pairs": 12},
     "one layer": {"layers": 1},
+    "many layers": {"layers": 9, "tokens": 2},
     "no token": {"tokens": 0},
 }
 
@@ -38,7 +51,7 @@ def build(
     pairs: int = 32,
     interleaved: bool = False,
 ) -> dict[str, Any]:
-    """Slots in no order, every slot that is no source poisoned; one rotary base a layer."""
+    """Slots in no order, every slot that is no source poisoned, gaps between heads; one rotary base a layer."""
     order = torch.randperm(P * page_size, generator=torch.Generator().manual_seed(1))[: 2 * tokens]
     src, dst = order[:tokens].clone(), order[tokens:].clone()
     caches = [
@@ -49,9 +62,13 @@ def build(
     ]
     tables = [angles(torch.tensor([37 - 50 * i]), pairs, base=10.0 ** (3 + i)) for i in range(layers)]
     cos, sin = (torch.cat(table) for table in zip(*tables, strict=True))
+    gaps = [torch.full((*cache.shape[:3], heads + 1, cache.shape[4] + 8), torch.nan).to(dtype) for cache in caches]
+    views = [gap[..., :heads, :d] for gap, d in zip(gaps, dims, strict=True)]
+    for view, cache in zip(views, caches, strict=True):
+        view.copy_(cache)
     return {
-        "k_caches": caches[0],
-        "v_caches": caches[1],
+        "k_caches": views[0],
+        "v_caches": views[1],
         "src_slots": src,
         "dst_slots": dst,
         "cos": cos,
@@ -78,6 +95,35 @@ def test_against_the_float64_reference(name: str, target: Target, dtype: torch.d
     compare(arguments["v_caches"], want_v, limit=0, what="v")
     turned = 2 * arguments["cos"].shape[1]
     compare(arguments["k_caches"][..., turned:], want_k[..., turned:], limit=0, what="k beyond 2 R")
+
+
+@pytest.mark.parametrize("pairs", [0, 7])
+def test_what_does_not_turn_keeps_its_bits(pairs: int, target: Target, dtype: torch.dtype) -> None:
+    arguments = build(dtype, pairs=pairs, tokens=5, layers=2)
+    odd_bits(arguments["k_caches"][..., 2 * pairs :])
+    odd_bits(arguments["v_caches"])
+    arguments = moved(arguments, target.device)
+    join_append(**arguments)
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    for cache in (arguments["k_caches"][..., 2 * pairs :], arguments["v_caches"]):
+        slots = cache.contiguous().view(bits).flatten(1, 2)
+        assert torch.equal(slots[:, arguments["dst_slots"]], slots[:, arguments["src_slots"]])
+
+
+def test_offsets_beyond_32_bits(target: Target) -> None:
+    shape, device = (2, 3, 2, 1, 8), target.device
+    caches = {f"{name}_caches": far_apart(shape, torch.bfloat16, 1, device).zero_() for name in "kv"}
+    new = normal((2, 8), torch.bfloat16, 0).to(device)
+    for cache in caches.values():
+        cache[:, 0, 1, 0] = new
+    quarter = {"cos": torch.zeros(2, 4, device=device), "sin": torch.ones(2, 4, device=device)}
+    for src, dst in ((1, 5), (5, 2)):  # there, and back
+        slots = {"src_slots": torch.tensor([src], device=device), "dst_slots": torch.tensor([dst], device=device)}
+        join_append(**caches, **slots, **quarter)
+    assert torch.equal(caches["k_caches"][:, 2, 1, 0], torch.cat((-new[:, 4:], new[:, :4]), dim=1))
+    assert torch.equal(caches["k_caches"][:, 1, 0, 0], -new)
+    for page, offset in ((2, 1), (1, 0)):
+        assert torch.equal(caches["v_caches"][:, page, offset, 0], new)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -143,6 +189,13 @@ def test_a_destination_named_twice_touches_nothing(target: Target) -> None:
 
 def test_a_destination_that_is_a_source_touches_nothing(target: Target) -> None:
     refused(target, "dst_slots", lambda a: a["src_slots"][3])
+
+
+def test_float64_is_for_the_reference(target: Target) -> None:
+    arguments = widened(moved(build(torch.float32), target.device))
+    refusal = pytest.raises(ValueError, match=r"\bk_caches\b.*float64")
+    with contextlib.nullcontext() if target.backend == "reference" else refusal:
+        join_append(**arguments)
 
 
 def refused(target: Target, culprit: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -9,10 +10,18 @@ import pytest
 import torch
 
 from asyncthink_kernels import merge_states, use_backend
-from asyncthink_kernels.testing import TOLERANCE, compare, moved, normal, widened
+from asyncthink_kernels.testing import TOLERANCE, compare, far_apart, moved, normal, widened
 from conftest import Target
 
-SHAPES = [(1, 1, 1, 1), (2, 5, 3, 64), (7, 3, 2, 40), (33, 2, 4, 128), (3, 0, 2, 16), (5, 4, 1, 17)]
+SHAPES = [
+    (1, 1, 1, 1),
+    (2, 5, 3, 64),
+    (7, 3, 2, 40),
+    (33, 2, 4, 128),
+    (3, 0, 2, 16),
+    (5, 4, 1, 17),
+    (9, 1, 2, 256),
+]
 
 
 def build(
@@ -23,7 +32,7 @@ def build(
     lse = 10 * normal((n, T, H), torch.float32, 1)
     lse[torch.rand(n, T, H, generator=torch.Generator().manual_seed(2)) < 0.3] = -math.inf
     lse[:, :1, :1] = -math.inf
-    out = normal((n, T, H + 1, Dv + 4), dtype, 3)[:, :, :H, :Dv]
+    out = normal((T, H + 1, n, Dv + 4), dtype, 3)[:, :H, :, :Dv].permute(2, 0, 1, 3)
     out[lse == -math.inf] = math.nan
     return {"out": out if strided else out.contiguous(), "lse": lse}
 
@@ -61,6 +70,25 @@ def test_no_state_at_all_is_zero(target: Target, dtype: torch.dtype) -> None:
     assert (out == 0).all() and (lse == -math.inf).all()
 
 
+def test_infinities_without_a_say(target: Target, dtype: torch.dtype) -> None:
+    """As NaN: an infinity counts only where its state saw something."""
+    arguments = build(dtype)
+    silent = arguments["lse"] == -math.inf
+    arguments["out"][silent] = math.inf
+    out, lse = merge_states(**moved(arguments, target.device))
+    arguments["out"][silent] = 0
+    want_out, want_lse = merge_states(**moved(arguments, target.device))
+    assert torch.equal(out, want_out) and torch.equal(lse, want_lse)
+
+
+def test_offsets_beyond_32_bits(target: Target) -> None:
+    out = far_apart((3, 1, 2, 8), torch.bfloat16, 0, target.device).copy_(normal((3, 1, 2, 8), torch.bfloat16, 0))
+    lse = normal((3, 1, 2), torch.float32, 1).to(target.device)
+    merged, merged_lse = merge_states(out, lse)
+    want, want_lse = merge_states(out.contiguous(), lse)
+    assert torch.equal(merged, want) and torch.equal(merged_lse, want_lse)
+
+
 @pytest.mark.parametrize("shift", [-1e4, 1e4])
 def test_large_lses_neither_overflow_nor_vanish(shift: float, target: Target) -> None:
     arguments = build(torch.float32)
@@ -69,6 +97,13 @@ def test_large_lses_neither_overflow_nor_vanish(shift: float, target: Target) ->
     moved_out, moved_lse = merge_states(**moved({**arguments, "lse": arguments["lse"] + shift}, target.device))
     compare(moved_out, out, limit=1e-6)
     compare(moved_lse - shift, lse, limit=2e-3, what="lse")
+
+
+def test_float64_is_for_the_reference(target: Target) -> None:
+    arguments = widened(moved(build(torch.float32), target.device))
+    refusal = pytest.raises(ValueError, match=r"\bouts?\b.*float64")
+    with contextlib.nullcontext() if target.backend == "reference" else refusal:
+        merge_states(**arguments)
 
 
 METADATA = {

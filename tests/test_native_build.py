@@ -97,8 +97,8 @@ def append(**changes: torch.Tensor) -> None:
         ({"v": torch.zeros(3, 2, 6, dtype=torch.float16)}, "v: expected float32, got float16"),
         ({"k": torch.zeros(3, 2, 16)[..., ::2]}, "k: expected stride 1 in the last dimension, got 2"),
         ({"slots": torch.tensor([5, 0, 23], dtype=torch.int32)}, "slots: expected int64, got int32"),
-        ({"slots": torch.tensor([5, 0, 24])}, r"slots\[2\]: expected a value in \[0, 24\), got 24"),
-        ({"slots": torch.tensor([5, -1, 3])}, r"slots\[1\]: expected a value in \[0, 24\), got -1"),
+        ({"slots": torch.tensor([5, 0, 24])}, r"slots\[2\]: expected a value in \[-1, 24\), got 24"),
+        ({"slots": torch.tensor([5, -2, 3])}, r"slots\[1\]: expected a value in \[-1, 24\), got -2"),
         ({"slots": torch.tensor([5, 1, 5])}, "slots: expected distinct values, got 5 twice"),
     ],
 )

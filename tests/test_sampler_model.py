@@ -4,39 +4,18 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from asyncthink import ForkJoinSampler, SamplingParams
 from asyncthink.options import CONTEXTS, JOINS
-from scripted import PROMPTS, tokenizer
+from scripted import PROMPTS
+from tiny_models import organizer
 
-TAGS = [tag for i in (1, 2, 3) for tag in (f"<FORK-{i}>", f"</FORK-{i}>", f"<JOIN-{i}>", f"</JOIN-{i}>")]
-TAGS += ["<ANSWER>", "</ANSWER>", "<RETURN>", "</RETURN>"]
 PARAMS = SamplingParams(temperature=1.0, max_tokens=60, seed=11)
 
 
 @pytest.fixture(scope="module")
 def parts():
-    """A model that has a good chance to organize: each tag makes the next sensible token likely."""
-    tok = tokenizer(*TAGS)
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tok), hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=1024, tie_word_embeddings=False,
-        eos_token_id=tok.eos_token_id,
-    )  # fmt: skip
-    model = Qwen3ForCausalLM(config).eval()
-    follows = {"<FORK-1>": "</FORK-1>", "</FORK-1>": "<FORK-2>", "<FORK-2>": "</FORK-2>", "</FORK-2>": "<JOIN-2>",
-               "</JOIN-2>": "<JOIN-1>", "</JOIN-1>": "<ANSWER>", "<ANSWER>": "k", "k": "</ANSWER>",
-               "<RETURN>": "x", "x": "y", "y": "z", "z": "</RETURN>", "\n": "<FORK-1>", ":": "<RETURN>"}  # fmt: skip
-    with torch.no_grad():
-        model.lm_head.weight.mul_(0.5)
-        for before, after in follows.items():
-            model.lm_head.weight[tok.convert_tokens_to_ids(after)] += (
-                2.0 * model.model.embed_tokens.weight[tok.convert_tokens_to_ids(before)]
-            )
-        model.lm_head.weight *= 6
-    return model, tok
+    return organizer()
 
 
 def build(parts, **options):

@@ -14,7 +14,7 @@ from torch import Tensor
 from asyncthink_kernels import append_kv, tree_attention, use_backend
 from asyncthink_kernels.testing import TOLERANCE, Tree, angles, compare, moved, normal, random_tree, widened
 from conftest import Target
-from tree_cases import CASES, Case, build, chain, forest
+from tree_cases import CASES, Case, build, chain, forest, padded
 
 
 @functools.cache
@@ -116,6 +116,21 @@ def test_a_branch_is_bitwise_the_same_without_its_siblings(name: str, target: Ta
         assert torch.equal(alone_out, out[row : row + new])
         assert torch.equal(alone_lse, lse[row : row + new])
         row += new
+
+
+@pytest.mark.parametrize(
+    "name", ["three levels", "forest, all options", "prefill, empty rows, sinks", "links, half-split"]
+)
+def test_capacity_beyond_the_plan_changes_nothing(name: str, target: Target, dtype: torch.dtype) -> None:
+    arguments, _ = build(CASES[name], dtype)
+    out, lse = tree_attention(**moved(arguments, target.device))
+    wide = padded(arguments)
+    wide_out, wide_lse = tree_attention(**moved(wide, target.device))
+    T = len(out)
+    assert torch.equal(wide_out[:T], out) and torch.equal(wide_lse[:T], lse)
+    assert not wide_out[T:].any()
+    nothing = torch.full_like(lse[0], -math.inf) if wide["sinks"] is None else wide["sinks"].to(lse.device)
+    assert torch.equal(wide_lse[T:], nothing.expand(len(wide_lse) - T, -1))
 
 
 def test_bitwise_the_same_beside_many_siblings(target: Target, dtype: torch.dtype) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from asyncthink_kernels import tree_attention
 from asyncthink_kernels.testing import moved
 from conftest import Target
-from tree_cases import CASES, build
+from tree_cases import CASES, build, padded
 
 METADATA = {
     "q of two dimensions": ("q", lambda a: a["q"][0]),
@@ -100,4 +102,55 @@ def test_bad_values_name_the_tensor(name: str, target: Target) -> None:
     arguments[tensor] = arguments[tensor].clone()
     arguments[tensor][index] = value
     with pytest.raises(ValueError, match=rf"\b({tensor}|entries|row_ptr)\b.* got "):
+        tree_attention(**moved(arguments, target.device))
+
+
+def swapped(a: dict[str, Tensor]) -> None:
+    """The first two items change places; each still names its own entries."""
+    a["items"][:2] = a["items"][:2].flip(0)
+
+
+def gap(a: dict[str, Tensor]) -> None:
+    """No item holds the first entry of the second one."""
+    a["items"][1, 4] += 1
+
+
+def twice(a: dict[str, Tensor]) -> None:
+    """The second item holds the last entry of the first one too."""
+    a["items"][1, 4] -= 1
+
+
+def backwards(a: dict[str, Tensor]) -> None:
+    """The first item holds less than nothing."""
+    a["items"][0, 5] = a["items"][1, 4] = -1
+
+
+def unheld(a: dict[str, Tensor]) -> None:
+    """The last entry that row_ptr counts is in no item."""
+    a["items"][-1, 5] -= 1
+
+
+def uncounted(a: dict[str, Tensor]) -> None:
+    """The items hold one entry more than row_ptr counts."""
+    a["row_ptr"][-1] -= 1
+
+
+def no_items(a: dict[str, Tensor]) -> None:
+    """Nothing holds any entry."""
+    a["items"] = a["items"][:0]
+
+
+@pytest.mark.parametrize("spoil", [swapped, gap, twice, backwards, unheld, uncounted, no_items])
+def test_items_cover_the_entries_in_order(spoil: Callable[[dict[str, Tensor]], None], target: Target) -> None:
+    arguments, _ = build(CASES["links, half-split"], torch.float32)
+    spoil(arguments)
+    with pytest.raises(ValueError, match=r"\b(items|entries)\b.* got "):
+        tree_attention(**moved(arguments, target.device))
+
+
+def test_a_capacity_does_not_excuse_what_is_in_use(target: Target) -> None:
+    arguments, _ = build(CASES["links, half-split"], torch.float32)
+    arguments = padded(arguments)
+    arguments["entries"][0, 4] = 10**6
+    with pytest.raises(ValueError, match=r"\bentries\b.* got "):
         tree_attention(**moved(arguments, target.device))

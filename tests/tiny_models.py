@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
 from asyncthink.model import Decoder
 from asyncthink_kernels.cache import Branch
+from scripted import tokenizer
 
 VOCABULARY = 97
 WINDOW = 7
+_TAGS = [tag for i in (1, 2, 3) for tag in (f"<FORK-{i}>", f"</FORK-{i}>", f"<JOIN-{i}>", f"</JOIN-{i}>")]
+_TAGS += ["<ANSWER>", "</ANSWER>", "<RETURN>", "</RETURN>"]
 
 _BASE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -142,3 +145,26 @@ def joined_branches(decoder: Decoder, trunk: Tensor, own: Tensor, worker: Tensor
     child = decoder.cache.fork(root)
     feed(decoder, (root, own), (child, worker))
     return root, child
+
+
+def organizer() -> tuple[nn.Module, Any]:
+    """A model with a good chance to organize, each tag making the next sensible token likely, and its tokenizer."""
+    tok = tokenizer(*_TAGS)
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tok), hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=1024, tie_word_embeddings=False,
+        eos_token_id=tok.eos_token_id,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config).eval()
+    follows = {"<FORK-1>": "</FORK-1>", "</FORK-1>": "<FORK-2>", "<FORK-2>": "</FORK-2>", "</FORK-2>": "<JOIN-2>",
+               "</JOIN-2>": "<JOIN-1>", "</JOIN-1>": "<ANSWER>", "<ANSWER>": "k", "k": "</ANSWER>",
+               "<RETURN>": "x", "x": "y", "y": "z", "z": "</RETURN>", "\n": "<FORK-1>", ":": "<RETURN>"}  # fmt: skip
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.5)
+        for before, after in follows.items():
+            model.lm_head.weight[tok.convert_tokens_to_ids(after)] += (
+                2.0 * model.model.embed_tokens.weight[tok.convert_tokens_to_ids(before)]
+            )
+        model.lm_head.weight *= 6
+    return model, tok

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from asyncthink_kernels.testing import Branch, Plan, Tree, angles, normal, poisoned, random_tree
+from asyncthink_kernels.testing import IMPOSSIBLE, Branch, Plan, Tree, angles, normal, poisoned, random_tree
 
 Work = tuple[Tree, list[tuple[Branch, int]]]
 
@@ -166,3 +167,22 @@ def build(case: Case, dtype: torch.dtype, work: Work | None = None) -> tuple[dic
         "return_lse": True,
     }
     return arguments, plan
+
+
+def padded(arguments: dict[str, Any], rows: int = 3, items: int = 4, entries: int = 7) -> dict[str, Any]:
+    """The same step in a larger capacity: rows without entries, items without tokens, numbers that nobody may read."""
+    a = dict(arguments)
+    used = int(a["row_ptr"][-1])
+    spare = torch.tensor([0, 0, 0, 0, used, used], dtype=torch.int32)
+    a["q"] = torch.cat([a["q"], torch.full((rows, *a["q"].shape[1:]), math.nan, dtype=a["q"].dtype)])
+    a["items"] = torch.cat([a["items"], spare.expand(items, 6)])
+    for name, count in (("pages", 5), ("entries", entries)):
+        wrong = torch.tensor(IMPOSSIBLE, dtype=torch.int32).repeat(5 * count)
+        a[name] = torch.cat([a[name], wrong[: count * a[name][:1].numel()].view(count, *a[name].shape[1:])])
+    a["row_ptr"] = torch.cat([a["row_ptr"], a["row_ptr"][-1:].expand(rows)])
+    a["positions"] = torch.cat([a["positions"], torch.zeros(rows, dtype=torch.int32)])
+    a["shifts"] = torch.cat([a["shifts"], torch.zeros(2, dtype=torch.int32)])
+    for name in ("cos", "sin"):
+        if a[name] is not None:
+            a[name] = torch.cat([a[name], torch.full_like(a[name][:1], math.nan).expand(2, -1)])
+    return a

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
+
+#: Set to 1, index values on a GPU are checked too.
+ENVIRONMENT = "ASYNCTHINK_CHECK"
+
+
+def wanted(tensor: Tensor) -> bool:
+    """Whether to look at index values that lie where ``tensor`` does. On a GPU the look makes the host wait for every
+    kernel launched before, so there it happens only under ``ASYNCTHINK_CHECK=1``; never while a graph is captured or
+    torch's synchronisation debug mode forbids to wait."""
+    if tensor.device.type != "cuda":
+        return True
+    if os.environ.get(ENVIRONMENT) != "1" or torch.cuda.is_current_stream_capturing():
+        return False
+    return torch.cuda.get_sync_debug_mode() == 0
 
 
 def in_range(op: str, name: str, index: Tensor, low: int, high: int) -> None:
@@ -20,13 +36,17 @@ def slots(
     slots: Tensor,
     high: int,
     *,
+    padding: bool = False,
     distinct: bool = False,
     apart_from: tuple[str, Tensor] | None = None,
 ) -> None:
-    """Slots (or pages) to touch: in [0, high), all different if ``distinct``, none of them in ``apart_from``."""
-    in_range(op, name, slots, 0, high)
+    """Slots (or pages) to touch: in [0, high), all different if ``distinct``, none of them in ``apart_from``.
+
+    With ``padding``, -1 is no slot and may stand there any number of times.
+    """
+    in_range(op, name, slots, -1 if padding else 0, high)
     if distinct:
-        ordered = slots.sort().values
+        ordered = slots[slots >= 0].sort().values
         twice = ordered[1:][ordered.diff() == 0]
         if twice.numel():
             raise ValueError(f"{op}: {name} must be distinct, got {twice[0].item()} more than once")
@@ -71,25 +91,26 @@ def plan(
     if shifts[0] != 0:
         raise ValueError(f"{op}: shifts must begin with 0, got {shifts[0].item()}")
 
-    E = entries.shape[0]
-    in_range(op, "items (entry_begin)", entry_begin, 0, E + 1)
-    in_range(op, "items (entry_end)", entry_end, 0, E + 1)
-    covered = [e for a, b in zip(entry_begin.tolist(), entry_end.tolist(), strict=True) for e in range(a, b)]
-    if sorted(covered) != list(range(E)):
-        raise ValueError(f"{op}: items (entry_begin, entry_end) must cover {E} entries once, got {len(covered)}")
-    item_length = torch.empty(E, dtype=torch.long, device=items.device)
-    item_length[covered] = torch.repeat_interleave(length, (entry_end - entry_begin).clamp(min=0))
-    row, begin, end, shift, partial = entries.long().unbind(1)
+    used = int(row_ptr[-1])  # entries behind these belong to nobody and may hold anything
+    if row_ptr[0] != 0 or used > entries.shape[0] or (row_ptr.diff() < 0).any():
+        raise ValueError(
+            f"{op}: row_ptr must rise from 0 to at most the {entries.shape[0]} entries, got {row_ptr.tolist()}"
+        )
+    edges = torch.cat((entry_begin, row_ptr[-1:])), torch.cat((row_ptr[:1], entry_end))
+    if (edges[0] != edges[1]).any() or (entry_begin > entry_end).any():
+        raise ValueError(
+            f"{op}: items (entry_begin, entry_end) must cover the {used} entries up to row_ptr[T] in order, "
+            f"got {items[:, 4:].tolist()}"
+        )
+    item_length = torch.repeat_interleave(length, entry_end - entry_begin)
+    row, begin, end, shift, partial = entries[:used].long().unbind(1)
     in_range(op, "entries (row)", row, 0, num_rows)
     in_range(op, "entries (shift_index)", shift, 0, shifts.shape[0])
     outside = (begin < 0) | (begin > end) | (end > item_length)
     if outside.any():
         raise ValueError(
-            f"{op}: entries (begin, end) must be inside their item, got {entries[outside][0, 1:3].tolist()}"
+            f"{op}: entries (begin, end) must be inside their item, got {entries[:used][outside][0, 1:3].tolist()}"
         )
-
-    if row_ptr[0] != 0 or row_ptr[-1] != E or (row_ptr.diff() < 0).any():
-        raise ValueError(f"{op}: row_ptr must rise from 0 to the number of entries {E}, got {row_ptr.tolist()}")
     stray = (partial < row_ptr[row]) | (partial >= row_ptr[row + 1])
     if stray.any() or (partial.sort().values.diff() == 0).any():
         raise ValueError(f"{op}: entries (partial) must number each row's entries from row_ptr[row], got others")

@@ -32,11 +32,12 @@ def note(device: str) -> str:
 
 
 def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    """K and V of T new tokens into their slots."""
-    check.slots("append_kv", "slots", slots, k_cache.shape[0] * k_cache.shape[1], distinct=True)
-    page, offset = _place(slots, k_cache.shape[1])
-    k_cache[page, offset] = k
-    v_cache[page, offset] = v
+    """K and V of T new tokens into their slots; -1 is no slot."""
+    check.slots("append_kv", "slots", slots, k_cache.shape[0] * k_cache.shape[1], padding=True, distinct=True)
+    written = slots >= 0
+    page, offset = _place(slots[written], k_cache.shape[1])
+    k_cache[page, offset] = k[written]
+    v_cache[page, offset] = v[written]
 
 
 def tree_attention(
@@ -138,8 +139,10 @@ def join_append(
     src_page, src_offset = _place(src_slots, S)
     dst_page, dst_offset = _place(dst_slots, S)
     for layer in range(k_caches.shape[0]):
-        k = _wide(k_caches[layer, src_page, src_offset])  # [N, H, D]
-        k_caches[layer, dst_page, dst_offset] = _rotate(k, cos[layer], sin[layer], interleaved).to(k_caches.dtype)
+        k = k_caches[layer, src_page, src_offset]  # [N, H, D]
+        turned = k[..., : 2 * cos.shape[1]]
+        turned.copy_(_rotate(_wide(turned), cos[layer], sin[layer], interleaved))
+        k_caches[layer, dst_page, dst_offset] = k
         v_caches[layer, dst_page, dst_offset] = v_caches[layer, src_page, src_offset]
 
 

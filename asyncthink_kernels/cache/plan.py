@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -29,6 +29,7 @@ class StepPlan:
     | entries | [E, 5] int32 | row, begin, end, shift_index, partial |
     | row_ptr | [T + 1] int32 | partials of row r are row_ptr[r] .. row_ptr[r + 1] |
     | shifts | [K] int32 | distinct position shifts of linked segments; shifts[0] == 0 |
+    | fresh | no tensor | rows of each branch where all are new, so that the step sees its own rows alone; else None |
 
     The tokens of an item start at in-page `offset` of pages[page_begin] and run over consecutive pages; `position` is
     the position of its first token for its writer (a reader adds the entry's shift). Row `row` sees item tokens
@@ -36,6 +37,8 @@ class StepPlan:
     of the entry in the row's context order.
 
     On the CPU the tensors are views of the planner's buffers: the next `TreeCache.plan` may update them in place.
+    `fresh` is None also for one row a branch. A plan may have room for more than it holds: then the rest is padding,
+    as :class:`PlanBuffers` makes it.
     """
 
     slots: torch.Tensor
@@ -45,6 +48,7 @@ class StepPlan:
     entries: torch.Tensor
     row_ptr: torch.Tensor
     shifts: torch.Tensor
+    fresh: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     def attention_args(self) -> dict[str, torch.Tensor]:
         """The keyword arguments of `tree_attention` that come from the plan."""
@@ -61,4 +65,5 @@ class StepPlan:
         """The plan with its tensors on `device`; itself where they are there already."""
         if self.slots.device == torch.device(device):
             return self
-        return StepPlan(slots=self.slots.to(device), **{k: v.to(device) for k, v in self.attention_args().items()})
+        moved = {name: tensor.to(device) for name, tensor in self.attention_args().items()}
+        return StepPlan(slots=self.slots.to(device), **moved, fresh=self.fresh)

@@ -138,7 +138,8 @@ class LivePlan:
         self._tail_items = item_of_group[last_group]
         self._own_entries = place[last_group]  # with one row a branch: the entry of that row and its own chunk
         arrays = (self._slots, self._positions, self._items, self._pages, self._entries, self._row_ptr, self._shifts)
-        self.plan = StepPlan(*map(torch.from_numpy, arrays))
+        new = not tails.before.any() and not any(map(len, fixed)) and tails.count.max() > 1  # others may be advanced
+        self.plan = StepPlan(*map(torch.from_numpy, arrays), fresh=tuple(tails.count.tolist()) if new else None)
 
     def _expand(
         self, groups: _Groups, order: IntArray, counts: IntArray, row_begin: IntArray, shift_index: IntArray

@@ -35,7 +35,7 @@ class Group:
 
 
 class KVStorage:
-    """K and V of all layers and pages in one allocation, grouped by layer shape.
+    """K and V of all layers and pages, grouped by layer shape: one allocation for K, one for V.
 
     Slot s is page s // page_size at offset s % page_size, the same in every layer. The memory is not initialised:
     what no token was written to may hold anything, NaN included, and `poison()` makes it so. On the CPU the range is
@@ -72,27 +72,31 @@ class KVStorage:
         self._place = {layer: (g, i) for g in self.groups for i, layer in enumerate(g.layers)}
 
     def _carve(self, device: torch.device) -> tuple[Group, ...]:
-        """Allocate once and cut the tensors of each group out of it."""
+        """The tensors of each group."""
         members: dict[LayerShape, list[int]] = {}
         for layer, shape in enumerate(self.layers):
             members.setdefault(shape, []).append(layer)
-        shapes = [
-            (len(index), self.num_pages, self.page_size, shape.kv_heads, width)
-            for shape, index in members.items()
-            for width in (shape.head_dim, shape.v_head_dim)
-        ]
-        step = ALIGN // self.dtype.itemsize
-        sizes = [-(-torch.Size(shape).numel() // step) * step for shape in shapes]
+        counts = {
+            shape: (len(index), self.num_pages, self.page_size, shape.kv_heads) for shape, index in members.items()
+        }
         try:
-            memory = torch.empty(sum(sizes), dtype=self.dtype, device=device)
+            # Two, because torch.compile does not update two tensors of one allocation in place by one op: it copies.
+            keys = self._allocate([torch.Size((*counts[shape], shape.head_dim)) for shape in members], device)
+            values = self._allocate([torch.Size((*counts[shape], shape.v_head_dim)) for shape in members], device)
         except RuntimeError as error:
-            need = sum(sizes) * self.dtype.itemsize / 2**30
+            need = self.bytes_per_token * self.num_pages * self.page_size / 2**30
             raise MemoryError(f"K and V need {need:.2f} GiB on {device}; lower num_pages ({self.num_pages})") from error
+        grouped = zip(members.values(), keys, values, strict=True)
+        return tuple(Group(tuple(index), k, v) for index, k, v in grouped)
+
+    def _allocate(self, shapes: Sequence[torch.Size], device: torch.device) -> list[torch.Tensor]:
+        """Tensors of these shapes, cut out of one allocation."""
+        step = ALIGN // self.dtype.itemsize
+        sizes = [-(-shape.numel() // step) * step for shape in shapes]
+        memory = torch.empty(sum(sizes), dtype=self.dtype, device=device)
         _advise_huge_pages(memory)
         pieces = zip(torch.split(memory, sizes), shapes, strict=True)
-        parts = [piece[: torch.Size(shape).numel()].view(shape) for piece, shape in pieces]
-        pairs = zip(members.values(), parts[::2], parts[1::2], strict=True)
-        return tuple(Group(tuple(index), k, v) for index, k, v in pairs)
+        return [piece[: shape.numel()].view(shape) for piece, shape in pieces]
 
     def k(self, layer: int) -> torch.Tensor:
         """K of one layer, [P, S, H, D]."""

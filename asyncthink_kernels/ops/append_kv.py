@@ -12,20 +12,20 @@ from asyncthink_kernels.ops._library import register
 def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
     """Write K and V of T new tokens into their slots of one layer's cache, in place.
 
-    ``k_cache[slots[t] // S, slots[t] % S] = k[t]``, and the same for V.
+    ``k_cache[slots[t] // S, slots[t] % S] = k[t]``, and the same for V; a token of slot -1 is padding, not written.
 
     Args:
         k: [T, H, D] keys, rotary embedding applied. float32, bfloat16, float16 (float64: reference backend only).
         v: [T, H, Dv] values, dtype of ``k``.
         k_cache: [P, S, H, D], dtype of ``k``; written in place.
         v_cache: [P, S, H, Dv], dtype of ``k``; written in place.
-        slots: [T] int64, contiguous: page * S + offset of each token; all different.
+        slots: [T] int64, contiguous: page * S + offset of each token, all different, or -1.
 
     The last dimension of every tensor is contiguous; other strides are free.
 
     Raises:
         ValueError: a shape, dtype, device or stride that does not fit, a slot out of range or named twice; the cache
-            is untouched then.
+            is untouched then. On a GPU slots are looked at only under ``ASYNCTHINK_CHECK=1``.
 
     Source: the paged KV cache of vLLM (arXiv 2309.06180, section 4.1).
 

@@ -94,13 +94,16 @@ def tree_attention(
         v_cache: [P, S, H, Dv] values of one layer, dtype of ``q``.
         items: [I, 6] int32: page_begin, offset, length, position, entry_begin, entry_end. The item's ``length`` tokens
             begin at in-page ``offset`` of page ``pages[page_begin]`` and run on through consecutive ``pages``; its
-            entries are ``entries[entry_begin:entry_end]``; ``position`` is that of its first token.
+            entries are ``entries[entry_begin:entry_end]``; ``position`` is that of its first token. Items stand in the
+            order of their entries, without gaps, from entry 0 to ``row_ptr[T]``; an item of length 0 without entries
+            (entry_begin = entry_end) is padding.
         pages: [N] int32 page ids of all items. Ids beyond an item's tokens are never looked at.
         entries: [E, 5] int32: row, begin, end, shift_index, partial. Every entry belongs to one item; ``partial`` is
-            ``row_ptr[row]`` plus the rank of the entry within its row.
-        row_ptr: [T + 1] int32: row r has entries with partials [row_ptr[r], row_ptr[r + 1]).
+            ``row_ptr[row]`` plus the rank of the entry within its row. E is a capacity: entries from ``row_ptr[T]`` on
+            belong to nobody and are never looked at.
+        row_ptr: [T + 1] int32: row r has entries with partials [row_ptr[r], row_ptr[r + 1]); a row may have none.
         positions: [T] int32 position of each row in its branch.
-        shifts: [K] int32 position shifts, in tokens; ``shifts[0] == 0``.
+        shifts: [K] int32 position shifts, in tokens; ``shifts[0] == 0``. Shifts that no entry names have no say.
         scale: default D ** -0.5.
         window: sliding window in tokens, at least 1; None: no window.
         softcap: soft limit of the logits, above 0; None: no limit.
@@ -118,7 +121,8 @@ def tree_attention(
 
     Raises:
         ValueError: a shape, dtype, device, stride or option that does not fit, or a page id, row, token range, shift
-            index or partial out of range.
+            index or partial out of range, or items that do not cover the entries in order. Index values on a GPU are
+            looked at only under ``ASYNCTHINK_CHECK=1``.
 
     Source: shared-prefix decoding with softmax merge, Hydragen (arXiv 2402.05099, section 3.2); the rotation of the
     query instead of cached keys follows from RoPE being orthogonal (RoFormer, arXiv 2104.09864, section 3.2).

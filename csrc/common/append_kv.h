@@ -9,7 +9,7 @@ namespace atk {
 struct AppendKV {
   View k, v;              // [T, H, D], [T, H, Dv]
   View k_cache, v_cache;  // [P, S, H, D], [P, S, H, Dv]
-  View slots;             // [T] int64, distinct
+  View slots;             // [T] int64, distinct, or kNoSlot
 
   Sizes check() const {
     Sizes sizes;

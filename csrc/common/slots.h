@@ -8,6 +8,8 @@
 
 namespace atk {
 
+constexpr int64_t kNoSlot = -1;  // of a token that is padding
+
 ATK_HD int64_t page_of(int64_t slot, int64_t page_size) {
   return slot / page_size;
 }

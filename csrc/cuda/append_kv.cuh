@@ -21,7 +21,8 @@ struct AppendJob {
 };
 
 // One thread a word. Neighbouring threads take neighbouring words of a row, then heads, then tokens, so that loads and
-// stores coalesce. A slot outside the cache traps, as torch's own indexing does: the host cannot see it without a sync.
+// stores coalesce. kNoSlot is skipped; another slot outside the cache traps, as torch's own indexing does: the host
+// cannot see it without a sync.
 template <class Word>
 __global__ void append_rows(const __grid_constant__ AppendJob job) {
   const AppendRows& rows = job.rows[blockIdx.y];
@@ -31,6 +32,7 @@ __global__ void append_rows(const __grid_constant__ AppendJob job) {
     const int64_t row = i / rows.row_words, word = i - row * rows.row_words;
     const int64_t token = row / job.heads, head = row - token * job.heads;
     const int64_t slot = job.slots[token * job.slots_stride];
+    if (slot == kNoSlot) continue;
     if (slot < 0 || slot >= job.num_slots) __trap();
     const int64_t from = token * rows.src_token_stride + head * rows.src_head_stride + word;
     static_cast<Word*>(rows.cache)[rows.layout.row(slot, head) + word] = static_cast<const Word*>(rows.src)[from];

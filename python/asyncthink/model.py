@@ -5,18 +5,22 @@ Letters: T rows (tokens) of a step, N rows to draw from or tokens of a span, V v
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from asyncthink.model_gates import check_kind, one_line, record_layers, text_config, vocabulary
+from asyncthink.model_compile import CompiledModel
+from asyncthink.model_gates import Layers, check_kind, one_line, record_layers, text_config, vocabulary
+from asyncthink.model_graph import CaptureError, CudaRecorder, Rerun, StepGraphs
 from asyncthink.model_hook import BorrowedModel, DecoderError
 from asyncthink.model_probe import check_packed_fork
-from asyncthink.model_step import PagedAttention
+from asyncthink.model_step import PagedAttention, Step
 from asyncthink.rotary import NotRotaryError, Rotary, find_rotaries, length_dependent
 from asyncthink_kernels.cache import Branch, KVStorage, StepPlan, TreeCache
+from asyncthink_kernels.tuning import chunk_tokens
 
 __all__ = ["Decoder", "DecoderError"]
 
@@ -37,7 +41,9 @@ class Decoder:
         cache: the :class:`TreeCache` that makes branches and plans.
         storage: the K and V of all its pages.
         join_modes: what :meth:`join` offers, and ``"exact"``, which every model has.
-        why_not: for each mode not offered, the reason.
+        why_not: for each mode not offered, the reason; under ``"graphs"`` why decode steps are not captured, where
+            that was asked for and cannot be.
+        graphs: the captured decode steps (:class:`asyncthink.model_graph.StepGraphs`); None: every step runs eagerly.
         max_length: positions this model can take; None where there is no hard limit.
 
     Args:
@@ -45,7 +51,15 @@ class Decoder:
         page_size: tokens of a page.
         num_pages, memory_bytes: size of the cache, by either; default: 65,536 tokens, or what fits into a quarter of
             the free memory.
-        chunk: tokens of a node that make one attention item.
+        chunk: tokens of a node that make one attention item; default 512, on a GPU by the heads of the model
+            (:func:`asyncthink_kernels.tuning.chunk_tokens`).
+        graphs: capture decode steps as CUDA graphs; None: on a GPU. True on the CPU captures nothing, but runs decode
+            steps from the same static buffers: for tests. A model whose steps cannot be captured runs eagerly, with
+            one RuntimeWarning that says why. After a change of the model call :meth:`refresh`.
+        compile: run steps through torch.compile, whole; True for its default backend, or a backend's name. The first
+            step compiles (seconds to minutes), and so does the first of another kind: with linked keys, from static
+            buffers. Sizes make no kinds. Where torch cannot compile a model, the first step raises torch's own error.
+            Logits may differ from uncompiled ones in rounding, and flash-attn is not used.
 
     >>> decoder = Decoder(model, num_pages=64)                                         # doctest: +SKIP
     >>> organizer = decoder.cache.root()                                               # doctest: +SKIP
@@ -54,6 +68,8 @@ class Decoder:
     torch.Size([1, 151936])
     """
 
+    graphs: StepGraphs | None = None
+
     def __init__(
         self,
         model: nn.Module,
@@ -61,9 +77,11 @@ class Decoder:
         page_size: int = 16,
         num_pages: int | None = None,
         memory_bytes: int | None = None,
-        chunk: int = 512,
+        chunk: int | None = None,
+        graphs: bool | None = None,
+        compile: bool | str = False,
     ) -> None:
-        TreeCache(1, page_size, chunk)  # refuses sizes that cannot be, before the model is run
+        TreeCache(1, page_size, chunk or page_size)  # refuses sizes that cannot be, before the model is run
         kind = check_kind(model)
         self._borrowed = BorrowedModel(model)
         self.device = next(model.parameters()).device
@@ -88,10 +106,19 @@ class Decoder:
 
         token_bytes = sum(s.kv_heads * (s.head_dim + s.v_head_dim) for s in layers.shapes) * layers.dtype.itemsize
         num_pages = _num_pages(num_pages, memory_bytes, page_size, token_bytes, self.device)
-        self.cache = TreeCache(num_pages, page_size, chunk)
+        self.cache = TreeCache(num_pages, page_size, chunk or _chunk(model, layers, page_size, self.device))
         self.storage = KVStorage(layers.shapes, num_pages, page_size, layers.dtype, self.device)
         self._attention = PagedAttention([call.module for call in layers.calls], self.storage, rotaries)
         self._vocabulary = vocabulary(model)
+        self._kind = kind
+        if compile:
+            self._borrowed.compiled = CompiledModel(model, "inductor" if compile is True else compile)
+        if graphs or (graphs is None and self.device.type == "cuda"):
+            if changing is None:
+                recorder = CudaRecorder(self.device) if self.device.type == "cuda" else Rerun()
+                self.graphs = StepGraphs(self._attention, model, self._pass, recorder)
+            else:
+                self.why_not["graphs"] = f"{kind} cannot be captured: its {changing[0]} RoPE depends on the positions"
 
     @classmethod
     def load(
@@ -118,15 +145,23 @@ class Decoder:
         T = plan.slots.shape[0]
         rows = torch.as_tensor(logits_rows, dtype=torch.int64)
         self._check_step(tokens, plan, rows, T)
-        step = self._attention.step(plan)
-        positions = plan.positions.to(self.device, torch.int64)
-        logits = self._borrowed.run(step, tokens.to(self.device), positions, rows.to(self.device))
-        if step.calls != len(self._attention.places):
-            raise RuntimeError(
-                f"expected {len(self._attention.places)} attention calls, got {step.calls}: "
-                "the model was changed, or used by another thread, during the step"
-            )
-        return logits.float()
+        if self.graphs is not None and self.graphs.takes(T, rows):
+            try:
+                return self.graphs.step(plan, tokens)
+            except CaptureError as error:
+                self.graphs = None
+                self.why_not["graphs"] = f"{self._kind} cannot be captured: {error}"
+                warnings.warn(f"{self.why_not['graphs']}; every step runs eagerly", RuntimeWarning, stacklevel=2)
+        return self._pass(self._attention.step(plan, tokens), rows.to(self.device)).float()
+
+    def refresh(self) -> None:
+        """The model was changed: captured steps are forgotten where its weights lie elsewhere now.
+
+        Weights that changed where they lie are seen anyway. For other changes of the model see :attr:`graphs`. K and V
+        in the cache are those of the old weights: release their branches.
+        """
+        if self.graphs is not None:
+            self.graphs.refresh()
 
     def join(self, dst: Branch, src: Branch, start: int, stop: int, mode: Literal["append", "link"]) -> None:
         """Let ``dst`` go on with tokens [start, stop) of ``src``'s context without computing them again.
@@ -147,6 +182,16 @@ class Decoder:
             except BaseException:
                 self.cache.truncate(dst, before)  # slots that were never written must not be read
                 raise
+
+    def _pass(self, step: Step, rows: Tensor) -> Tensor:
+        """One forward pass -> logits [N,V] of rows [N]."""
+        logits = self._borrowed.run(step, step.tokens, step.positions, rows)
+        if step.calls != len(self._attention.places):
+            raise RuntimeError(
+                f"expected {len(self._attention.places)} attention calls, got {step.calls}: "
+                "the model was changed, or used by another thread, during the step"
+            )
+        return logits
 
     def _check_step(self, tokens: Tensor, plan: StepPlan, rows: Tensor, T: int) -> None:
         if tokens.dtype != torch.int64 or tuple(tokens.shape) != (T,):
@@ -198,6 +243,15 @@ def _num_pages(
     if fitting < 1:
         raise ValueError(f"memory_bytes must hold a page of {page_size * token_bytes} bytes, got {memory_bytes}")
     return fitting
+
+
+def _chunk(model: nn.Module, layers: Layers, page_size: int, device: torch.device) -> int:
+    """512 tokens; on a GPU by the heads of the model, for a handful of branches."""
+    if device.type != "cuda":
+        return -(-512 // page_size) * page_size
+    kv_heads = max(shape.kv_heads for shape in layers.shapes)
+    heads = getattr(text_config(model), "num_attention_heads", kv_heads)
+    return chunk_tokens(max(1, heads // kv_heads), 8, page_size, kv_heads)
 
 
 def _free_memory(device: torch.device) -> int:

@@ -6,9 +6,10 @@ V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -40,7 +41,13 @@ class Receiver(Protocol):
         ...
 
 
-_current: ContextVar[Receiver | None] = ContextVar("asyncthink_step", default=None)
+class _Current(threading.local):
+    """The receiver of this thread's pass. (Not a context variable: torch.compile cannot look into one.)"""
+
+    receiver: Receiver | None = None
+
+
+_current = _Current()
 _windows: ContextVar[set[int]] = ContextVar("asyncthink_windows")
 
 
@@ -54,8 +61,8 @@ def _attention(
     asyncthink_step: Receiver | None = None,
     **given: Any,
 ) -> tuple[Tensor, None]:
-    # The keyword is the explicit way; the context variable serves the models that drop keywords between layers.
-    receiver = _current.get() if asyncthink_step is None else asyncthink_step
+    # The keyword is the explicit way; the thread's receiver serves the models that drop keywords between layers.
+    receiver = _current.receiver if asyncthink_step is None else asyncthink_step
     if receiver is None:
         raise RuntimeError(f"attention {ATTENTION!r} works inside asyncthink.model.Decoder only; no step is running")
     return receiver.attend(module, query, key, value, attention_mask, given), None
@@ -88,6 +95,7 @@ class BorrowedModel:
         self.configs = _configs(model)
         self.takes_step = True  # forward() accepts keywords for its attention
         self.keeps_logits = True  # forward() honours logits_to_keep
+        self.compiled: Callable[..., Any] | None = None  # runs the model when given: (receiver, keywords of forward())
         with _locks_guard:
             self._lock = _locks.setdefault(model, threading.Lock())
 
@@ -127,14 +135,15 @@ class BorrowedModel:
             keywords[_STEP_KEYWORD] = receiver
         if self.keeps_logits:
             keywords["logits_to_keep"] = rows
+        forward = self.model if self.compiled is None else functools.partial(self.compiled, receiver)
         with self.lent(attention):
-            token = _current.set(receiver)
+            outer, _current.receiver = _current.receiver, receiver
             try:
-                output = self.model(
+                output = forward(
                     input_ids=tokens[None], position_ids=positions[None], use_cache=False, return_dict=True, **keywords
                 )
             finally:
-                _current.reset(token)
+                _current.receiver = outer
             logits: Tensor = output.logits[0]
             return logits if self.keeps_logits else logits[rows]
 

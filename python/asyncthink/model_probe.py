@@ -71,9 +71,9 @@ def _packed(borrowed: BorrowedModel, layers: Layers, page_size: int, parent: lis
 
     def step(tokens: list[int], *work: tuple[Branch, int]) -> Tensor:
         plan = cache.plan(work)
-        ids = torch.tensor(tokens, device=device)
+        taken = attention.step(plan, torch.tensor(tokens))
         rows = torch.arange(len(tokens), device=device)
-        return borrowed.run(attention.step(plan), ids, plan.positions.to(device, torch.int64), rows).float()
+        return borrowed.run(taken, taken.tokens, taken.positions, rows).float()
 
     root = cache.root()
     ahead = step(parent[:_AHEAD], (root, _AHEAD))

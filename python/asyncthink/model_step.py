@@ -5,16 +5,21 @@ Letters: T rows, Hq query heads, H kv heads, D head_dim of K, Dv of V, L layers,
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from asyncthink.rotary import Rotary
+from asyncthink.rotary import Rotary, Turns
 from asyncthink_kernels import append_kv, join_append, tree_attention
-from asyncthink_kernels.cache import Group, KVStorage, Scatter, StepPlan
+from asyncthink_kernels.cache import Capacity, Group, KVStorage, PlanBuffers, Scatter, StepPlan
+from asyncthink_kernels.dispatch import find_prefill
+
+_OPTIONS = {"scale": "scaling", "window": "sliding_window", "softcap": "softcap"}
+"""Options of attention, by the keywords under which layers pass them."""
 
 
 class _Place(NamedTuple):
@@ -49,12 +54,19 @@ class PagedAttention:
         self.device = storage.groups[0].k.device
         self.wide = torch.float64 if storage.dtype == torch.float64 else torch.float32
         self._runs = [] if rotaries is None else [run for group in storage.groups for run in _runs(group, rotaries)]
-        self._shifts: tuple[int, ...] = (0,)
-        self._turns: list[dict[str, Any]] = [{} for _ in modules]
+        self._turns = self.turns()
 
-    def step(self, plan: StepPlan) -> Step:
-        """The receiver of one forward pass over ``plan``."""
-        return Step(self, plan.to(self.device), self._turns_for(plan.shifts))
+    def turns(self) -> Turns:
+        """Tables for shifted positions, for all layers; a step that is kept has its own."""
+        return Turns(self.rotaries, len(self.places), dtype=self.wide, device=self.device)
+
+    def step(self, plan: StepPlan, tokens: Tensor) -> Step:
+        """The receiver of one forward pass of tokens [T] over ``plan``, which go to the device in one copy."""
+        turns, fresh = self._turns.load(plan.shifts), plan.fresh
+        if plan.slots.device != self.device:
+            buffers = PlanBuffers(Capacity.exact(plan), self.device)
+            plan, tokens = load(buffers, plan, tokens), buffers.tokens
+        return Step(self, plan, tokens.to(self.device), turns, fresh)
 
     def append(self, scatter: Scatter) -> None:
         """Carry out an ``append`` join: K, rotated by the shift, and V to their new slots, in all layers."""
@@ -64,31 +76,42 @@ class PagedAttention:
             cos, sin = angles.cos().to(self.device, self.wide), angles.sin().to(self.device, self.wide)
             join_append(run.k, run.v, src, dst, cos, sin, interleaved=run.interleaved)
 
-    def _turns_for(self, shifts: Tensor) -> list[dict[str, Any]]:
-        """Keyword arguments of tree_attention that turn queries, for each layer; made when the shifts change."""
-        distinct = tuple(shifts.tolist())
-        if distinct != self._shifts:
-            if self.rotaries is None:
-                raise ValueError(f"this model cannot read keys at shifted positions, got shifts {list(distinct)}")
-            made: dict[Rotary, dict[str, Any]] = {}
-            for rotary in self.rotaries:
-                if rotary not in made:
-                    cos, sin = rotary.tables(shifts, dtype=self.wide, device=self.device)
-                    turn = {"cos": cos, "sin": sin, "interleaved": rotary.interleaved}
-                    made[rotary] = turn if rotary.pairs and len(distinct) > 1 else {}
-            self._turns = [made[rotary] for rotary in self.rotaries]
-            self._shifts = distinct
-        return self._turns
+
+def load(buffers: PlanBuffers, plan: StepPlan, tokens: Tensor) -> StepPlan:
+    """Fill the buffers with a plan and its tokens [T], which may lie on the CPU or, already, on the device."""
+    if tokens.device.type == "cpu":
+        return buffers.load(plan, tokens)
+    loaded = buffers.load(plan)
+    buffers.tokens[: len(tokens)] = tokens
+    return loaded
 
 
 class Step:
-    """Receives the attention calls of one forward pass and serves each from the paged cache."""
+    """Receives the attention calls of one forward pass and serves each from the paged cache.
 
-    def __init__(self, attention: PagedAttention, plan: StepPlan, turns: list[dict[str, Any]]) -> None:
+    tokens, positions [T] int64 on the device are what the pass is run with; ``turns`` [L] come from :class:`Turns`.
+    ``fresh`` is that of the plan; where it is given, flash-attn computes the step, if it can and the step is not
+    compiled.
+    """
+
+    def __init__(
+        self,
+        attention: PagedAttention,
+        plan: StepPlan,
+        tokens: Tensor,
+        turns: list[dict[str, Any]],
+        fresh: tuple[int, ...] | None = None,
+    ) -> None:
         self.attention = attention
+        self.tokens = tokens
+        self.positions = plan.positions.long()
         self.slots = plan.slots
         self.plan_args: dict[str, Any] = plan.attention_args()
         self.turns = turns
+        self.fresh: dict[str, Any] | None = None
+        if fresh is not None:
+            starts = torch.tensor([0, *itertools.accumulate(fresh)], dtype=torch.int32)
+            self.fresh = {"starts": starts.to(attention.device), "longest": max(fresh)}
         self.calls = 0
 
     def attend(
@@ -97,20 +120,27 @@ class Step:
         """query [1,Hq,T,D], key [1,H,T,D], value [1,H,T,Dv] -> [1,T,Hq,Dv]."""
         layer, k_cache, v_cache = self.attention.places[module]
         sinks = given.get("s_aux")
-        append_kv(key[0].transpose(0, 1), value[0].transpose(0, 1), k_cache, v_cache, self.slots)
-        out: Tensor = tree_attention(
-            query[0].transpose(0, 1),
-            k_cache,
-            v_cache,
-            **self.plan_args,
-            scale=given.get("scaling"),
-            window=given.get("sliding_window"),
-            softcap=given.get("softcap"),
-            sinks=None if sinks is None else sinks.to(self.attention.wide),
-            **self.turns[layer],
-        )
+        if torch.compiler.is_compiling():  # sizes are symbols there, and what every plan promises must be said
+            torch._check(self.plan_args["row_ptr"].shape[0] == query.shape[2] + 1)  # type: ignore[no-untyped-call]
+            torch._check(self.plan_args["shifts"].shape[0] >= 1)  # type: ignore[no-untyped-call]
+        q, k, v = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+        options: dict[str, Any] = {name: given.get(key) for name, key in _OPTIONS.items()}
+        append_kv(k, v, k_cache, v_cache, self.slots)
+        flash = None if torch.compiler.is_compiling() else self._flash(q, v, sinks)
+        if flash is not None:
+            out: Tensor = flash(q, k, v, **options)
+        else:
+            sinks = None if sinks is None else sinks.to(self.attention.wide)
+            out = tree_attention(q, k_cache, v_cache, **self.plan_args, **options, sinks=sinks, **self.turns[layer])
         self.calls += 1
         return out[None]
+
+    def _flash(self, q: Tensor, v: Tensor, sinks: Tensor | None) -> Callable[..., Tensor] | None:
+        """flash-attn for a layer of this step, where it can compute it."""
+        if self.fresh is None:
+            return None
+        prefill = find_prefill(q, v, sinks)
+        return None if prefill is None else functools.partial(prefill, **self.fresh)
 
 
 def _runs(group: Group, rotaries: Sequence[Rotary]) -> Iterator[_Run]:

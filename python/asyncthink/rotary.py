@@ -55,6 +55,44 @@ class Rotary:
         return moved
 
 
+class Turns:
+    """For each layer, the arguments of tree_attention that turn queries to keys read at shifted positions.
+
+    Tables are made when a plan's shifts change, and keep their addresses as long as K stays: a captured step reads
+    them there. ``rotaries`` [L] of a model that cannot read at shifted positions are None.
+    """
+
+    def __init__(
+        self, rotaries: Sequence[Rotary] | None, layers: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._rotaries, self._dtype, self._device = rotaries, dtype, device
+        self._shifts: tuple[int, ...] = (0,)
+        self._tables: dict[Rotary, tuple[Tensor, Tensor]] = {}
+        self._arguments: list[dict[str, Any]] = [{} for _ in range(layers)]
+
+    def load(self, shifts: Tensor) -> list[dict[str, Any]]:
+        """Keyword arguments [L] for a plan's shifts [K] int32 on the CPU; none at all where nothing is shifted."""
+        distinct = tuple(shifts.tolist())
+        if distinct != self._shifts:
+            if self._rotaries is None:
+                raise ValueError(f"this model cannot read keys at shifted positions, got shifts {list(distinct)}")
+            turning = dict.fromkeys(self._rotaries) if len(distinct) > 1 else {}
+            made = {rotary: self._table(rotary, shifts) for rotary in turning if rotary.pairs}
+            self._arguments = [made.get(rotary, {}) for rotary in self._rotaries]
+            self._shifts = distinct
+        return self._arguments
+
+    def _table(self, rotary: Rotary, shifts: Tensor) -> dict[str, Any]:
+        with torch.inference_mode(False):  # else the tables could not be filled again outside of it
+            new = rotary.tables(shifts, dtype=self._dtype, device=self._device)
+            cos, sin = self._tables.setdefault(rotary, new)
+            if cos.shape != new[0].shape:
+                cos, sin = self._tables[rotary] = new
+            cos.copy_(new[0])
+            sin.copy_(new[1])
+        return {"cos": cos, "sin": sin, "interleaved": rotary.interleaved}
+
+
 def length_dependent(model: nn.Module) -> tuple[str, int] | None:
     """RoPE whose frequencies change with the length of the text: (its type, the length from which they change)."""
     module: Any

@@ -31,7 +31,7 @@ class ForkJoinSampler:
     Args:
         model: a path or hub id, or a live ``nn.Module`` that belongs to your program (weights are shared, never
             copied; after an optimizer step call :meth:`refresh`), or a :class:`asyncthink.model.Decoder` that other
-            samplers use too (one K/V cache for all; ``page_size`` and ``num_pages`` are then the decoder's).
+            samplers use too (one K/V cache for all; ``page_size``, ``num_pages``, ``graphs`` are then the decoder's).
         tokenizer: the model's fast tokenizer; loaded from the path when ``model`` is one.
         prompts: the four prompt templates; by default those beside the checkpoint (``asyncthink.json``), else
             :data:`asyncthink.protocol.DEFAULT_PROMPTS`.
@@ -40,6 +40,7 @@ class ForkJoinSampler:
         num_pages: pages of the K/V cache; None picks a share of the memory that is free.
         max_rows: new tokens in one step; longer prompts are prefilled in chunks.
         max_episodes: episodes that run at once; more wait.
+        graphs: capture decode steps as CUDA graphs; None: on a GPU (see :class:`asyncthink.model.Decoder`).
 
     Raises:
         ValueError: a model that cannot be served (:class:`asyncthink.model.DecoderError` says why), a join mode that
@@ -49,7 +50,8 @@ class ForkJoinSampler:
     attention of a branch is bitwise independent of what decodes beside it. The linear layers are the platform's: a
     matrix product may round differently when the number of rows changes (measured on a CPU in float32: 4e-7 relative
     for one product, 2e-6 for the logits of a small model), which can only matter where a draw falls that close to the
-    border between two tokens.
+    border between two tokens. The same goes for flash-attn on a GPU, where prompts that begin without a common head
+    may be prefilled by it or, beside others, by our kernel.
 
     Example:
         >>> from asyncthink import ForkJoinSampler, SamplingParams                              # doctest: +SKIP
@@ -73,6 +75,7 @@ class ForkJoinSampler:
         num_pages: int | None = None,
         max_rows: int = 1024,
         max_episodes: int = 64,
+        graphs: bool | None = None,
     ) -> None:
         self.options = Options(mode, pool, context, join, aggregate)
         if isinstance(model, (nn.Module, Decoder)) and tokenizer is None:
@@ -80,9 +83,9 @@ class ForkJoinSampler:
         if isinstance(model, Decoder):
             self.decoder = model
         elif isinstance(model, nn.Module):
-            self.decoder = Decoder(model, page_size=page_size, num_pages=num_pages)
+            self.decoder = Decoder(model, page_size=page_size, num_pages=num_pages, graphs=graphs)
         else:
-            self.decoder = Decoder.load(model, page_size=page_size, num_pages=num_pages)
+            self.decoder = Decoder.load(model, page_size=page_size, num_pages=num_pages, graphs=graphs)
             tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(model)
             beside = Path(model) / FILE_NAME
             prompts = prompts or (PromptFormat.load(model) if beside.is_file() else None)
@@ -177,6 +180,7 @@ class ForkJoinSampler:
         if not self.scheduler.idle:
             raise RuntimeError("refresh: expected no running episode; finish or close them first")
         self.heads.clear()
+        self.decoder.refresh()
 
     # -- one step -----------------------------------------------------------------------------------------------
 

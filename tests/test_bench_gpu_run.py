@@ -1,0 +1,284 @@
+"""The GPU bench where there is no GPU: its clock, its records, its page."""
+
+from __future__ import annotations
+
+import json
+import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+
+from bench.gpu import copies, goals, grid, measure, report, run, timing, warm  # noqa: E402
+from bench.gpu.ours import Tree  # noqa: E402
+from bench.gpu.record import WRONG, Copy, Entry, Record, Row, Stage, records  # noqa: E402
+from bench.gpu.spread import Spread  # noqa: E402
+
+CPU = torch.device("cpu")
+CELL = "8/1 1,2|512,32"
+
+
+def at(seconds: float) -> Spread:
+    return Spread(seconds, 0.9 * seconds, 1.1 * seconds, 7)
+
+
+def made_up(date: str = "2001-02-03", name: str = "Made-up GPU") -> Record:
+    """Round numbers that no device ever gave: copies at 1 GB/s, three cells of 100, 20 and 1 MB."""
+    record = Record({"type": "cuda", "name": name, "backends": {"append_kv": "triton"}}, {"torch": "0.0"}, date)
+    record.copies = [Copy(1_000_000, at(0.002)), Copy(10_000_000, at(0.01))]
+    for cell, size, ours, peer in (("8/1 1,2|512,128", 100, 0.11, 0.22), ("8/1 1,4|512,128", 20, 0.04, 0.02),
+                                   ("8/1 256|1024", 1, 0.002, 0.004)):  # fmt: skip
+        row = Row(cell, "bfloat16", 2, 640, size * 1_000_000, 10**9, 512, planning={"fresh": at(1e-4)})
+        row.entries = [
+            Entry(goals.OURS, True, detail="tile 64x64", error=1e-3, flushed=at(ours), warm=at(ours / 2), host=at(1.0)),
+            Entry("slow peer", False, flushed=at(9.0), warm=at(9.0)),
+            Entry("fast peer", False, reason="cannot be captured", flushed=at(peer), warm=at(peer), plan=at(0.5)),
+            Entry("absent peer", False, reason="not importable"),
+            Entry("broken peer", False, failed=True, reason="ValueError: wrong result"),
+        ]
+        record.cells.append(row)
+    record.skipped["64/8 256|1024"] = "no time left"
+    record.stages.append(Stage("tests", False, 12.0, "1 failed", "tests.log"))
+    return record
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "CPU_FLUSH", 1 << 16)
+    monkeypatch.setattr(timing, "ROUNDS", (3, 5))
+
+
+# The clock
+
+
+def test_a_spread_is_median_p20_p80() -> None:
+    assert Spread.of([float(n) for n in range(100, 0, -1)]) == Spread(50.5, 21.0, 80.0, 100)
+    with pytest.raises(ValueError, match="at least one"):
+        Spread.of([])
+
+
+def test_calls_are_timed_in_turn() -> None:
+    clock, order = timing.Clock(CPU), list[str]()
+    found = clock.in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 0.0, clock.warm)
+    assert [each.repeats for each in found.values()] == [timing.ROUNDS[0]] * 2
+    assert order == ["a"] * 2 + ["b"] * 2 + ["a", "a", "b", "b"] * timing.ROUNDS[0]
+    assert clock.in_turn({}, 1.0, clock.flushed) == {}
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, done: list[str], capture: BaseException | None = None) -> None:
+    """CUDA graphs and events that only write down what they are asked for."""
+
+    @contextmanager
+    def graph(made: object) -> Iterator[None]:
+        yield
+        if capture:
+            raise capture
+
+    class Event:
+        def __init__(self, **_: bool) -> None: ...
+
+        def record(self) -> None:
+            done.append("record")
+
+        def elapsed_time(self, end: Event) -> float:
+            return 2.0  # milliseconds
+
+    replayed = SimpleNamespace(replay=lambda: done.append("replay"))
+    fakes = {"CUDAGraph": lambda: replayed, "graph": graph, "Event": Event, "synchronize": lambda *_: None}
+    fakes |= {"current_stream": lambda: "the stream", "set_stream": done.append}
+    for name, fake in {**fakes, "_sleep": lambda cycles: done.append("sleep")}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+
+def test_what_a_graph_reads_lives_as_long_as_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Peer:
+        def run(self) -> None: ...
+
+    clock = timing.Clock(CPU)
+    clock.gpu = True
+    stand_in(monkeypatch, [])
+    peer = Peer()
+    alive = weakref.ref(peer)
+    ready = clock.ready(peer.run)
+    del peer
+    assert ready.reason is None and alive() is not None
+    del ready
+    assert alive() is None
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("operation not permitted\nwhen capturing")])
+def test_on_a_gpu_a_replay_lies_between_two_events(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException | None
+) -> None:
+    clock, done = timing.Clock(CPU), list[str]()
+    clock.gpu = True
+    stand_in(monkeypatch, done, error)
+    ready = clock.ready(lambda: done.append("call"))
+    assert ready.reason == (None if error is None else "RuntimeError: operation not permitted")
+    assert done[4:] == ([] if error is None else ["the stream"]), "warmed up, captured, and what follows a failure"
+    what, _ = "replay" if error is None else "call", done.clear()
+    monkeypatch.setattr(clock, "flush", lambda: done.append("flush"))
+    assert clock.flushed(ready.call) == clock.warm(ready.call) == 0.002
+    assert done == ["flush", "sleep", "record", what, "record", what, "sleep", "record", what, "record"]
+
+
+def test_ops_that_write_are_checked_against_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = timing.Clock(CPU)
+    found = copies.measure(clock, torch.bfloat16, copies.SMALL, 0.0)
+    assert {op.name for op in found} == {"append_kv", "join_append", "copy_pages", "merge_states"}
+    assert all(op.flushed and op.warm and op.bytes > 0 for op in found)
+    calls = iter([lambda *_: None, copies.copy_pages])  # first what is to be timed, then the reference
+    monkeypatch.setattr(copies, "copy_pages", lambda *arguments: next(calls)(*arguments))
+    broken = {op.name: op for op in copies.measure(clock, torch.bfloat16, copies.SMALL, 0.0)}
+    assert "copy_pages" in str(broken["copy_pages"].reason) and broken["copy_pages"].flushed is None
+    assert broken["append_kv"].flushed is not None
+
+
+@pytest.mark.parametrize(
+    ("who", "warmed", "reason"),
+    [
+        ("FlexAttention (packed unique K/V)", None, None),
+        ("FlexAttention (packed unique K/V)", {"FlexAttention (packed unique K/V)": {CELL}}, None),
+        ("FlexAttention (packed unique K/V)", {"FlexAttention (packed unique K/V)": {"another"}}, "not compiled"),
+        ("FlashInfer cascade (auto)", {"FlashInfer cascade (auto)": {"another"}}, None),
+        ("FlashInfer cascade (auto)", {}, "not compiled"),
+        ("torch SDPA (gathered)", {}, None),
+        ("tree_attention", {}, "left out"),
+    ],
+)
+def test_who_must_have_compiled_ahead(who: str, warmed: dict[str, set[str]] | None, reason: str | None) -> None:
+    rules = measure.Rules({"tree_attention": "left out"}, warmed)
+    contestant = next(each for each in measure.CONTESTANTS if each.name == who)
+    found = rules.refused(contestant, grid.parse_cell(CELL))
+    assert found is None if reason is None else reason in str(found)
+
+
+def test_warming_writes_what_is_ready_and_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flex = "FlexAttention (packed unique K/V)"
+    arguments = ["--device", "cpu", "--dtype", "float32", "--to", str(tmp_path), "--cells", "^8/1 1,(2|4).512,32$"]
+    assert warm.main([*arguments, "--who", flex, "--part", "1/2"]) == 0
+    assert warm.read(tmp_path) == ({flex: {"8/1 1,4|512,32"}}, {})
+    assert warm.main([*arguments, "--who", "FlashInfer cascade (auto)"]) == 0, "nothing to do without CUDA"
+    (tmp_path / "x.jsonl").write_text(json.dumps(["broken", "a cell", "no nvcc"]) + "\n")
+    assert warm.read(tmp_path)[1] == {"broken": "failed when compiled ahead: no nvcc"}
+
+
+# Runs and records
+
+
+def test_a_run_ends_in_a_record_and_can_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    now = tmp_path / "now.json"
+    arguments = ["--device", "cpu", "--out", str(tmp_path), "--seconds", "0", "--dtype", "float32", "--now", str(now)]
+    arguments += ["--without", "FlexAttention (packed unique K/V)=too slow for a test"]
+    assert run.main([*arguments, "--cells", "^8/1 1,[12].512,32$", "--skip", f"{CELL}=hangs"]) == 0
+    ((path, record),) = records(tmp_path)
+    assert [row.name for row in record.cells] == ["8/1 1,1|512,32"] and record.skipped == {CELL: "hangs"}
+    first = record.cells[0]
+    entries = {entry.name: entry for entry in first.entries}
+    assert {name for name, entry in entries.items() if entry.flushed and entry.warm} == {
+        "tree_attention", "paged_attention", "torch SDPA (gathered)",
+    }  # fmt: skip
+    assert all(entry.reason for entry in entries.values()), "no graph, or why not run"
+    assert entries["FlexAttention (packed unique K/V)"].reason == "too slow for a test"
+    assert first.planning and record.copy_bandwidth and all(op.flushed for op in record.ops)
+    assert json.loads(now.read_text()) == ["8/1 1,1|512,32", "timing"]
+
+    assert run.main([*arguments, "--cells", "^8/1 1,[12].512,32$", "--resume"]) == 0
+    again = Record.load(path)
+    assert [row.name for row in again.cells] == ["8/1 1,1|512,32", CELL] and again.cells[0] == first
+    assert CELL in capsys.readouterr().out
+
+
+def test_our_own_failure_is_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tree, "run", lambda self: torch.zeros_like(self.problem.q))
+    arguments = ["--device", "cpu", "--out", str(tmp_path), "--seconds", "0", "--cells", "^8/1 1,1.512,32$"]
+    arguments += ["--without", "FlexAttention (packed unique K/V)=too slow for a test"]
+    assert run.main(arguments) == WRONG
+    ((_, record),) = records(tmp_path)
+    tree = record.cells[0].entry("tree_attention")
+    assert tree is not None and tree.failed and "wrong result: relative error 1" in str(tree.reason)
+
+
+def test_no_time_is_said_of_each_cell(tmp_path: Path) -> None:
+    arguments = [
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+        "--seconds",
+        "0",
+        "--cells",
+        "^8/1 1,1.512",
+        "--budget",
+        "0",
+    ]
+    assert run.main(arguments) == WRONG, "nothing was measured"
+    ((_, record),) = records(tmp_path)
+    assert set(record.skipped.values()) == {"no time left"} and len(record.skipped) == 5
+
+
+def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+    for date, name in (("2001-02-03", "A B"), ("2001-02-04", "A B"), ("2001-01-01", "Another")):
+        made_up(date, name).save(tmp_path / made_up(date, name).file_name)
+    (tmp_path / "unrelated.json").write_text("{}")
+    Record({"type": "cuda", "name": "A B"}, {}, "2001-02-05").save(tmp_path / "a-b-2001-02-05-failed.json")
+    *found, (failed, _) = records(tmp_path)
+    assert failed.name == "a-b-2001-02-05-failed.json"
+    assert [path.name for path, _ in found] == ["another-2001-01-01.json", "a-b-2001-02-04.json"]
+    assert found[1][1] == made_up("2001-02-04", "A B")
+    with pytest.raises(ValueError, match="schema"):
+        Record.load(tmp_path / "unrelated.json")
+
+
+# The page
+
+
+def test_goals_are_counted() -> None:
+    large, middle, slower, mean = goals.goals(made_up())
+    assert (large.measured, large.met) == ("1 of 1 cells; median 91%, least 91% (8/1 1,2|512,128)", True)
+    assert (middle.measured, middle.met) == ("0 of 1 cells; median 50%, least 50% (8/1 1,4|512,128)", False)
+    without = "; without absent peer, broken peer"
+    assert (slower.measured, slower.met) == (f"2 of 3 cells; least 0.50x (8/1 1,4|512,128){without}", False)
+    assert (mean.measured, mean.met) == (f"1.26x over 3 cells{without}", False)
+    assert all(goal.met is None and not goal.measured for goal in goals.goals(None))
+
+
+def test_the_page_hides_nothing(tmp_path: Path) -> None:
+    record = made_up()
+    path = tmp_path / record.file_name
+    path.with_suffix(".md").write_text("Reasons, by hand.")
+    text = report.page([(path, record)], tmp_path / "RESULTS.md")
+    for said in ("## Made-up GPU, 2001-02-03", "append_kv triton", "torch 0.0", "Reasons, by hand.", "1 failed",
+                 "| absent peer | not run | not importable | 3 of 3 |", "no time left",
+                 "| broken peer | **failed** | ValueError: wrong result | 3 of 3 |",
+                 "| fast peer | no graph | cannot be captured | 3 of 3 |",
+                 "**20000.0 (18000.0 - 22000.0)**", "not slower than the best peer in any cell"):  # fmt: skip
+        assert said in text, said
+    for kind in ("latency", "bandwidth"):
+        picture = tmp_path / f"made-up-gpu-2001-02-03-{kind}.png"
+        assert picture.read_bytes().startswith(b"\x89PNG") and f"({picture.name})" in text
+    assert "Not measured" not in text
+
+
+def test_without_a_gpu_the_page_says_so(tmp_path: Path) -> None:
+    record = made_up()
+    record.device["type"] = "cpu"
+    for found in ([], [(tmp_path / "cpu.json", record)]):
+        text = report.page(found, tmp_path / "RESULTS.md")
+        assert "**Not measured.**" in text and "bash bench/gpu.sh" in text and text.count("not measured |") == 4
+    assert not list(tmp_path.iterdir()), "no pictures of a CPU"
+
+
+def test_the_committed_page_is_what_the_committed_records_make() -> None:
+    place = ROOT / "bench" / "RESULTS.md"
+    found = records(ROOT / "bench" / "results")
+    assert found or place.read_text(encoding="utf-8") == report.page(found, place)
+    for _, record in found:
+        assert f"## {record.device['name']}, {record.date}" in place.read_text(encoding="utf-8")

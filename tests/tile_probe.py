@@ -1,0 +1,32 @@
+"""Run as a program, without a GPU: the matrix layouts that the tiles of each family compile to.
+
+Prints a JSON object {family: {tile: [layouts of its matrix instructions]}}.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+
+from asyncthink_kernels.backends.triton import _compile
+
+#: The kernel module; the package's attribute of that name is the op.
+MODULE = importlib.import_module("asyncthink_kernels.backends.triton.tree_attention")
+FAMILY = re.compile(r"tree_items-(bf16-d(?:128|256))-(m\d+n\d+)$")
+LAYOUT = re.compile(r"^#\w+ = #ttg\.((?:nvidia|amd)_\w+<.*>)$", re.MULTILINE)
+
+
+def main() -> None:
+    found: dict[str, dict[str, list[str]]] = {}
+    for arch in ("sm_80", "sm_90", "sm_100"):
+        for variant in MODULE.variants(arch):
+            match = FAMILY.match(variant.name)
+            if match:
+                layouts = LAYOUT.findall(_compile.intermediate(variant, arch))
+                found.setdefault(f"{arch} {match[1]}", {})[match[2]] = layouts
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
