@@ -188,7 +188,7 @@ def _why_not(backend: Backend, op: str, device: str) -> str | None:
         return f"serves {', '.join(backend.devices or ())} only"
     try:
         module: ModuleType = importlib.import_module(backend.module)
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # a library that is missing, or too old
         return f"{type(error).__name__}: {error}"
     reason: str | None = module.why_not(op, device)
     return reason

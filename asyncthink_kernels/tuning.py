@@ -15,7 +15,8 @@ costs no launch that not sharing would save.
 - the tokens of a block (N) are the same, so the online softmax takes the same steps;
 - all members compile to one matrix instruction, with the warps laid along the tokens in the same way, so sums over
   tokens and over head_dim run in the same order: warpgroup MMA with all warps along the rows on sm_90, warp MMA with
-  all four warps along the tokens elsewhere. tests/test_tile_families.py reads that off the compiled kernels.
+  all four warps along the tokens elsewhere (along the rows where values have no more than 16 dims).
+  tests/test_tile_families.py reads that off the compiled kernels.
 
 Nothing here was measured on a GPU yet; the arithmetic behind each choice is written beside it. That nothing spills was
 the other half of the choice: ``python -m asyncthink_kernels.aot``.
@@ -41,6 +42,7 @@ _FAMILIES = {
     "interpreter": ((16, 32), (16, 32)),
 }
 _NARROW = {"sm_80": 256, "sm_90": 384}
+_WARPGROUP = 64  # rows of one warpgroup MMA
 _OTHERS = ((16, 32), (16, 32))
 #: Shared memory for buffers of K and V, bytes: with a tile of queries less than half of an SM's, so that two programs
 #: share it. Chips with 100 KB for an SM (sm_86, sm_89, sm_120) and gfx942 (64 KB) get less.
@@ -73,13 +75,17 @@ def row_tiles(arch: str, itemsize: int, head_dim: int = 128, v_head_dim: int = 1
 
     float32 is multiplied without tensor cores, where sums do depend on how a tile is laid out: one M only.
 
-    >>> row_tiles("sm_90", 2), row_tiles("sm_90", 4)
-    ((64, 128), (16,))
+    >>> row_tiles("sm_90", 2), row_tiles("sm_90", 4), row_tiles("sm_80", 2, 64, 64)
+    ((64, 128), (16,), (16, 32))
     """
     if itemsize > 2:
         return (16,)
     narrow, wide = _FAMILIES.get(arch, _OTHERS)
-    return narrow if _width(head_dim, v_head_dim) <= _NARROW.get(arch, 256) else wide
+    family = narrow if _width(head_dim, v_head_dim) <= _NARROW.get(arch, 256) else wide
+    if family[0] >= _WARPGROUP:
+        return family
+    # Triton lays warps along the rows where a tile has at least as many rows as the values have dims, else along those.
+    return tuple(m for m in family if m < power_of_two(v_head_dim, 16)) or family
 
 
 def _width(head_dim: int, v_head_dim: int) -> int:

@@ -26,7 +26,8 @@ def clock() -> Clock:
 def test_cell(request, table, clock, name):
     timing = request.config.getoption("--benchmark") and GPU
     row = measure(grid.parse_cell(name), clock, torch.bfloat16, Rules({}), seconds=1.5 if timing else 0)
-    assert {entry.name: entry.reason for entry in row.entries if entry.failed} == {}
+    # On a GPU a peer may fail for want of a compiler; torch's own on a CPU may not.
+    assert {entry.name: entry.reason for entry in row.entries if entry.failed and (entry.ours or not GPU)} == {}
     ours, best = row.entry("tree_attention"), row.best_peer
     assert ours is not None and ours.flushed is not None and best is not None and best.flushed is not None
     if timing:

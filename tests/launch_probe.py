@@ -21,6 +21,8 @@ from asyncthink_kernels.testing import Tree
 OPS = ("append_kv", "copy_pages", "join_append", "merge_states", "paged_attention", "tree_attention")
 ARCH = "sm_90"
 L, P, S, H, D = 3, 16, 16, 8, 128
+#: Options of the compiler that are not Triton's own, with those.
+OPTIONS = {"enable_fp_fusion": True, "maxnreg": None}
 PLAN = ("items", "pages", "entries", "row_ptr", "positions", "shifts")
 compiled: list[dict[str, Any]] = []
 
@@ -41,6 +43,7 @@ class NoDriver:
 def write_down(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
     names = fn.jit_function.arg_names
     (attributes,) = compile["configs"]
+    options = json.loads(compile["specialization_data"])["options"]
     compiled.append(
         {
             "types": {name: kind for name, kind in compile["signature"].items() if kind != "constexpr"},
@@ -48,6 +51,7 @@ def write_down(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
             "aligned": sorted(names[place] for (place,), found in attributes.items() if found),
             "warps": compile["num_warps"],
             "stages": compile["num_stages"],
+            "options": {name: options[name] for name in OPTIONS},
         }
     )
     return True  # do not compile; nothing is launched then
@@ -90,6 +94,7 @@ def listed(variant: Any) -> dict[str, Any]:
         "aligned": sorted(variant.aligned),
         "warps": variant.num_warps,
         "stages": variant.num_stages,
+        "options": {**OPTIONS, **variant.options},
     }
 
 

@@ -131,14 +131,55 @@ def test_on_a_gpu_a_replay_lies_between_two_events(
 
 def test_ops_that_write_are_checked_against_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = timing.Clock(CPU)
-    found = copies.measure(clock, torch.bfloat16, copies.SMALL, 0.0)
+    rules = measure.Rules({})
+    found = list(copies.measure(clock, torch.bfloat16, copies.SMALL, 0.0, rules))
     assert {op.name for op in found} == {"append_kv", "join_append", "copy_pages", "merge_states"}
     assert all(op.flushed and op.warm and op.bytes > 0 for op in found)
     calls = iter([lambda *_: None, copies.copy_pages])  # first what is to be timed, then the reference
     monkeypatch.setattr(copies, "copy_pages", lambda *arguments: next(calls)(*arguments))
-    broken = {op.name: op for op in copies.measure(clock, torch.bfloat16, copies.SMALL, 0.0)}
+    broken = {op.name: op for op in copies.measure(clock, torch.bfloat16, copies.SMALL, 0.0, rules)}
     assert "copy_pages" in str(broken["copy_pages"].reason) and broken["copy_pages"].flushed is None
     assert broken["append_kv"].flushed is not None
+
+
+def test_an_op_that_takes_the_device_along_is_written_down_and_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def ended(code: int) -> None:
+        raise SystemExit(code)
+
+    now = tmp_path / "now.json"
+    arguments = ["--device", "cpu", "--out", str(tmp_path), "--seconds", "0", "--cells", "^8/1 1,1.512,32$"]
+    arguments += ["--now", str(now), "--without", "FlexAttention (packed unique K/V)=too slow for a test"]
+    with monkeypatch.context() as broken:
+        broken.setattr(copies, "join_append", lost)
+        broken.setattr(measure, "synchronize", lost)
+        broken.setattr(run.os, "_exit", ended)
+        with pytest.raises(SystemExit) as end:
+            run.main(arguments)
+    assert end.value.code == run.LOST and json.loads(now.read_text()) == ["the ops that write", "join_append"]
+    ((_, record),) = records(tmp_path)
+    assert [op.name for op in record.ops] == ["append_kv", "append_kv", "join_append"]
+    assert record.ops[-1].reason == "RuntimeError: an illegal memory access was encountered"
+    assert record.skipped == {"8/1 1,1|512,32": "the device was lost"}
+
+    assert run.main([*arguments, "--resume", "--without", "copy_pages=ended the process"]) == WRONG
+    ((_, record),) = records(tmp_path)
+    assert {op.name: op.reason for op in record.ops if op.flushed is None} == {
+        "join_append": "RuntimeError: an illegal memory access was encountered",
+        "copy_pages": "ended the process",
+    }
+    assert len(record.ops) == 5 and len(record.cells) == 1 and not record.skipped
+
+
+def test_who_is_not_there_is_not_said_to_be_uncompiled() -> None:
+    clock = timing.Clock(CPU)
+    row = measure.measure(grid.parse_cell("2/1 1,2|16,4"), clock, torch.float32, measure.Rules({}, {}), 0.0)
+    entry = row.entry("FlashInfer BatchAttention")
+    assert entry is not None and entry.reason == "runs on CUDA only"
 
 
 @pytest.mark.parametrize(
@@ -265,6 +306,15 @@ def test_the_page_hides_nothing(tmp_path: Path) -> None:
         picture = tmp_path / f"made-up-gpu-2001-02-03-{kind}.png"
         assert picture.read_bytes().startswith(b"\x89PNG") and f"({picture.name})" in text
     assert "Not measured" not in text
+
+
+def test_a_page_without_matplotlib_has_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "bench.gpu.plots", raising=False)
+    monkeypatch.delattr("bench.gpu.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    record = made_up()
+    text = report.page([(tmp_path / record.file_name, record)], tmp_path / "RESULTS.md")
+    assert "No pictures: " in text and "20000.0" in text and not list(tmp_path.iterdir())
 
 
 def test_without_a_gpu_the_page_says_so(tmp_path: Path) -> None:

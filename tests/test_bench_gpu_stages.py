@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -16,7 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from bench.gpu import links, stages
 from bench.gpu.measure import CONTESTANTS
 from bench.gpu.process import Process
-from bench.gpu.record import records
+from bench.gpu.record import Record, Stage, records
 
 
 def new_run(tmp_path: Path, *arguments: str) -> stages.Run:
@@ -46,6 +47,26 @@ def test_a_stage_that_fails_or_runs_out_of_time_is_on_the_page(tmp_path: Path) -
     assert "===== build.log" in made.options.logs.read_text()
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_ends_the_script_is_on_the_page_and_leaves_nothing_running(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Process] = []
+
+    def broken(run: stages.Run) -> None:
+        run.note(Stage("build", True, 1.0, "built"))
+        begun.append(run.python("tests", "-c", "import time; time.sleep(60)"))
+        raise error
+
+    monkeypatch.setattr(stages, "everything", broken)
+    assert stages.main(["--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    assert begun[0].code is not None
+    ((_, record),) = records(tmp_path / "out")
+    assert [(stage.name, stage.ok) for stage in record.stages] == [("build", True), ("all stages", False)]
+    assert record.stages[1].note.startswith(f"ended by {type(error).__name__}")
+    assert (tmp_path / "out" / "RESULTS.md").exists() and (tmp_path / "out" / "gpu-logs.txt").exists()
+
+
 def test_without_a_gpu_nothing_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "gpu", lambda: None)
     assert stages.main(["--out", str(tmp_path / "out")]) == 2
@@ -59,18 +80,23 @@ if "--without" not in sys.argv:
     open(now, "w").write(json.dumps(["a cell", "a peer"]))
     os._exit(3)
 assert sys.argv[sys.argv.index("--without") + 1] == "a peer=ended the process with code 3 in a cell"
-assert "--resume" in sys.argv
-print("all is well")
+print("resumed" if "--resume" in sys.argv else "began anew")
 """
 
 
-def test_who_ends_the_bench_is_left_out_of_the_next_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("age", "how"), [(0, "resumed"), (3600, "began anew")])
+def test_who_ends_the_bench_is_left_out_of_the_next_try_which_goes_on_with_this_runs_record(
+    age: int, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = new_run(tmp_path)
+    record = Record({"type": "cpu", "name": "a cpu"}, {}, made.today)
+    record.save(path := made.options.out / record.file_name)
+    os.utime(path, (made.began - age, made.began - age))
     monkeypatch.setattr(
         made, "python", lambda name, _m, _run, *rest: made.process(name, sys.executable, "-c", BENCH, *rest)
     )
     made.bench()
-    assert [(s.name, s.ok, s.note) for s in made.done] == [("bench", True, "all is well")]
+    assert [(s.name, s.ok, s.note) for s in made.done] == [("bench", True, how)]
 
 
 def test_who_hangs_the_bench_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,7 +196,12 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch) -> None:
 
 def test_ctrl_c(untrained: Path, tmp_path: Path) -> None:
     command = [*COMMAND, "demo", "--model", str(untrained), "--out", str(tmp_path / "t.html")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def heed_interrupts() -> None:  # a shell's background jobs, and all that they start, ignore them
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed_interrupts)
     assert process.stdout is not None
     assert " from " in process.stdout.readline()  # the model is loaded, 1,024 tokens are still to come
     process.send_signal(signal.SIGINT)

@@ -6,6 +6,7 @@ import runpy
 import sys
 import threading
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,6 +103,16 @@ def test_use_backend_holds_for_its_own_thread(toys: list[str]) -> None:
         thread = threading.Thread(target=lambda: dispatch.find("append_kv", "xpu")())
         thread.start()
         thread.join()
+    assert toys == ["partial.append_kv"]
+
+
+def test_a_library_too_old_for_a_backend_is_its_reason(
+    toys: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toy_absent.py").write_text("import torch\nINTERPRETED = torch.knobs.runtime.interpret\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert explain("append_kv")[0].reason == "AttributeError: module 'torch' has no attribute 'knobs'"
+    dispatch.find("append_kv", "xpu")()
     assert toys == ["partial.append_kv"]
 
 

@@ -225,7 +225,13 @@ def test_which_installations_it_takes(
 ) -> None:
     assert flash.why_not("cuda") is None
     assert flash.note().startswith("flash-attn 2.8.3, ")
-    for version, reason in (("2.7.4.post1", "needs flash-attn 2.8 or newer, got 2.7.4.post1"), ("2.10.0", None)):
+    versions = {
+        "2.7.4.post1": "needs flash-attn 2.8 or newer, got 2.7.4.post1",
+        "unknown": "needs flash-attn 2.8 or newer, got unknown",
+        "2.8rc1": None,
+        "2.10.0": None,
+    }
+    for version, reason in versions.items():
         standin.__version__ = version
         flash._load.cache_clear()
         assert flash.why_not("cuda") == reason
@@ -234,6 +240,9 @@ def test_which_installations_it_takes(
     monkeypatch.syspath_prepend(tmp_path)
     flash._load.cache_clear()
     assert flash.why_not("cuda") == "ModuleNotFoundError: No module named 'no_such_extension'"
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+    flash._load.cache_clear()
+    assert flash.why_not("cuda") == "flash_attn is there without flash_attn_varlen_func"
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     flash._load.cache_clear()
     assert flash.why_not("cuda") == "flash-attn is not installed"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from asyncthink import ForkJoinSampler, SamplingParams
 from asyncthink.model import Decoder
@@ -17,7 +18,7 @@ from asyncthink.model_graph import MAX_ROWS, CaptureError, Rerun, StepGraphs
 from asyncthink.options import JOINS
 from asyncthink.records import Episode
 from asyncthink_kernels.cache import Branch, Capacity, PlanBuffers
-from graph_cases import graphs_of, history, make
+from graph_cases import capturable, graphs_of, history, make
 from scripted import PROMPTS
 from tiny_models import eager, feed, organizer, same, tiny, tokens
 
@@ -47,7 +48,7 @@ def counted(decoder: Decoder, most: int = 32) -> Counting:
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gemma4", "gpt_oss", "phi3", "deepseek_v3", "qwen3_moe"])
 def test_static_steps_give_the_logits_of_the_same_rows_run_eagerly(family: str, device: str) -> None:
     """Bitwise those of an eager step that is padded alike, and nearly those of one that is not."""
-    model = tiny(family).to(device)
+    model = capturable(tiny(family)).to(device)
 
     def padded(decoder: Decoder, *work: tuple[Branch, Tensor]) -> list[Tensor]:
         plan = decoder.cache.plan([(branch, len(new)) for branch, new in work])
@@ -202,12 +203,19 @@ def test_logits_belong_to_the_caller() -> None:
 
 def test_only_whole_steps_of_some_rows_are_taken() -> None:
     decoder = make(tiny("qwen3"), True)
-    takes = graphs_of(decoder).takes
+    graphs = graphs_of(decoder)
+
+    def takes(T: int, rows: Tensor, device: str = "cpu") -> bool:
+        plan = decoder.cache.plan([(root := decoder.cache.root(), T)]).to(device)
+        decoder.cache.release(root)
+        return graphs.takes(plan, rows)
+
     assert takes(3, torch.tensor([0, 1, 2])) and takes(MAX_ROWS, torch.arange(MAX_ROWS))
     assert not takes(3, torch.tensor([0, 2, 1]))
     assert not takes(3, torch.tensor([2]))
     assert not takes(3, torch.empty(0, dtype=torch.int64))
     assert not takes(MAX_ROWS + 1, torch.arange(MAX_ROWS + 1))
+    assert not takes(3, torch.tensor([0, 1, 2]), device="meta"), "a plan that is on its device already"
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "after the first run"])
@@ -288,3 +296,14 @@ def test_weights_that_change_where_they_lie_are_seen_and_moved_ones_after_a_refr
     decoder.refresh()
     same(first_logits(), before)
     assert recorder.recorded == 2
+
+
+def test_weights_that_tell_no_address_are_taken_for_moved() -> None:
+    model = tiny("qwen3")
+    decoder = make(model, True)
+    model.register_buffer("pair", TwoTensor(torch.ones(2), torch.ones(2)))  # as quantized weights are made
+    decoder.refresh()
+    feed(decoder, (decoder.cache.root(), tokens(1, 1)))
+    assert graphs_of(decoder).capacities
+    decoder.refresh()
+    assert not graphs_of(decoder).capacities

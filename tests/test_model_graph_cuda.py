@@ -11,7 +11,7 @@ import torch
 
 from asyncthink.model_graph import CaptureError, CudaRecorder, Rerun, StepGraphs
 from asyncthink_kernels.cache import StepPlan
-from graph_cases import graphs_of, history, make
+from graph_cases import capturable, graphs_of, history, make
 from tiny_models import feed, same, tiny, tokens
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -24,7 +24,7 @@ class Recording:
         self.seen: list[tuple[object, object, bool]] = []  # stream, sync debug mode, capturing: of each run of the work
         self.stream, self.mode, self.capturing, self.pools = "caller", 0, False, []
         self.breaking: Callable[[], None] = lambda: None  # called in each run
-        self.replayed = 0
+        self.replayed, self.made = 0, 0
         for name in ("graph_pool_handle", "Stream", "CUDAGraph", "current_stream", "graph", "get_sync_debug_mode"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
         monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", self.set_mode)
@@ -36,7 +36,8 @@ class Recording:
         self.breaking()
 
     def graph_pool_handle(self) -> str:
-        return "pool"
+        self.made += 1
+        return f"pool {self.made}"
 
     def Stream(self, device: object) -> Any:  # noqa: N802
         return _Stream("side")
@@ -45,10 +46,7 @@ class Recording:
         return _Stream("caller")
 
     def CUDAGraph(self) -> Any:  # noqa: N802
-        return self
-
-    def replay(self) -> None:
-        self.replayed += 1
+        return _Graph(self)
 
     def get_sync_debug_mode(self) -> object:
         return self.mode
@@ -71,7 +69,7 @@ class Recording:
     @contextmanager
     def graph(self, graph: object, pool: object, stream: Any, capture_error_mode: str) -> Iterator[None]:
         """As torch's: where the capture breaks, leaving it fails as well, and the stream stays."""
-        assert graph is self and capture_error_mode == "thread_local"
+        assert isinstance(graph, _Graph) and capture_error_mode == "thread_local"
         self.pools.append(pool)
         self.stream, self.capturing = stream.name, True
         try:
@@ -81,6 +79,14 @@ class Recording:
         finally:
             self.capturing = False
         self.stream = "caller"
+
+
+class _Graph:
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+
+    def replay(self) -> None:
+        self.recording.replayed += 1
 
 
 class _Stream:
@@ -102,11 +108,25 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Recording:
 def test_a_capture_is_prepared_and_proven_once(cuda: Recording) -> None:
     recorder = CudaRecorder(torch.device("cuda:0"))
     replay = recorder.record(cuda.work)
-    assert cuda.seen == RUNS and cuda.pools == ["pool"] and cuda.stream == "caller"
+    assert cuda.seen == RUNS and cuda.pools == ["pool 1"] and cuda.stream == "caller"
     replay()
     assert cuda.replayed == 1 and len(cuda.seen) == 3
     recorder.record(cuda.work)
-    assert cuda.seen[3:] == [RUNS[0], RUNS[2]] and cuda.pools == ["pool"] * 2
+    assert cuda.seen[3:] == [RUNS[0], RUNS[2]] and cuda.pools == ["pool 1"] * 2
+
+
+def test_a_pool_lives_as_long_as_a_graph_in_it(cuda: Recording) -> None:
+    """torch fails to capture into a pool whose graphs are all gone, as they are after `StepGraphs.clear`."""
+    recorder = CudaRecorder(torch.device("cuda:0"))
+    first, second = recorder.record(cuda.work), recorder.record(cuda.work)
+    del first
+    third = recorder.record(cuda.work)
+    assert cuda.pools == ["pool 1"] * 3
+    del second, third
+    kept = recorder.record(cuda.work)
+    recorder.record(cuda.work)
+    assert cuda.pools[3:] == ["pool 2"] * 2
+    kept()
 
 
 @pytest.mark.parametrize("run", range(3))
@@ -127,7 +147,7 @@ def test_an_error_before_the_capture_is_the_models_own_and_later_ones_are_the_ca
 @needs_gpu
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gemma3", "gpt_oss"])
 def test_captured_steps_are_bitwise_the_uncaptured_ones(family: str) -> None:
-    model = tiny(family).cuda()
+    model = capturable(tiny(family)).cuda()
     captured, rerun = make(model, True), make(model, True)
     rerun.graphs = StepGraphs(rerun._attention, model, rerun._pass, Rerun())
     for one, other in zip(history(captured, feed), history(rerun, feed), strict=True):
@@ -163,6 +183,22 @@ def test_a_model_that_waits_for_the_gpu_falls_back_on_a_gpu() -> None:
     plain = make(model, False)
     root = plain.cache.root()
     same(torch.cat(first + second), torch.cat(feed(plain, (root, tokens(1, 1))) + feed(plain, (root, tokens(4, 2)))))
+
+
+@needs_gpu
+def test_recording_goes_on_after_all_was_forgotten_and_beside_plans_on_the_gpu() -> None:
+    model = tiny("qwen3").cuda()
+    decoder, plain = make(model, True), make(model, False)
+    for one, found in ((decoder, got := []), (plain, expected := [])):
+        root = one.cache.root()
+        for seed in range(4):
+            plan: StepPlan = one.cache.plan([(root, 1)])
+            found.append(one.forward(tokens(1, seed).cuda(), plan.to("cuda") if seed == 2 else plan, [0]))
+            if one.graphs is not None:
+                one.graphs.clear()
+    assert decoder.graphs is not None and "graphs" not in decoder.why_not
+    for logits, wanted in zip(got, expected, strict=True):
+        same(logits, wanted)
 
 
 @needs_gpu

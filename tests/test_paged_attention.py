@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from asyncthink_kernels import paged_attention, tree_attention, use_backend
-from asyncthink_kernels.testing import IMPOSSIBLE, TOLERANCE, compare, moved, normal, poisoned, widened
+from asyncthink_kernels.testing import IMPOSSIBLE, TOLERANCE, compare, far_apart, moved, normal, poisoned, widened
 from conftest import Target
 
 LENGTHS = (1, 16, 17, 0, 130, 63)
@@ -21,7 +21,11 @@ CASES: dict[str, dict[str, Any]] = {
     "pages of 1, MQA": {"page_size": 1, "q_heads": 8, "kv_heads": 1},
     "pages of 8, group 7": {"page_size": 8, "q_heads": 7, "kv_heads": 1, "chunk": 24},
     "pages of 64, group 1": {"page_size": 64, "q_heads": 3, "kv_heads": 3, "strided": True},
+    "group 40": {"lengths": (33, 0, 16), "q_heads": 40, "kv_heads": 1, "sinks": True},  # more rows than a tile has
+    "group 40, split": {"lengths": (33, 0, 16), "q_heads": 40, "kv_heads": 1, "chunk": 16},
     "odd chunk": {"chunk": 37},
+    # More partial results than are added at a time:
+    "chunks of 1": {"chunk": 1, "scale": 0.5, "lengths": (130,), "q_heads": 8, "kv_heads": 1},
     "D 96 Dv 32": {"dims": (96, 32), "chunk": 64, "strided": True},
     "D 40 Dv 72": {"dims": (40, 72)},
     "D Dv 256": {"dims": (256, 256)},
@@ -46,8 +50,9 @@ def build(
     strided: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Pages in no order; NaN in every slot beyond a length, impossible ids in every table place beyond it."""
+    """Pages in no order; NaN in every slot nobody sees, impossible ids in every table place beyond a length."""
     D, Dv = dims
+    window = options.get("window") or max(lengths)
     B, blocks = len(lengths), [-(-length // page_size) for length in lengths]
     M = max(blocks) + 2
     num_pages = sum(blocks) + 3
@@ -58,7 +63,7 @@ def build(
     slots = [
         tables[row, token // page_size].item() * page_size + token % page_size
         for row, length in enumerate(lengths)
-        for token in range(length)
+        for token in range(max(0, length - window), length)
     ]
     shape = (num_pages, page_size, kv_heads)
     return {
@@ -136,6 +141,40 @@ def test_a_row_is_bitwise_the_same_alone(target: Target, dtype: torch.dtype) -> 
         assert torch.equal(alone_out[0], out[row]) and torch.equal(alone_lse[0], lse[row])
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=["pages", "slots", "heads"])
+def test_offsets_past_32_bits(axis: int, target: Target) -> None:
+    shape = {"lengths": (7, 4, 2), "page_size": 3, "q_heads": 6, "kv_heads": 3, "dims": (16, 24), "chunk": 5}
+    arguments = moved(build(torch.float16, **shape), target.device)
+    out, lse = paged_attention(**arguments)
+    for name in ("k_cache", "v_cache", *(["q"] if axis == 0 else [])):
+        near = arguments[name]
+        arguments[name] = far_apart(near.shape, near.dtype, axis, target.device)
+        arguments[name].copy_(near)
+    far_out, far_lse = paged_attention(**arguments)
+    assert torch.equal(far_out, out) and torch.equal(far_lse, lse)
+
+
+def test_a_sink_of_minus_infinity_is_none(target: Target) -> None:
+    arguments = moved(build(torch.float32, chunk=16), target.device)
+    out, lse = paged_attention(**arguments)
+    sinks = torch.full((arguments["q"].shape[1],), -math.inf, device=target.device)
+    with_out, with_lse = paged_attention(**arguments | {"sinks": sinks})
+    compare(with_out, out, limit=TOLERANCE[torch.float32].out)
+    compare(with_lse, lse, limit=TOLERANCE[torch.float32].lse, what="lse")
+
+
+@pytest.mark.parametrize("chunk", [16, 512])
+def test_a_query_gone_wrong_shows(chunk: int, target: Target) -> None:
+    """Output and LSE: of a state with LSE -inf, merge_states would not look at the output."""
+    if target.backend == "cpu":
+        pytest.skip("its exp2 takes NaN for -126")
+    arguments = moved(build(torch.float32, chunk=chunk), target.device)
+    arguments["q"][0, 1] = arguments["q"][4, 2] = math.nan
+    out, lse = paged_attention(**arguments)
+    for row, head in ((0, 1), (4, 2)):
+        assert out[row, head].isnan().all() and lse[row, head].isnan()
+
+
 def test_no_rows(target: Target) -> None:
     arguments = moved(build(torch.float32), target.device)
     arguments |= {name: arguments[name][:0] for name in ("q", "block_tables", "seq_lens")}
@@ -145,6 +184,7 @@ def test_no_rows(target: Target) -> None:
 
 METADATA = {
     "q of two dimensions": ("q", lambda a: a["q"][0]),
+    "q of no heads": ("q", lambda a: a["q"][:, :0]),
     "q heads no multiple": ("q", lambda a: a["q"][:, :3]),
     "q of integers": ("q", lambda a: a["q"].int()),
     "q with a stride": ("q", lambda a: a["q"].repeat(1, 1, 2)[:, :, ::2]),
@@ -172,6 +212,14 @@ def test_bad_metadata_names_the_tensor(name: str) -> None:
     arguments = build(torch.float32)
     with pytest.raises(ValueError, match=rf"paged_attention: .*\b{culprit}\b.*, got "):
         paged_attention(**arguments | {name.split()[0]: change(arguments)})
+
+
+def test_sizes_of_zero_are_refused() -> None:
+    a = build(torch.float32)
+    with pytest.raises(ValueError, match="paged_attention: k_cache must have S >= 1 and D >= 1, got S=0 and D=64"):
+        paged_attention(**a | {"k_cache": a["k_cache"][:, :0], "v_cache": a["v_cache"][:, :0]})
+    with pytest.raises(ValueError, match="paged_attention: k_cache must have S >= 1 and D >= 1, got S=16 and D=0"):
+        paged_attention(**a | {"q": a["q"][..., :0], "k_cache": a["k_cache"][..., :0]})
 
 
 @pytest.mark.parametrize(

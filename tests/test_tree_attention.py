@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,17 @@ import torch
 from torch import Tensor
 
 from asyncthink_kernels import append_kv, tree_attention, use_backend
-from asyncthink_kernels.testing import TOLERANCE, Tree, angles, compare, moved, normal, random_tree, widened
+from asyncthink_kernels.testing import (
+    TOLERANCE,
+    Tree,
+    angles,
+    compare,
+    far_apart,
+    moved,
+    normal,
+    random_tree,
+    widened,
+)
 from conftest import Target
 from tree_cases import CASES, Case, build, chain, forest, padded
 
@@ -157,9 +168,10 @@ def test_bitwise_the_same_on_any_number_of_threads(target: Target) -> None:
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
+@pytest.mark.usefixtures("unwritten_is_nan")
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_branch_gone_wrong_harms_no_sibling(poison: float, target: Target, dtype: torch.dtype) -> None:
-    case = CASES["prefill and decode"]
+    case = replace(CASES["prefill and decode"], q_heads=7, kv_heads=1)  # entries lie across the edges of tiles
     tree, work = case.make(case.page_size)
     arguments, plan = build(case, dtype, (tree, work))
     arguments = moved(arguments, target.device)
@@ -172,6 +184,38 @@ def test_a_branch_gone_wrong_harms_no_sibling(poison: float, target: Target, dty
     assert 10 <= untouched.sum() < len(untouched)
     assert torch.equal(again[untouched], out[untouched]) and torch.equal(again_lse[untouched], lse[untouched])
     assert not again[~untouched].isfinite().any()
+
+
+@pytest.mark.usefixtures("unwritten_is_nan")
+def test_a_row_split_over_two_tiles_beside_one_gone_wrong(target: Target) -> None:
+    """Seven heads and tiles of 16: two heads of the third row are in the tile of the first two."""
+    tree = Tree()
+    root = tree.root(40)
+    work = [(tree.fork(root, at, 1), 1) for at in (40, 40, 5)]
+    arguments, plan = build(Case(chain, q_heads=7, kv_heads=1), torch.bfloat16, (tree, work))
+    arguments = moved(arguments, target.device)
+    out, lse = tree_attention(**arguments)
+    victim = plan.seen[0][39][0]
+    arguments["v_cache"][victim // tree.page_size, victim % tree.page_size] = math.nan
+    again, again_lse = tree_attention(**arguments)
+    assert again[:2].isnan().all()
+    assert torch.equal(again[2], out[2]) and torch.equal(again_lse[2], lse[2])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=["pages", "slots", "heads"])
+def test_offsets_past_32_bits(axis: int, target: Target) -> None:
+    tree = Tree(page_size=3, num_pages=9)
+    root = tree.root(19)
+    case = Case(chain, page_size=3, chunk=6, q_heads=6, kv_heads=3, dims=(16, 24))
+    arguments, _ = build(case, torch.float16, (tree, [(tree.fork(root, 11, 2), 2), (root, 1)]))
+    arguments = moved(arguments, target.device)
+    out, lse = tree_attention(**arguments)
+    for name in ("k_cache", "v_cache", *(["q"] if axis == 0 else [])):
+        near = arguments[name]
+        arguments[name] = far_apart(near.shape, near.dtype, axis, target.device)
+        arguments[name].copy_(near)
+    far_out, far_lse = tree_attention(**arguments)
+    assert torch.equal(far_out, out) and torch.equal(far_lse, lse)
 
 
 def test_lse_is_returned_on_demand_only(target: Target) -> None:

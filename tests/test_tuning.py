@@ -63,6 +63,15 @@ def test_only_rows_and_warps_follow_the_number_of_rows(arch: str) -> None:
     assert sorted(tiles, key=lambda tile: tile.rows) == attention_tiles(arch, 2, 128, 128)
 
 
+@pytest.mark.parametrize("arch", [*ARCHITECTURES, "sm_86", "interpreter"])
+@pytest.mark.parametrize("sizes", [(16, 16), (32, 32), (64, 64), (128, 64), (80, 48), (192, 128), (576, 32)])
+def test_tiles_of_a_family_have_their_warps_along_one_axis(arch: str, sizes: tuple[int, int]) -> None:
+    """Triton's rule for warp MMA: along the rows if there are at least as many as value dims."""
+    family = row_tiles(arch, 2, *sizes)
+    along_rows = {m >= tuning.power_of_two(sizes[1], 16) for m in family}
+    assert family[0] >= 64 or len(along_rows) == 1
+
+
 def test_partial_results_stay_small_against_keys_and_values() -> None:
     """2 M / C of the K/V bytes: at most a quarter, up to the largest chunk."""
     for group in (1, 4, 7, 8):

@@ -13,7 +13,7 @@ from asyncthink_kernels.backends.triton import _compile
 
 #: The kernel module; the package's attribute of that name is the op.
 MODULE = importlib.import_module("asyncthink_kernels.backends.triton.tree_attention")
-FAMILY = re.compile(r"tree_items-(bf16-d(?:128|256))-(m\d+n\d+)$")
+FAMILY = re.compile(r"tree_items-(bf16-d(?:64|128|192-dv128|256)|fp32-d128)-(m\d+n\d+)$")
 LAYOUT = re.compile(r"^#\w+ = #ttg\.((?:nvidia|amd)_\w+<.*>)$", re.MULTILINE)
 
 

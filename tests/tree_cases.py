@@ -113,11 +113,14 @@ CASES = {
     "one token, MQA": Case(one_token, q_heads=8, kv_heads=1, dims=(16, 16)),
     "chain, odd chunk": Case(chain, chunk=40, q_heads=2, kv_heads=2),
     "chain, pages of 1": Case(chain, page_size=1, chunk=32),
+    # More partial results than are added at a time:
+    "chain, chunks of 1": Case(chain, chunk=1, scale=0.5, q_heads=8, kv_heads=1),
     "chain, window": Case(chain, chunk=32, window=50),
     "chain, window 1": Case(chain, chunk=32, window=1),
     "fork mid-page": Case(fork_mid_page, strided=True),
     "fork, pages of 8, group 7": Case(fork_mid_page, page_size=8, chunk=16, q_heads=7, kv_heads=1),
     "fork, pages of 64, group 1": Case(fork_mid_page, page_size=64, chunk=64, q_heads=3, kv_heads=3, sinks=True),
+    "fork, group 40": Case(fork_mid_page, q_heads=40, kv_heads=1, chunk=32, sinks=True),  # more rows than a tile has
     "fork, chunk inside a page": Case(fork_mid_page, page_size=64, chunk=24),
     "three levels": Case(three_levels, chunk=16, q_heads=8, kv_heads=2),
     "three levels, D 96 Dv 32": Case(three_levels, dims=(96, 32), strided=True),
@@ -146,7 +149,12 @@ def build(case: Case, dtype: torch.dtype, work: Work | None = None) -> tuple[dic
     """Arguments of tree_attention with everything that no row sees poisoned, and the plan they hold."""
     tree, rows = work or case.make(case.page_size)
     plan = tree.plan(rows, chunk=case.chunk, all_rows_see=case.all_rows_see)
-    slots = [slot for row in plan.seen for slot, _, _ in row]
+    slots = [
+        slot
+        for at, row in zip(plan.args["positions"].tolist(), plan.seen, strict=True)
+        for slot, position, _ in row
+        if case.window is None or 0 <= at - position < case.window
+    ]
     D, Dv = case.dims
     T = len(plan.seen)
     cache = functools.partial(poisoned, slots=slots, dtype=dtype, strided=case.strided)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from types import ModuleType
 
 import torch
@@ -103,7 +104,9 @@ def _load() -> ModuleType | str:
         module = importlib.import_module("flash_attn")
     except ImportError as error:
         return "flash-attn is not installed" if error.name == "flash_attn" else f"{type(error).__name__}: {error}"
-    version = str(module.__version__)
-    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
+    if not callable(getattr(module, "flash_attn_varlen_func", None)):
+        return "flash_attn is there without flash_attn_varlen_func"  # the namespace that flash-attn 4 lives in, say
+    version = str(getattr(module, "__version__", "unknown"))
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < _OLDEST:
         return f"needs flash-attn {'.'.join(map(str, _OLDEST))} or newer, got {version}"
     return module

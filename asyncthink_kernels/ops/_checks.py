@@ -88,9 +88,13 @@ def attention_options(
 ) -> None:
     """What tree and paged attention share: heads that group, options in range, sinks [Hq]."""
     query_heads, kv_heads = check.sizes["Hq"], check.sizes["H"]
+    page_size, head_dim = check.sizes["S"], check.sizes["D"]
     check.that(
-        kv_heads >= 1 and query_heads % kv_heads == 0,
-        f"q must have a multiple of the {kv_heads} heads of k_cache, got {query_heads}",
+        min(page_size, head_dim) >= 1, f"k_cache must have S >= 1 and D >= 1, got S={page_size} and D={head_dim}"
+    )
+    check.that(
+        1 <= kv_heads <= query_heads and query_heads % kv_heads == 0,
+        f"q must have a multiple, at least one, of the {kv_heads} heads of k_cache, got {query_heads}",
     )
     check.that(scale is None or math.isfinite(scale), f"scale must be finite, got {scale}")
     check.that(window is None or window >= 1, f"window must be at least 1, got {window}")

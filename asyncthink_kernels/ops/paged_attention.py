@@ -78,7 +78,8 @@ def paged_attention(
         out [B, Hq, Dv] in the dtype of ``q``; with ``return_lse`` also lse [B, Hq] float32 (float64 with float64 q).
 
     Raises:
-        ValueError: a shape, dtype, device, stride or option that does not fit, a length or page id out of range.
+        ValueError: a shape, dtype, device, stride or option that does not fit, a length or page id out of range. On a
+            GPU lengths and page ids are looked at only under ``ASYNCTHINK_CHECK=1``.
 
     Source: PagedAttention (arXiv 2309.06180, section 4.1), split along the sequence as in Flash-Decoding.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from asyncthink_kernels import append_kv, copy_pages, join_append, merge_states, use_backend
 from asyncthink_kernels.testing import TOLERANCE, angles, compare
 
+from .measure import Rules, alive
 from .record import Copy, Op
 from .timing import Clock, first_line
 
@@ -68,19 +69,31 @@ class Case:
             compare(actual, right, limit=TOLERANCE[dtype].out, what=self.name)
 
 
-def measure(clock: Clock, dtype: torch.dtype, sizes: Sizes, seconds: float) -> list[Op]:
-    """Our own ops that write, checked, then timed, `seconds` for each, half of them flushed."""
-    found = []
+def measure(
+    clock: Clock, dtype: torch.dtype, sizes: Sizes, seconds: float, rules: Rules, done: Sequence[Op] = ()
+) -> Iterator[Op]:
+    """Our own ops that write, but those `done`, each checked, then timed, `seconds` for each, half of them flushed.
+
+    One by one, so that whoever asks has them all if one takes the device along: DeviceLost is raised behind its Op.
+    """
+    known = {(op.name, op.detail) for op in done}
     for case in cases(clock.device, dtype, sizes):
+        if (case.name, case.detail) in known:
+            continue
+        rules.now("the ops that write", case.name)
+        reason = rules.without.get(case.name)
         try:
-            case.check(dtype)
+            if reason is None:
+                case.check(dtype)
         except Exception as error:  # one op that fails must not hide the others
-            found.append(Op(case.name, case.detail, case.bytes, reason=f"{type(error).__name__}: {first_line(error)}"))
+            reason = f"{type(error).__name__}: {first_line(error)}"
+        if reason is not None:
+            yield Op(case.name, case.detail, case.bytes, reason)
+            alive(clock)
             continue
         ready = clock.ready(case.call)
         flushed, warm = (clock.in_turn({"": ready.call}, seconds / 2, how)[""] for how in (clock.flushed, clock.warm))
-        found.append(Op(case.name, case.detail, case.bytes, ready.reason, flushed, warm))
-    return found
+        yield Op(case.name, case.detail, case.bytes, ready.reason, flushed, warm)
 
 
 def cases(device: torch.device, dtype: torch.dtype, x: Sizes) -> Iterator[Case]:

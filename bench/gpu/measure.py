@@ -66,7 +66,8 @@ def measure(cell: Cell, clock: Clock, dtype: torch.dtype, rules: Rules, seconds:
     )
     ready: dict[str, Ready] = {}
     for who in CONTESTANTS:
-        entry = Entry(who.name, who.ours, reason=rules.refused(who, cell) or who.why_not(problem))
+        reason = who.missing(clock.device.type) or rules.refused(who, cell) or who.why_not(problem)
+        entry = Entry(who.name, who.ours, reason=reason)
         row.entries.append(entry)
         if entry.reason is None:
             rules.now(cell.name, who.name)

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from . import plots
 from .goals import MB, OURS, Goal, goals, ratio, share
 from .record import Entry, Record, Row, records
 from .spread import Spread
@@ -48,8 +47,7 @@ def section(path: Path, record: Record, place: Path) -> list[str]:
     notes = path.with_suffix(".md")
     if notes.exists():
         parts.append(notes.read_text(encoding="utf-8"))
-    pictures = plots.draw(record, path.with_suffix(""))
-    parts += [f"![{picture.stem}]({os.path.relpath(picture, place.parent)})" for picture in pictures]
+    parts += pictures(path, record, place)
     if record.stages:
         parts += ["### Stages", stage_table(record)]
     parts += ["### Cells, L2 flushed", cell_table(record)]
@@ -61,6 +59,16 @@ def section(path: Path, record: Record, place: Path) -> list[str]:
     if record.skipped:
         parts += ["### Cells not run", table(("cell", "why"), sorted(record.skipped.items()))]
     return parts
+
+
+def pictures(path: Path, record: Record, place: Path) -> list[str]:
+    """Links to them, drawn beside the record; a bare machine may have nothing to draw with, and then that is said."""
+    try:
+        from . import plots
+    except ImportError as error:
+        return [f"No pictures: {error}."]
+    drawn = plots.draw(record, path.with_suffix(""))
+    return [f"![{picture.stem}]({os.path.relpath(picture, place.parent)})" for picture in drawn]
 
 
 def about(record: Record, link: str) -> str:

@@ -39,12 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ready, failures = warm.read(options.warm) if options.warm else (None, {})
     rules = Rules(failures | pairs(options.without), ready, now_to(options.now))
     clock, dtype = Clock(torch.device(options.device)), getattr(torch, options.dtype)
-    lost = False
+    lost, small, each = False, options.device != "cuda", options.seconds / 4
     if not record.copies:
-        small = options.device != "cuda"
-        each = options.seconds / 4
         record.copies = copies.copies(clock, copies.COPIED[:1] if small else copies.COPIED, each)
-        record.ops = copies.measure(clock, dtype, copies.SMALL if small else copies.Sizes(), each)
+    try:
+        sizes = copies.SMALL if small else copies.Sizes()
+        for op in copies.measure(clock, dtype, sizes, each, rules, tuple(record.ops)):
+            record.ops.append(op)
+            record.save(path)
+    except DeviceLost:
+        lost = True
     longest = 0.0
     for cell in grid.chosen(options.cells):
         if any(row.name == cell.name for row in record.cells) or cell.name in record.skipped:

@@ -1,7 +1,8 @@
 """Everything in order, each part within its time: wheels, build, tests and sanitizer, bench, page.
 
 While nothing is timed yet, those who compile do so in the background (`warm`). A part that fails or runs out of time is
-written on the page, hides none of the others, and makes the exit code 1.
+written on the page, hides none of the others, and makes the exit code 1. So does an interruption (Ctrl-C, SIGTERM):
+what runs is ended, and what is known by then is on the page.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -58,6 +60,7 @@ class Run:
         self.start, self.today = time.monotonic(), datetime.date.today().isoformat()
         self.began = time.time()
         self.done: list[Stage] = []
+        self.processes: list[Process] = []
         paths = [str(ROOT), str(ROOT / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.device = ["--device", options.device]
         self.environment = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(paths)}
@@ -70,7 +73,13 @@ class Run:
         return self.process(name, sys.executable, *arguments, **environment)
 
     def process(self, name: str, *command: str, **environment: str) -> Process:
-        return Process(command, self.scratch / f"{name}.log", {**self.environment, **environment})
+        self.processes.append(Process(command, self.scratch / f"{name}.log", {**self.environment, **environment}))
+        return self.processes[-1]
+
+    def end(self) -> None:
+        """End whatever still runs: nobody else would."""
+        for process in self.processes:
+            process.end()
 
     def finish(self, name: str, process: Process, deadline: float) -> bool:
         """Wait for a stage's process and write down what it came to."""
@@ -128,11 +137,11 @@ class Run:
         """Time the cells. Whoever ends or hangs the process is named, and left out when it starts again."""
         start, deadline, now = time.monotonic(), self.at(BENCH), self.scratch / "now.json"
         left_out: list[str] = []
-        for attempt in range(RESTARTS):
+        for _ in range(RESTARTS):
             arguments = ["--out", str(self.options.out), "--cells", self.options.cells, "--now", str(now), *left_out]
             arguments += ["--warm", str(self.scratch / "warm")] if self.options.device == "cuda" else []
-            arguments += ["--budget", f"{deadline - time.monotonic() - STARTING:.0f}"] + ["--resume"] * (attempt > 0)
-            arguments += self.device
+            arguments += ["--budget", f"{deadline - time.monotonic() - STARTING:.0f}", *self.device]
+            arguments += ["--resume"] if self.made() else []
             now.write_text(json.dumps(["", "the start"]), encoding="utf-8")
             process = self.python("bench", "-m", "bench.gpu.run", *arguments)
             why = watch(process, now, deadline)
@@ -147,9 +156,13 @@ class Run:
         note = process.last_line if why is None else f"{why}: {process.last_line}"
         self.note(Stage("bench", process.code == 0, time.monotonic() - start, note, process.log.name))
 
+    def made(self) -> list[tuple[Path, Record]]:
+        """The records that this run has written: there may be others of the same day."""
+        return [each for each in records(self.options.out) if each[0].stat().st_mtime >= self.began - 1]
+
     def page(self) -> bool:
         """Add the stages to the record, make one if the bench made none, and write the page."""
-        made = [(path, record) for path, record in records(self.options.out) if path.stat().st_mtime >= self.began - 1]
+        made = self.made()
         if made:
             path, record = made[-1]
         else:
@@ -210,7 +223,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = Run(options, Path(scratch))
         try:
             everything(run)
+        except (Exception, KeyboardInterrupt) as error:
+            seconds = time.monotonic() - run.start
+            run.note(Stage("all stages", False, seconds, f"ended by {type(error).__name__}: {error}".strip(": ")))
         finally:
+            run.end()
             run.keep_logs()
         return int(not (run.page() and all(stage.ok for stage in run.done)))
 
@@ -253,4 +270,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -145,7 +145,7 @@ class Decoder:
         T = plan.slots.shape[0]
         rows = torch.as_tensor(logits_rows, dtype=torch.int64)
         self._check_step(tokens, plan, rows, T)
-        if self.graphs is not None and self.graphs.takes(T, rows):
+        if self.graphs is not None and self.graphs.takes(plan, rows):
             try:
                 return self.graphs.step(plan, tokens)
             except CaptureError as error:

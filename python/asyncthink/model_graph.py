@@ -11,9 +11,10 @@ Letters: T rows of a step, V vocabulary.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class Rerun:
 
 
 class CudaRecorder:
-    """Captures the work as a CUDA graph; all graphs share one memory pool, since no two of them ever run at once.
+    """Captures the work as a CUDA graph; graphs alive share a memory pool, since no two of them ever run at once.
 
     The first work is also run once with torch's synchronisation debug mode at "error" (for the whole process, as long
     as it takes): where the model makes the host wait for the GPU, it says so there. In a capture that is an error too,
@@ -60,12 +61,15 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool: Any = None
+        self._graphs: weakref.WeakSet[Any] = weakref.WeakSet()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._proven = False
 
     def record(self, work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
+        if not self._graphs:  # torch takes nothing more into a pool whose last graph is gone
+            self._pool = torch.cuda.graph_pool_handle()
         caller = torch.cuda.current_stream(self._device)
         # Entered anew, the caller's stream is current again afterwards, which a failed capture does not see to.
         with torch.cuda.device(self._device), torch.cuda.stream(caller):
@@ -82,6 +86,7 @@ class CudaRecorder:
                     raise CaptureError(one_line(error.__context__ or error)) from error
             finally:
                 caller.wait_stream(self._stream)
+        self._graphs.add(graph)
         return graph.replay
 
     def _prove(self, work: Work) -> None:
@@ -122,9 +127,9 @@ class _StaticStep:
 class StepGraphs:
     """Runs decode steps from static buffers, one set of them and one recording for each :class:`Capacity`.
 
-    A decode step is one whose logits are wanted for all rows in their order, up to :data:`MAX_ROWS` rows. A capacity's
-    first step is recorded; later ones are replays, in which the host launches one graph and waits for nothing. Beyond
-    ``most`` recordings the one that was used longest ago is dropped.
+    A decode step is one whose logits are wanted for all rows in their order, at most :data:`MAX_ROWS`, and whose plan
+    lies on the CPU. A capacity's first step is recorded; later ones are replays, in which the host launches one graph
+    and waits for nothing. Beyond ``most`` recordings the one that was used longest ago is dropped.
 
     A recording repeats kernels, not Python: it sees new values of the weights where they lie, and nothing else that
     changes in the model. :meth:`refresh` forgets what has become wrong because weights have moved; after a change of
@@ -158,9 +163,10 @@ class StepGraphs:
         """What is recorded now, the latest used last."""
         return tuple(self._steps)
 
-    def takes(self, T: int, rows: Tensor) -> bool:
-        """Whether a step of T rows that wants the logits of ``rows`` is one of ours."""
-        if not len(rows) == T <= MAX_ROWS or rows.device.type != "cpu":
+    def takes(self, plan: StepPlan, rows: Tensor) -> bool:
+        """Whether a step that wants the logits of ``rows`` is one of ours: all rows in order, its plan on the CPU."""
+        T = len(plan.slots)
+        if not len(rows) == T <= MAX_ROWS or rows.device.type != "cpu" or plan.slots.device.type != "cpu":
             return False
         return torch.equal(rows, torch.arange(T))
 
@@ -183,9 +189,9 @@ class StepGraphs:
         return self._logits[capacity.rows][: len(plan.slots)].clone()
 
     def refresh(self) -> None:
-        """The weights changed: forget all recordings if any of them lies elsewhere now."""
+        """The weights changed: forget all recordings if any of them lies elsewhere now, or tells no address."""
         places = self._find()
-        if places != self._places:
+        if places != self._places or 0 in places:  # 0: a subclass of Tensor that wraps others
             self.clear()
             self._places = places
 

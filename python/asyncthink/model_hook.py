@@ -42,9 +42,11 @@ class Receiver(Protocol):
 
 
 class _Current(threading.local):
-    """The receiver of this thread's pass. (Not a context variable: torch.compile cannot look into one.)"""
+    """The receiver of this thread's pass. (Not a context variable: torch.compile cannot look into one. No default in
+    the class either: torch 2.11 compiles that in.)"""
 
-    receiver: Receiver | None = None
+    def __init__(self) -> None:  # in each thread that looks
+        self.receiver: Receiver | None = None
 
 
 _current = _Current()

@@ -55,7 +55,7 @@ def attend(
         inside = (token >= first) & (token < limit)
         place = offset + token
         page = tl.load(pages_ptr + place // PAGE, mask=inside, other=0).to(tl.int64)
-        in_page = place % PAGE
+        in_page = (place % PAGE).to(tl.int64)
 
         k_at = k_ptr + (page * k_page_stride + in_page * k_slot_stride)[:, None] + dim[None, :]
         k = tl.load(k_at, mask=inside[:, None] & (dim < D)[None, :], other=0.0)
@@ -75,9 +75,9 @@ def attend(
         v = tl.load(v_at, mask=inside[:, None] & (v_dim < DV)[None, :], other=0.0)
         acc = dot(narrow(weight, v.dtype), v, acc * keep[:, None])
 
-    nothing = m == _MINUS_INFINITY
-    total = tl.where(nothing, 1.0, l)
-    return acc / total[:, None], tl.where(nothing, m, m + tl.log2(total))
+    # Not "m is -inf": a maximum passes over NaN, so a row of nothing but NaN has that too.
+    total = tl.where(l == 0.0, 1.0, l)
+    return acc / total[:, None], m + tl.log2(total)
 
 
 @triton.jit
@@ -112,7 +112,8 @@ def with_sinks(out, lse, sinks_ptr, head):
     sink = tl.load(sinks_ptr + head)
     high = tl.maximum(lse, sink * LOG2E)
     total = high + tl.log2(tl.exp2(lse - high) + tl.exp2(sink * LOG2E - high))
-    return out * tl.exp2(lse - total)[:, None], tl.where(lse == _MINUS_INFINITY, sink, total * LN2)
+    nothing = lse == _MINUS_INFINITY  # the sink may be -inf too, and their difference NaN
+    return out * tl.where(nothing, 0.0, tl.exp2(lse - total))[:, None], tl.where(nothing, sink, total * LN2)
 
 
 @triton.jit

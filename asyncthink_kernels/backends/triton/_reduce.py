@@ -58,10 +58,9 @@ def reduce_rows(
         total = total * keep + tl.sum(weight, 0)
         acc = acc * keep[:, None] + tl.sum(part * weight[:, None], 0)[None, :]
         high = raised
-    nothing = high == float("-inf")
-    total = tl.where(nothing, 1.0, total)
+    total = tl.where(total == 0.0, 1.0, total)
     out = acc / total[:, None]
-    lse = tl.where(nothing, high, high + tl.log2(total))
+    lse = high + tl.log2(total)
     if SINKS:
         out, lse = with_sinks(out, lse, sinks_ptr, tl.full([1], 0, tl.int32) + q_head)
     else:

@@ -27,8 +27,8 @@ from asyncthink_kernels.backends.triton._attention import (
 from asyncthink_kernels.backends.triton._launch import Variant
 from asyncthink_kernels.backends.triton._reduce import reduce_rows
 
-#: Items that a program looks at at once in its search for its own.
-RADIX = tl.constexpr(64)
+#: Items that a program looks at at once in its search for its own: two for each lane.
+RADIX = tl.constexpr(256)
 _FAR = tl.constexpr(2**31 - 1)
 
 
@@ -38,7 +38,7 @@ def find_item(items_ptr, num_items, slot, GROUP: tl.constexpr, M: tl.constexpr, 
 
     Item i has its tiles from i + entry_begin[i] GROUP // M on. Items stand in the order of their entries, so that
     leaves each at least ceil(entries GROUP / M) tiles, and all tiles together are at most I + E GROUP // M: a bound
-    known without looking at the plan, so one launch serves every plan of these sizes. The search takes log64(I) steps.
+    known without looking at the plan, so one launch serves every plan of these sizes. The search takes log256(I) steps.
     """
     item = slot * 0
     for level in tl.static_range(LEVELS):
@@ -127,8 +127,8 @@ def tree_items(
 
 
 def search_levels(num_items: int) -> int:
-    """Steps of the search over ``num_items`` items; at least 2, so that a growing step is seldom compiled anew."""
-    levels = 2
+    """Steps of the search over ``num_items`` items: 1 up to 256 of them, 2 up to 65,536."""
+    levels = 1
     while RADIX.value**levels < num_items:
         levels += 1
     return levels
@@ -191,7 +191,7 @@ def tree_attention(
 
 
 def variants(arch: str) -> list[Variant]:
-    """What is launched for 8 kv heads in groups of 4, pages of 16, up to 4,096 items."""
+    """What is launched for 8 kv heads in groups of 4, pages of 16, up to 256 items."""
     return [_variant(each) for each in specializations(arch)] + reduction_variants(paged=False)
 
 
