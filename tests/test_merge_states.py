@@ -133,3 +133,11 @@ def test_bad_metadata_names_the_tensor(name: str) -> None:
 def test_opcheck(device: str) -> None:
     arguments = moved(build(torch.float32), device)
     torch.library.opcheck(torch.ops.asyncthink.merge_states.default, tuple(arguments.values()))
+
+
+def test_a_state_gone_wrong_shows(target: Target) -> None:
+    """A NaN is no -inf: neither beside sound states nor beside such as saw nothing."""
+    out, lse = torch.ones(3, 2, 1, 8), torch.zeros(3, 2, 1)
+    lse[0], lse[1, 1], lse[2, 1] = math.nan, -math.inf, -math.inf
+    merged, merged_lse = merge_states(**moved({"out": out, "lse": lse}, target.device))
+    assert merged.isnan().all() and merged_lse.isnan().all()

@@ -166,8 +166,6 @@ def test_a_sink_of_minus_infinity_is_none(target: Target) -> None:
 @pytest.mark.parametrize("chunk", [16, 512])
 def test_a_query_gone_wrong_shows(chunk: int, target: Target) -> None:
     """Output and LSE: of a state with LSE -inf, merge_states would not look at the output."""
-    if target.backend == "cpu":
-        pytest.skip("its exp2 takes NaN for -126")
     arguments = moved(build(torch.float32, chunk=chunk), target.device)
     arguments["q"][0, 1] = arguments["q"][4, 2] = math.nan
     out, lse = paged_attention(**arguments)

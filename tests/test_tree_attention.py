@@ -218,6 +218,19 @@ def test_offsets_past_32_bits(axis: int, target: Target) -> None:
     assert torch.equal(far_out, out) and torch.equal(far_lse, lse)
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_one_key_gone_wrong_shows(softcap: float | None, target: Target, dtype: torch.dtype) -> None:
+    """Its value is sound: only the logit is not a number. Both rows see other chunks, too."""
+    tree = Tree()
+    root = tree.root(50)
+    case = Case(chain, chunk=16, softcap=softcap)
+    arguments, plan = build(case, dtype, (tree, [(tree.fork(root, 30, 2), 1), (root, 1)]))
+    page, offset = divmod(plan.seen[0][3][0], tree.page_size)
+    arguments["k_cache"][page, offset] = math.nan
+    out, lse = tree_attention(**moved(arguments, target.device))
+    assert out.isnan().all() and lse.isnan().all()
+
+
 def test_lse_is_returned_on_demand_only(target: Target) -> None:
     arguments = moved(build(CASES["fork mid-page"], torch.float32)[0], target.device)
     out, _ = tree_attention(**arguments)

@@ -44,7 +44,7 @@ inline void reduce_row(const AttentionProblem& x, int64_t row, int64_t head) {
       for (int64_t i = 0; i < n; ++i) {
         const float weight = lse[i * heads];
         const float* const part = x.partial_out + (first + i * heads) * x.Dv + d;
-        if (weight > 0.0f)
+        if (weight != 0.0f)
           for (int64_t j = 0; j < width; ++j) sum[j] += weight * part[j];
       }
       write_out<Storage>(x, row, q_head, d, width, sum, 1.0f);

@@ -24,7 +24,7 @@ struct RowState {
 
   float sum() const { return reduce_add(load(sums)); }
   float lse(float sum) const {
-    return sum > 0.0f ? max * kLn2 + std::log(sum) : -std::numeric_limits<float>::infinity();
+    return sum == 0.0f ? -std::numeric_limits<float>::infinity() : max * kLn2 + std::log(sum);
   }
 };
 

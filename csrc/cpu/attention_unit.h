@@ -217,7 +217,7 @@ class Unit {
     const RowState& state = at_.rows[h * M_ + m];
     const float sum = state.sum(), lse = state.lse(sum);
     const float* const o = at_.o + (h * M_ + m) * columns_;
-    const float scale = sum > 0.0f ? 1.0f / sum : 0.0f;
+    const float scale = sum == 0.0f ? 0.0f : 1.0f / sum;
     if (x_.partials_of(entry.row) > 1) {
       const int64_t heads = x_.heads * group_;
       const int64_t place = entry.partial * heads + q_head - x_.first_head * group_;

@@ -43,7 +43,7 @@ void merge_states(const MergeStates& a) {
     thread_local std::vector<float> sum;
     sum.assign(Dv, 0.0f);
     for (int64_t i = 0; i < n; ++i)
-      if (const float weight = merge.weight(lse_at(i)); weight > 0.0f)
+      if (const float weight = merge.weight(lse_at(i)); weight != 0.0f)
         kernels.add_scaled(sum.data(), rows + i * a.outs.strides[0] * size, Dv, weight);
     kernels.store(a.out.as<char>() + (t * a.out.strides[0] + h * a.out.strides[1]) * size, sum.data(), Dv);
     a.lse.as<float>()[t * a.lse.strides[0] + h * a.lse.strides[1]] = merge.lse();

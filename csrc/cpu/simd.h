@@ -12,12 +12,12 @@
 
 namespace atk::ATK_ISA {
 
-// 2^x for x <= 127 with a relative error below 2e-7; x < -126 counts as -126 and a NaN as well.
+// 2^x for x <= 127 with a relative error below 2e-7; x < -126 counts as -126, and a NaN stays one.
 // x = n + f with |f| <= 1/2: adding 1.5 * 2^23 rounds to n and leaves it in the low bits; 2^f is a polynomial (minimax,
 // 9e-8).
 inline Vec exp2(Vec x) {
   const Vec round = splat(12582912.0f);
-  x = max(x, splat(-126.0f));
+  x = max(splat(-126.0f), x);  // of a NaN and a number, max takes the second
   const Vec biased = add(x, round);
   const Vec f = sub(x, sub(biased, round));
   Vec y = splat(1.3264710242e-3f);
@@ -26,7 +26,7 @@ inline Vec exp2(Vec x) {
   y = fma(y, f, splat(2.4022242164e-1f));
   y = fma(y, f, splat(6.9314697764e-1f));
   y = fma(y, f, splat(1.0f));
-  return times_power_of_two(y, biased);
+  return fma(x, splat(0.0f), times_power_of_two(y, biased));  // + 0, or NaN
 }
 
 // tanh(x) = 1 - 2 / (1 + e^2x), absolute error below 2e-7.
