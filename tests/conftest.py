@@ -76,6 +76,8 @@ def _repeats_in_the_interpreter(item: pytest.Item) -> bool:
         return False
     if name in ("many siblings", "long prefill", "prefill and decode", "prefill, empty rows"):
         return True  # as "many siblings, group 7", "prefill, window" and "prefill, empty rows, sinks"
+    if given.get("poison") == math.inf:
+        return True  # as NaN
     if dtype == torch.float32:
         return (
             "bitwise" in item.name or "gone_wrong" in item.name or name.startswith(("many", "prefill", "forest, links"))
