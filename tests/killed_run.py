@@ -1,4 +1,4 @@
-"""Training runs that are killed at some change of the file system and resumed. Usage: killed_run.py OUT
+"""Training runs that are killed at some change of the file system and resumed. Usage: killed_run.py OUT sft|grpo
 
 Makes OUT/whole, which nobody kills, and OUT/0, 1, ...: runs killed once, at every fifth change around their last two
 checkpoints, or several times, at random. Prints a JSON list of the changes at which each was killed.
@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from asyncthink.train.grpo import Objective
+from asyncthink.train.grpo_loop import GRPOConfig, train_grpo
 from asyncthink.train.loading import ModelOptions, Shape
 from asyncthink.train.sft import SFTConfig, train_sft
 
@@ -40,6 +42,22 @@ def config(out: Path) -> SFTConfig:
     )
 
 
+def grpo_config(out: Path) -> GRPOConfig:
+    """From the weights of OUT/cold. They know nothing of the protocol; a KL term has a gradient all the same."""
+    return GRPOConfig(
+        out / "run",
+        ModelOptions(str(out.parent / "cold/export"), bfloat16=False),
+        budget=6,
+        prompts=1,
+        group=2,
+        steps=3,
+        warmup=1,
+        objective=Objective(kl=0.1),
+        save_every=1,
+        export=out / "export",
+    )
+
+
 class Changes:
     """Counts changes of the file system; kills this process at number ``fatal``."""
 
@@ -54,7 +72,7 @@ class Changes:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def life(out: Path, fatal: int | None) -> int:
+def life(kind: str, out: Path, fatal: int | None) -> int:
     """Train until the end or the fatal change. Returns how many changes were made, 0 when it was killed."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -68,8 +86,11 @@ def life(out: Path, fatal: int | None) -> int:
         return int(told or 0)
     try:
         changes = Changes(fatal)
-        made = config(out)
-        train_sft(dataclasses.replace(made, resume=(made.out / "config.json").exists()))
+        resume = (out / "run/config.json").exists()
+        if kind == "sft":
+            train_sft(dataclasses.replace(config(out), resume=resume))
+        else:
+            train_grpo(dataclasses.replace(grpo_config(out), resume=resume))
         os.write(writer, str(changes.count).encode())
         os._exit(0)
     except BaseException:
@@ -77,19 +98,21 @@ def life(out: Path, fatal: int | None) -> int:
         os._exit(1)
 
 
-def main(out: Path) -> None:
-    changes = life(out / "whole", None)
+def main(out: Path, kind: str) -> None:
+    if kind == "grpo":
+        life("sft", out / "cold", None)
+    changes = life(kind, out / "whole", None)
     rng = random.Random(0)
     kills = [[k] for k in range(changes // 3, changes + 1, 5)]
     kills += [[rng.randrange(1, changes // 2) for _ in range(4)] for _ in range(4)]
     for number, each in enumerate(kills):
         for fatal in each:
-            if life(out / str(number), fatal):
+            if life(kind, out / str(number), fatal):
                 break
         else:
-            life(out / str(number), None)
+            life(kind, out / str(number), None)
     print(json.dumps(kills))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

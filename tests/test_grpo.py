@@ -68,6 +68,13 @@ def config(out: Path, cold: Path, **changes: object) -> GRPOConfig:
     return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
 
 
+def test_the_rate_falls_to_zero_over_the_last_steps(tmp_path: Path) -> None:
+    made = config(tmp_path, tmp_path, steps=20, warmup=2, decay=0.5, learning_rate=1.0)
+    assert [made.rate(step) for step in (0, 1, 10, 20)] == [0.5, 1.0, 1.0, 0.0]
+    with pytest.raises(ValueError, match=r"decay: expected a share in \[0, 1\], got 2"):
+        config(tmp_path, tmp_path, decay=2)
+
+
 def metrics(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 

@@ -51,6 +51,11 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return made
 
 
+def test_a_tied_output_head_gets_no_adapter() -> None:
+    with pytest.raises(ValueError, match="expected an output head of its own, got one tied to the input embedding"):
+        load(dataclasses.replace(ADAPTED, lora_targets="lm_head,q_proj"))
+
+
 def test_only_adapters_learn_and_they_are_float32() -> None:
     loaded = load(dataclasses.replace(ADAPTED, weights="bfloat16"))
     learned = {name: each for name, each in loaded.model.named_parameters() if each.requires_grad}

@@ -58,12 +58,14 @@ def data(tmp_path: Path) -> Path:
         row("asyncthink shared exact", [1, 1, 0.5, 1], 150, 0.35),
     ]  # fmt: skip
     write(reports, "countdown.json", modes)
-    for name in ("no-rl", "sudoku-sft", "sudoku-rl"):
+    write(reports, "longer.json", [modes[1], row("asyncthink shared exact", [1, 1, 1, 1], 140, 0.3)])
+    for name in ("no-rl", "no-eta", "no-sft", "sudoku-sft", "sudoku-rl"):
         write(reports, f"{name}.json", [row("asyncthink shared exact", [0, 1, 0, 1], 180, 0.4)])
     joins = [
         f"asyncthink {context} {join}" for context in ("shared", "isolated") for join in ("exact", "append", "link")
     ]
     write(reports, "joins.json", [row(name, [1, 1, 0, 1], 150, 0.4) for name in joins])
+    write(reports, "joins-rl.json", [row(name, [1, 0, 0, 1], 140, 0.4) for name in joins[:3]])
     logs.mkdir()
     for name in {file for files in CURVES.values() for file in files.values()}:
         steps = [
@@ -106,7 +108,7 @@ def test_the_table_of_modes(data: Path) -> None:
     paired = Bootstrap(4).difference([1, 1, 0.5, 1], [0, 1, 0, 1])
     points = f"all 4 +37.5 [{100 * paired.low:.1f}, {100 * paired.high:.1f}] points"
     assert f"- asyncthink - parallel: {points}; critical path x0.750 [0.750, 0.750]; seconds x0.700" in table
-    assert table.count("\n- ") == 3
+    assert table.count("\n- ") == 5
 
 
 def test_the_table_of_paths(data: Path) -> None:
@@ -124,7 +126,7 @@ def test_seconds_are_spoken_of_where_every_row_has_them(data: Path) -> None:
     assert "seconds: 2 puzzles one at a time, CPU, 1 thread" in made(data, "countdown")
 
 
-@pytest.mark.parametrize("name", ["ablations", "sudoku", "joins"])
+@pytest.mark.parametrize("name", ["ablations", "sudoku", "joins", "joins-after-rl"])
 def test_other_tables_have_a_row_a_line(data: Path, name: str) -> None:
     table, sheet = made(data, name), SHEETS[name]
     for line in sheet.lines:

@@ -19,7 +19,7 @@ from asyncthink.train.runs import begin_run, find_run
 from killed_run import config
 
 #: What a clock, a place, or transformers about the place a tokenizer came from, writes down.
-OTHERWISE = ("seconds", "out", "export", "resume", "is_local", "local_files_only")
+OTHERWISE = ("seconds", "seconds_rollout", "seconds_update", "out", "export", "resume", "is_local", "local_files_only")
 
 
 def files(folder: Path) -> dict[str, Any]:
@@ -37,15 +37,16 @@ def files(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_killed_at_any_change_and_resumed_is_bitwise_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "reports"), [("sft", [1, 2, 2, 3, 3]), ("grpo", [1, 2, 3])])
+def test_killed_at_any_change_and_resumed_is_bitwise_the_same(tmp_path: Path, kind: str, reports: list[int]) -> None:
     script = Path(__file__).with_name("killed_run.py")
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script, tmp_path, kind], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kills = json.loads(done.stdout.splitlines()[-1])
     assert len(kills) > 15
     whole = files(tmp_path / "whole")
     assert [folder.name for folder in checkpoints(tmp_path / "whole/run")] == ["step-000002", "step-000003"]
-    assert [line["step"] for line in whole["run/metrics.jsonl"]] == [1, 2, 2, 3, 3]
+    assert [line["step"] for line in whole["run/metrics.jsonl"]] == reports
     for number, kill in enumerate(kills):
         made = files(tmp_path / str(number))
         assert made.keys() == whole.keys(), kill

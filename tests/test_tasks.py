@@ -36,7 +36,9 @@ def test_puzzles_are_functions_of_seed_and_side(known: Task, held_out: bool) -> 
     seeds = range(8 if known.name == "sudoku-9" else 60)
     puzzles = [known.sample(seed, held_out) for seed in seeds]
     assert puzzles == [known.sample(seed, held_out) for seed in seeds]
-    assert len({known.prompt(puzzle) for puzzle in puzzles}) > 0.9 * len(puzzles)
+    assert len({known.prompt(puzzle) for puzzle in puzzles}) > 0.75 * len(
+        puzzles
+    )  # of 192 held out 60 draws meet some twice
     assert len({known.prompt(puzzle) for puzzle in puzzles}) == len(set(puzzles))
     other = {known.prompt(known.sample(seed, not held_out)) for seed in seeds}
     assert not other & {known.prompt(puzzle) for puzzle in puzzles}
@@ -119,18 +121,18 @@ def test_no_topology_is_baked_in(known: Task) -> None:
 
 @EACH
 def test_demonstrated_answers_are_graded_by_what_they_hold(known: Task) -> None:
-    """Answers of the whole space and of a part of it both occur; each right result counts and no other."""
-    shares = set()
+    """Organizers see to the whole space; one agent on a part of it answers less; each right result counts, no other."""
+    shares: dict[str, set[float]] = {"asyncthink": set(), "part": set()}
     for seed in range(60):
         puzzle = known.sample(seed % 8)
-        answer = read(known.demonstrate(puzzle, seed).scripts[0])[-1][1]
-        assert isinstance(answer, Answer)
-        share = known.verify(puzzle, answer.text)
-        assert (share * known.asked).is_integer()
-        assert share == answer.text.count("#") / known.asked
-        shares.add(share)
-    assert len(shares) > 1
-    assert max(shares) == 1.0
+        for mode, seen in shares.items():
+            answer = read(known.demonstrate(puzzle, seed, mode).scripts[0])[-1][1]
+            assert isinstance(answer, Answer)
+            share = known.verify(puzzle, answer.text)
+            assert share == answer.text.count("#") / known.asked
+            seen.add(share)
+    assert shares["asyncthink"] == {1.0}
+    assert len(shares["part"]) > 1
 
 
 @EACH

@@ -14,6 +14,7 @@ from asyncthink.train.curve import plot_curves
 #: Picture -> the training logs that lie over each other in it (name -> file).
 CURVES: dict[str, dict[str, str]] = {
     "curves": {mode: f"{mode}.jsonl" for mode in ("sequential", "parallel", "asyncthink")},
+    "ablation-curves": {name: f"{name}.jsonl" for name in ("asyncthink", "no-eta", "no-sft")},
 }
 FIGURES = ("reward", "accuracy", "solved", "format_errors", "eta", "critical_path_tokens")
 FRONTIER = "frontier"

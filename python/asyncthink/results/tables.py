@@ -92,18 +92,26 @@ def _about(about: dict[str, Any], rows: Sequence[Row]) -> str:
     )
 
 
-SEQUENTIAL, PARALLEL, ASYNCTHINK = "sequential", "parallel", "asyncthink"
+SEQUENTIAL, PARALLEL, ASYNCTHINK, LONGER = "sequential", "parallel", "asyncthink", "asyncthink, 260 steps more"
 _MODES = (
     Line(SEQUENTIAL, "countdown.json", "sequential"),
     Line(PARALLEL, "countdown.json", "parallel union"),
     Line(ASYNCTHINK, "countdown.json", "asyncthink shared exact"),
+    Line(LONGER, "longer.json", "asyncthink shared exact"),
 )
-_ABLATIONS = (Line("without RL", "no-rl.json"),)
+_ABLATIONS = (
+    Line("without RL", "no-rl.json"),
+    Line("100 steps without the concurrency reward", "no-eta.json"),
+    Line("100 steps without the cold start of the protocol", "no-sft.json"),
+)
 _SUDOKU = (Line("SFT", "sudoku-sft.json"), Line("SFT, then RL on countdown only", "sudoku-rl.json"))
 _JOINS = tuple(
     Line(f"{context}, {join}", "joins.json", f"asyncthink {context} {join}")
     for context in ("shared", "isolated")
     for join in ("exact", "append", "link")
+)
+_JOINS_AFTER_RL = tuple(
+    Line(join, "joins-rl.json", f"asyncthink shared {join}") for join in ("exact", "append", "link")
 )
 _PATH = number("critical_path_tokens", "critical path, tokens")
 _ETA = plain("eta_agents", "η, agents / c", "{:.2f}")
@@ -115,7 +123,13 @@ SHEETS: dict[str, Sheet] = {
     "countdown": Sheet(
         _MODES,
         [*(share(f"at_least/{n}", f">= {n} %") for n in (1, 2, 3)), _SOLVED, _ETA, _ETA_WORKERS, _ERRORS],
-        pairs=[(ASYNCTHINK, SEQUENTIAL), (ASYNCTHINK, PARALLEL), (PARALLEL, SEQUENTIAL)],
+        pairs=[
+            (ASYNCTHINK, SEQUENTIAL),
+            (ASYNCTHINK, PARALLEL),
+            (PARALLEL, SEQUENTIAL),
+            (LONGER, SEQUENTIAL),
+            (LONGER, PARALLEL),
+        ],
     ),
     "critical-path": Sheet(
         _MODES,
@@ -129,9 +143,9 @@ SHEETS: dict[str, Sheet] = {
         ],
     ),
     "ablations": Sheet(
-        [_MODES[-1], *_ABLATIONS],
+        [_MODES[2], _MODES[3], *_ABLATIONS],
         [_SOLVED, _PATH, _ETA, _ETA_WORKERS, plain("forks", "forks"), _ERRORS],
-        pairs=[(line.label, ASYNCTHINK) for line in _ABLATIONS],
+        pairs=[(label, ASYNCTHINK) for label in (LONGER, *(line.label for line in _ABLATIONS))],
     ),
     "sudoku": Sheet(
         _SUDOKU,
@@ -142,6 +156,11 @@ SHEETS: dict[str, Sheet] = {
         _JOINS,
         [_SOLVED, _PATH, plain("total_tokens", "all tokens"), _ETA, _ERRORS],
         pairs=[(line.label, _JOINS[0].label) for line in _JOINS[1:]],
+    ),
+    "joins-after-rl": Sheet(
+        _JOINS_AFTER_RL,
+        [_SOLVED, _PATH, plain("total_tokens", "all tokens"), _ETA, _ERRORS],
+        pairs=[(line.label, _JOINS_AFTER_RL[0].label) for line in _JOINS_AFTER_RL[1:]],
     ),
 }
 

@@ -14,6 +14,7 @@ from asyncthink.tasks.sudoku import Sudoku
 _KNOWN: tuple[Task, ...] = (
     Countdown(),
     Countdown("countdown-8", count=8, most=6),
+    Countdown("countdown-8x4", count=8, most=4),
     Sudoku(),
     Sudoku("sudoku-9", size=9, least=28, most=34),
 )

@@ -4,7 +4,7 @@ A number may be used once per expression and need not be used. Arithmetic is exa
 are different when no commuting or re-associating turns one into the other (:class:`.expressions.Expression`).
 
 The space that demonstrations search is every expression of two or three of the numbers. ``countdown`` has seven numbers
-and 4 or 5 solutions there, ``countdown-8`` eight numbers and 4 to 6.
+and 4 or 5 solutions there, ``countdown-8`` eight numbers and 4 to 6, ``countdown-8x4`` eight numbers and exactly 4.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Random organizer topologies over the parts of a search: who searches what, when forks and joins happen.
 
-No topology is baked in (AsyncThink, 2510.26658, section 3.1): the number of forks, the partition, its coverage, the
-interleaving of forks, own work and joins and the order of joins are drawn from a seed. Which of them are good is for
-reinforcement learning to find out.
+No topology is baked in (AsyncThink, 2510.26658, section 3.1): the number of forks, the partition, the interleaving of
+forks, own work and joins and the order of joins are drawn from a seed. Which of them are good is for reinforcement
+learning to find out. Every part is somebody's: a demonstration that leaves one out would show a wrong answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from asyncthink.tasks.script import Script
 
 MOST_FORKS = 4
 STYLES = ("batch", "interleave", "mixed")
-WHOLE = 0.75  # share of topologies that cover every part
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +68,8 @@ def _choose(style: str, can_fork: bool, can_work: bool, can_join: bool, rng: ran
 
 def _partition(count: int, rng: random.Random) -> tuple[list[list[int]], list[int]]:
     """(one group of parts per worker, the organizer's own parts); 0 to :data:`MOST_FORKS` workers."""
-    covered = list(range(count))
-    if rng.random() >= WHOLE:
-        covered = sorted(rng.sample(covered, rng.randint(1, count)))
-    forks = rng.randint(0, min(MOST_FORKS, len(covered)))
-    owners = list(range(forks)) + [rng.randint(0, forks) for _ in covered[forks:]]
+    forks = rng.randint(0, min(MOST_FORKS, count))
+    owners = list(range(forks)) + [rng.randint(0, forks) for _ in range(count - forks)]
     rng.shuffle(owners)
-    split = [[part for part, owner in zip(covered, owners, strict=True) if owner == k] for k in range(forks + 1)]
+    split = [[part for part, owner in enumerate(owners) if owner == k] for k in range(forks + 1)]
     return split[:forks], split[forks]

@@ -37,8 +37,9 @@ def grpo(
     minibatches: Annotated[int, typer.Option(help="Optimizer steps on one rollout.")] = 1,
     length: Annotated[int, typer.Option(help="Tokens of a packed batch: bounds memory, changes nothing else.")] = 8192,
     cached: Annotated[int, typer.Option(help="Tokens of the sampler's K/V cache.")] = 65536,
-    learning_rate: Annotated[float, typer.Option(help="After the warm-up.")] = 1e-4,
+    learning_rate: Annotated[float, typer.Option(help="Between warm-up and decay.")] = 1e-4,
     warmup: Annotated[int, typer.Option(help="Steps of the warm-up.")] = 5,
+    decay: Annotated[float, typer.Option(help="Share of the steps in which the rate falls to zero.")] = 0.0,
     format_error: Annotated[float, typer.Option(help="Reward of an episode that broke the protocol.")] = -0.5,
     eta_weight: Annotated[float, typer.Option(help="Lambda, the weight of the concurrency reward.")] = 0.2,
     eta_threshold: Annotated[float, typer.Option(help="Tau: a ratio above it earns no more.")] = 0.75,
@@ -102,6 +103,7 @@ def grpo(
         cached=cached,
         learning_rate=learning_rate,
         warmup=warmup,
+        decay=decay,
         seed=seed,
         normalise=std,
         rule=RewardRule(format_error, eta_weight, eta_threshold, eta_reading, aggregate),  # type: ignore[arg-type]

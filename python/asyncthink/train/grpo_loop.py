@@ -30,6 +30,7 @@ from asyncthink.train.progress import Reporter
 from asyncthink.train.rewards import RewardRule
 from asyncthink.train.rollout import Rollout, drawn, figures, packs, questions, roll_out
 from asyncthink.train.runs import begin_run, find_run
+from asyncthink.train.schedule import check_decay, learning_rate
 from asyncthink.train.traces import rows
 
 
@@ -39,6 +40,7 @@ class GRPOConfig:
     more than ``budget`` tokens. ``minibatches``: optimizer steps on the episodes of one rollout. ``length``: tokens
     of a packed batch, which bounds memory and changes nothing else; ``cached``: tokens that the sampler's K/V cache
     holds (episodes that find no room wait). ``normalise``: divide advantages by the group's standard deviation.
+    The learning rate warms up, stays flat, then falls to zero over the last ``decay`` of the steps (:mod:`.schedule`).
     Raises ValueError for numbers outside their range.
     """
 
@@ -59,6 +61,7 @@ class GRPOConfig:
     cached: int = 65536
     learning_rate: float = 1e-4
     warmup: int = 5
+    decay: float = 0.0
     weight_decay: float = 0.0
     clip: float = 1.0
     seed: int = 0
@@ -80,14 +83,15 @@ class GRPOConfig:
             raise ValueError(f"group: expected at least 2 (an advantage is relative to the others), got {self.group}")
         if self.prompts < self.minibatches:
             raise ValueError(f"minibatches: expected at most {self.prompts} (a question each), got {self.minibatches}")
+        check_decay(self.decay)
         if self.model.bfloat16:
             raise ValueError("bfloat16: expected False: the sampler would draw in other numbers than the trainer's")
         if self.temperature <= 0:
             raise ValueError(f"temperature: expected more than 0, got {self.temperature}")
 
     def rate(self, step: int) -> float:
-        """Learning rate of step 0, 1, ...: flat after the warm-up."""
-        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup))
+        """Learning rate of step 0, 1, ..., ``steps`` - 1."""
+        return learning_rate(step, self.steps, self.learning_rate, self.warmup, self.decay)
 
 
 def train_grpo(config: GRPOConfig) -> Path:

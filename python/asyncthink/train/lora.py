@@ -7,6 +7,7 @@ other, with the adapters live. ``W x`` becomes ``W x + (alpha / rank) B A x``; A
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,8 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: int, targets: str, seed: 
     """Freeze ``model`` and give its linear layers trainable adapters, A at random by ``seed``, B zero.
 
     ``targets``: "all-linear" (all but the output head), or the names of modules, separated by commas. Raises
-    ImportError without peft, ValueError when no module has such a name.
+    ImportError without peft, ValueError when no module has such a name, when one is not linear, and for an output head
+    whose weight is the input embedding's too: merged, the adapter would have to change both or be lost.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -46,6 +48,9 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: int, targets: str, seed: 
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and not isinstance(module, Linear):
             raise ValueError(f"lora targets: expected linear layers, got {name}, {type(module).__name__}")
+    decoder: Any = model
+    if model.config.tie_word_embeddings and isinstance(decoder.get_output_embeddings(), LoraLayer):
+        raise ValueError("lora targets: expected an output head of its own, got one tied to the input embedding")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_is_adapter(name))
         if parameter.requires_grad:

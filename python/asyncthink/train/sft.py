@@ -6,7 +6,6 @@ uninterrupted one exactly (same thread count, same machine).
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packing import IGNORED
 from asyncthink.train.progress import Reporter
 from asyncthink.train.runs import begin_run, find_run
+from asyncthink.train.schedule import check_decay, learning_rate
 from asyncthink.train.traces import Cutter, Mixture
 
 
@@ -32,8 +32,8 @@ from asyncthink.train.traces import Cutter, Mixture
 class SFTConfig:
     """``steps`` optimizer steps on ``batches`` packed batches of about ``length`` tokens each.
 
-    The learning rate warms up, stays flat, then falls to zero as 1 - sqrt(progress) over the last ``decay`` of the
-    steps. Several processes share the batches of a step, so their number changes nothing but rounding. ``export``: a
+    The learning rate warms up, stays flat, then falls to zero over the last ``decay`` of the steps (:mod:`.schedule`).
+    Several processes share the batches of a step, so their number changes nothing but rounding. ``export``: a
     folder that always holds the newest weights. ``plot``: draw ``out/curve.png`` with every checkpoint.
     """
 
@@ -68,15 +68,11 @@ class SFTConfig:
         for name in (*positive, "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay: expected a share in [0, 1], got {self.decay}")
+        check_decay(self.decay)
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0, 1, ..., ``steps`` - 1."""
-        start = self.steps * (1 - self.decay)
-        warm = min(1.0, (step + 1) / max(1, self.warmup))
-        done = max(0.0, (step - start) / max(1.0, self.steps - start))
-        return self.learning_rate * warm * (1 - math.sqrt(done))
+        return learning_rate(step, self.steps, self.learning_rate, self.warmup, self.decay)
 
 
 def train_sft(config: SFTConfig) -> Path:

@@ -1,0 +1,24 @@
+"""The learning rate over the steps of a run."""
+
+from __future__ import annotations
+
+import math
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: float) -> float:
+    """Rate of step 0, 1, ..., ``steps`` - 1: a linear warm-up over ``warmup`` steps, then ``peak``, then a fall to zero
+    as ``peak * (1 - sqrt(progress))`` over the last ``decay`` of the steps (Hägele et al., 2405.18392).
+
+    >>> [round(learning_rate(step, 8, 1.0, 2, 0.5), 2) for step in range(8)]
+    [0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 0.29, 0.13]
+    """
+    start = steps * (1 - decay)
+    warm = min(1.0, (step + 1) / max(1, warmup))
+    done = max(0.0, (step - start) / max(1.0, steps - start))
+    return peak * warm * (1 - math.sqrt(done))
+
+
+def check_decay(decay: float) -> None:
+    """Raises ValueError for a share outside [0, 1]."""
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay: expected a share in [0, 1], got {decay}")
