@@ -24,7 +24,7 @@ ABOUT = {
     "task": "countdown-8", "asked": 4, "puzzles": 4, "first": 0, "questions_sha256": "ab", "pool": 4, "budget": 300,
     "temperature": 1.0, "draws": 2, "seed": 0, "timed_puzzles": 2, "machine": "CPU, 1 thread", "comparisons": [],
 }  # fmt: skip
-PAGE = "# Results\nProse before.\n\n<!-- table: {} -->\nold\n<!-- end -->\nProse after, 95%.\n"
+PAGE = "# Results\nProse before.\n\n<!-- table: {} -->\nstale\n<!-- end -->\nProse after, 95%.\n"
 
 
 def row(name: str, solved: Sequence[float], path: float, seconds: float) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def test_everything_at_once_and_again(data: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT / "python")
     assert done.stdout == f"{path}: {', '.join([*SHEETS, *PICTURES])}\n"
     first = path.read_text(encoding="utf-8")
-    assert "old" not in first and first.count("Prose after, 95%.") == len(SHEETS)
+    assert "stale" not in first and first.count("Prose after, 95%.") == len(SHEETS)
     for picture in PICTURES:
         assert (data / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
     assert results.update(path, ["joins", "countdown"]) == ["joins", "countdown"]
