@@ -2,8 +2,8 @@
 
 The first backend of :data:`BACKENDS` made for the device that has the op is the default. ``use_backend("reference")``
 or the environment variable ``ASYNCTHINK_BACKEND`` names another, and then nothing else is tried: a backend that cannot
-run the op is an error that says why. When the preferred backend itself is missing, a warning says so once for each op;
-:func:`explain` (``python -m asyncthink_kernels``) shows the whole table.
+run the op is an error that says why. Where kernels are missing and the reference has to serve, a warning says so once
+for each op; :func:`explain` (``python -m asyncthink_kernels``) shows the whole table.
 
 Beside the backends stands flash-attn, which knows one case of one op, :data:`PREFILL`, and is used where it can be.
 """
@@ -22,6 +22,7 @@ from typing import Any
 
 #: Every op, in the order in which tables show them.
 OPS = ("append_kv", "tree_attention", "paged_attention", "merge_states", "join_append", "copy_pages")
+_MOVES = ("append_kv", "merge_states", "join_append", "copy_pages")
 #: `tree_attention` of a step in which every branch is new, so that rows see rows of the step alone.
 PREFILL = "prefill"
 #: Names a backend for the whole process; read at every call.
@@ -30,20 +31,22 @@ ENVIRONMENT = "ASYNCTHINK_BACKEND"
 
 @dataclass(frozen=True)
 class Backend:
-    """A module of kernels, the device types it is made for (None: every device torch serves), and those it serves
-    when it is asked for by name."""
+    """A module of kernels, the device types it is made for (None: every device torch serves), those it serves when it
+    is asked for by name, and the ops for which it is preferred to backends before it."""
 
     name: str
     module: str
     devices: tuple[str, ...] | None
     by_name: tuple[str, ...] = ()
+    first_for: tuple[str, ...] = ()
 
 
-#: In order of preference. Triton before CUDA C++ is a choice by plan, not by measurement, until a GPU has measured it.
+#: In order of preference. On a GPU that is Triton for attention and CUDA C++ for the ops that move or merge rows: a
+#: choice by plan, not by measurement, until a GPU has measured it.
 BACKENDS = (
     Backend("cpu", "asyncthink_kernels.backends.native", ("cpu",)),
     Backend("triton", "asyncthink_kernels.backends.triton", ("cuda",), by_name=("cpu",)),
-    Backend("cuda", "asyncthink_kernels.backends.native", ("cuda",)),
+    Backend("cuda", "asyncthink_kernels.backends.cuda", ("cuda",), by_name=("cpu",), first_for=_MOVES),
     Backend("reference", "asyncthink_kernels.backends.reference", None),
 )
 
@@ -104,7 +107,7 @@ def find_prefill(q: Any, v: Any, sinks: Any) -> Callable[..., Any] | None:
 
 def backends_for(op: str, device: str) -> list[str]:
     """Names of the backends that can run ``op`` on device type ``device``, the preferred one first."""
-    able = [backend for backend in BACKENDS if _why_not(backend, op, device) is None]
+    able = [backend for backend in _ranked(op) if _why_not(backend, op, device) is None]
     return [backend.name for backend in sorted(able, key=lambda each: not _made_for(each, device))]
 
 
@@ -120,7 +123,8 @@ def explain(op: str | None = None, device: str = "cpu") -> list[Row]:
     rows = []
     for each in [each for each in OPS if op in (None, each)]:
         reasons = {backend.name: _why_not(backend, each, device) for backend in BACKENDS}
-        default = name or next((b.name for b in BACKENDS if _made_for(b, device) and reasons[b.name] is None), None)
+        able = (b.name for b in _ranked(each) if _made_for(b, device) and reasons[b.name] is None)
+        default = name or next(able, None)
         for backend in BACKENDS:
             reason = reasons[backend.name]
             text = reason if reason is not None else importlib.import_module(backend.module).note(device)
@@ -161,14 +165,18 @@ def _named(name: str, op: str, device: str) -> Backend:
     return backend
 
 
+def _ranked(op: str) -> list[Backend]:
+    return sorted(BACKENDS, key=lambda backend: op not in backend.first_for)
+
+
 def _default(op: str, device: str) -> Backend:
     missing: list[str] = []
-    for backend in BACKENDS:
+    for backend in _ranked(op):
         if not _made_for(backend, device):
             continue
         reason = _why_not(backend, op, device)
         if reason is None:
-            if missing:
+            if missing and backend.devices is None:
                 warnings.warn(
                     f"{op} on {device} runs on the slow backend {backend.name!r}: {'; '.join(missing)}",
                     RuntimeWarning,

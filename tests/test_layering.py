@@ -149,8 +149,9 @@ def test_no_torch_is_loaded_with_records_and_protocol() -> None:
 
 
 def test_native_modules_have_one_user() -> None:
-    users = [name for name in in_rooms(KERNELS, SAMPLER) if re.search(r"\b_(cpu|cuda)\b", MODULES[name].read_text())]
-    assert users == [f"{KERNELS}.backends.native"]
+    for native, user in (("_cpu", "native"), ("_cuda", "cuda")):
+        users = [name for name in in_rooms(KERNELS, SAMPLER) if re.search(rf"\b{native}\b", MODULES[name].read_text())]
+        assert users == [f"{KERNELS}.backends.{user}"]
 
 
 def test_triton_stays_in_its_room() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from asyncthink_kernels.backends import native
+from asyncthink_kernels.backends import cuda, native
 
 ROOT = Path(__file__).resolve().parents[1]
 GOMP_PARALLEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
@@ -219,7 +219,7 @@ class TestIsa:
 
 
 def test_cuda_module_loads_and_says_what_is_missing() -> None:
-    if native._cuda is None:
+    if cuda._cuda is None:
         pytest.skip("_cuda was not built here")
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     script = "import asyncthink_kernels._cuda as cuda; print(cuda.why_not())"
@@ -229,8 +229,8 @@ def test_cuda_module_loads_and_says_what_is_missing() -> None:
 
 
 def test_missing_module_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_cuda", None)
-    assert native.why_not("append_kv", "cuda") == "_cuda was not built: install again where nvcc is found"
+    monkeypatch.setattr(cuda, "_cuda", None)
+    assert cuda.why_not("append_kv", "cuda") == "_cuda was not built: install again where nvcc is found"
     monkeypatch.setattr(native, "_cpu", None)
     assert native.why_not("append_kv", "cpu") == "_cpu was not built: install again where a C++ compiler is found"
 
@@ -240,6 +240,7 @@ def test_ops_that_cuda_lacks_are_explained(monkeypatch: pytest.MonkeyPatch) -> N
         append_kv: Any = staticmethod(lambda: None)
         why_not: Any = staticmethod(lambda: "no driver")
 
-    monkeypatch.setattr(native, "_cuda", Module)
-    assert native.why_not("tree_attention", "cuda") == "not written yet"
-    assert native.why_not("append_kv", "cuda") == "no driver"
+    monkeypatch.setattr(cuda, "_cuda", Module)
+    assert cuda.why_not("tree_attention", "cuda") == "not written yet"
+    assert cuda.why_not("append_kv", "cuda") == "no driver"
+    assert cuda.why_not("append_kv", "cpu") == "runs on GPUs"

@@ -1,4 +1,4 @@
-"""The C++ kernels: options, scratch, threads and streams are handed over; the only user of `_cpu` and `_cuda`.
+"""The C++ kernels of the CPU: options, scratch and threads are handed over; the only user of `_cpu`.
 
 Signatures are those of :mod:`~asyncthink_kernels.backends.reference`. The kernels check every size, dtype, stride and
 index value themselves, whoever calls, and raise ValueError before they write; they allocate nothing.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 
-def _load(name: str) -> ModuleType | None:
+def load(name: str) -> ModuleType | None:
     """The native module, or None if it was not built. One that exists but cannot be loaded is an error, not a None."""
     try:
         return importlib.import_module(f"asyncthink_kernels.{name}")
@@ -40,38 +40,26 @@ def _gomp_parallel() -> int:
     return ctypes.cast(symbol, ctypes.c_void_p).value or 0
 
 
-_cpu: Any = _load("_cpu")
-_cuda: Any = _load("_cuda")
+_cpu: Any = load("_cpu")
 _GOMP_PARALLEL = _gomp_parallel()
 
 
 def why_not(op: str, device: str) -> str | None:
     """None if ``op`` runs on device type ``device``, else one line that says why it does not."""
-    module = _cuda if device == "cuda" else _cpu
-    if module is None:
-        missing = "nvcc" if device == "cuda" else "a C++ compiler"
-        return f"{'_cuda' if device == 'cuda' else '_cpu'} was not built: install again where {missing} is found"
-    if not hasattr(module, op):
-        return "not written yet"
-    return module.why_not() if device == "cuda" else None
+    if _cpu is None:
+        return "_cpu was not built: install again where a C++ compiler is found"
+    return None if hasattr(_cpu, op) else "not written yet"
 
 
 def note(device: str) -> str:
-    """What runs: instruction set and threads, or the GPU's name."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
+    """What runs: instruction set and threads."""
     threads = f"{torch.get_num_threads()} threads of torch" if _GOMP_PARALLEL else "1 thread: torch has no OpenMP here"
     return f"{_cpu.isa()}, {threads}"
 
 
 def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    if k.device.type == "cuda":
-        with torch.cuda.device(k.device):
-            stream = torch.cuda.current_stream().cuda_stream
-            _cuda.append_kv(k, v, k_cache, v_cache, slots, stream=stream)
-    else:
-        _share_threads()
-        _cpu.append_kv(k, v, k_cache, v_cache, slots)
+    _share_threads()
+    _cpu.append_kv(k, v, k_cache, v_cache, slots)
 
 
 def tree_attention(

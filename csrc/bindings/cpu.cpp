@@ -17,22 +17,8 @@ void bind_attention(py::module_& module) {
          const View& entries, const View& row_ptr, const View& positions, const View& shifts, const OptionalView& cos,
          const OptionalView& sin, const OptionalView& sinks, const View& out, const View& lse, const View& workspace,
          float scale, int64_t window, float softcap, bool interleaved) {
-        tree_attention({.q = q,
-                        .k_cache = k_cache,
-                        .v_cache = v_cache,
-                        .items = items,
-                        .pages = pages,
-                        .entries = entries,
-                        .row_ptr = row_ptr,
-                        .positions = positions,
-                        .shifts = shifts,
-                        .cos = cos,
-                        .sin = sin,
-                        .sinks = sinks,
-                        .out = out,
-                        .lse = lse,
-                        .workspace = workspace,
-                        .options = {scale, window, softcap, interleaved}});
+        const Attention attention = {q, k_cache, v_cache, sinks, out, lse, {scale, window, softcap, interleaved}};
+        tree_attention({attention, items, pages, entries, row_ptr, positions, shifts, cos, sin}, workspace);
       },
       py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("items"), py::arg("pages"), py::arg("entries"),
       py::arg("row_ptr"), py::arg("positions"), py::arg("shifts"), py::arg("cos"), py::arg("sin"), py::arg("sinks"),
@@ -45,17 +31,8 @@ void bind_attention(py::module_& module) {
       [](const View& q, const View& k_cache, const View& v_cache, const View& block_tables, const View& seq_lens,
          const OptionalView& sinks, const View& out, const View& lse, const View& workspace, int64_t chunk, float scale,
          int64_t window, float softcap) {
-        paged_attention({.q = q,
-                         .k_cache = k_cache,
-                         .v_cache = v_cache,
-                         .block_tables = block_tables,
-                         .seq_lens = seq_lens,
-                         .sinks = sinks,
-                         .out = out,
-                         .lse = lse,
-                         .workspace = workspace,
-                         .chunk = chunk,
-                         .options = {scale, window, softcap, false}});
+        const Attention attention = {q, k_cache, v_cache, sinks, out, lse, {scale, window, softcap, false}};
+        paged_attention({attention, block_tables, seq_lens, chunk}, workspace);
       },
       py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("block_tables"), py::arg("seq_lens"),
       py::arg("sinks"), py::arg("out"), py::arg("lse"), py::arg("workspace"), py::arg("chunk"), py::arg("scale"),

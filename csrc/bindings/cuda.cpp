@@ -1,6 +1,7 @@
 // asyncthink_kernels._cuda. The CUDA runtime is linked statically and looks for the driver at the first call: importing
 // works on any machine, and why_not() says what is missing. Streams are integers (cudaStream_t).
 #include "bindings/view.h"
+#include "cuda/attention.h"
 #include "cuda/ops.h"
 
 namespace {
@@ -16,17 +17,85 @@ std::optional<std::string> why_not() {
   return std::nullopt;
 }
 
-}  // namespace
+cudaStream_t stream_of(uintptr_t stream) {
+  return reinterpret_cast<cudaStream_t>(stream);
+}
 
-PYBIND11_MODULE(_cuda, module) {
-  module.doc() = "CUDA kernels of asyncthink_kernels; called by asyncthink_kernels.backends.native alone.";
-  module.def("why_not", &why_not, "None where kernels can be launched, else one line.");
+void bind_cache_ops(py::module_& module) {
   module.def(
       "append_kv",
       [](const View& k, const View& v, const View& k_cache, const View& v_cache, const View& slots, uintptr_t stream) {
-        cuda::append_kv({.k = k, .v = v, .k_cache = k_cache, .v_cache = v_cache, .slots = slots},
-                        reinterpret_cast<cudaStream_t>(stream));
+        cuda::append_kv({k, v, k_cache, v_cache, slots}, stream_of(stream));
       },
-      py::arg("k"), py::arg("v"), py::arg("k_cache"), py::arg("v_cache"), py::arg("slots"), py::arg("stream"),
       Unlocked());
+  module.def(
+      "join_append",
+      [](const View& k_caches, const View& v_caches, const View& src_slots, const View& dst_slots, const View& cos,
+         const View& sin, bool interleaved, uintptr_t stream) {
+        cuda::join_append({k_caches, v_caches, src_slots, dst_slots, cos, sin, interleaved}, stream_of(stream));
+      },
+      Unlocked());
+  module.def(
+      "copy_pages",
+      [](const View& k_caches, const View& v_caches, const View& src, const View& dst, uintptr_t stream) {
+        cuda::copy_pages({k_caches, v_caches, src, dst}, stream_of(stream));
+      },
+      Unlocked());
+  module.def(
+      "merge_states",
+      [](const View& outs, const View& lses, const View& out, const View& lse, uintptr_t stream) {
+        cuda::merge_states({outs, lses, out, lse}, stream_of(stream));
+      },
+      Unlocked());
+}
+
+void bind_attention(py::module_& module) {
+  module.def(
+      "tree_attention",
+      [](const View& q, const View& k_cache, const View& v_cache, const View& items, const View& pages,
+         const View& entries, const View& row_ptr, const View& positions, const View& shifts, const OptionalView& cos,
+         const OptionalView& sin, const OptionalView& sinks, const View& out, const View& lse, const View& part_out,
+         const View& part_lse, const View& entry_of, float scale, int64_t window, float softcap, bool interleaved,
+         uintptr_t stream) {
+        const Attention attention = {q, k_cache, v_cache, sinks, out, lse, {scale, window, softcap, interleaved}};
+        cuda::tree_attention({attention, items, pages, entries, row_ptr, positions, shifts, cos, sin},
+                             {part_out, part_lse, entry_of}, stream_of(stream));
+      },
+      py::kw_only(), py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("items"), py::arg("pages"),
+      py::arg("entries"), py::arg("row_ptr"), py::arg("positions"), py::arg("shifts"), py::arg("cos"), py::arg("sin"),
+      py::arg("sinks"), py::arg("out"), py::arg("lse"), py::arg("part_out"), py::arg("part_lse"), py::arg("entry_of"),
+      py::arg("scale"), py::arg("window"), py::arg("softcap"), py::arg("interleaved"), py::arg("stream"), Unlocked());
+  module.def(
+      "paged_attention",
+      [](const View& q, const View& k_cache, const View& v_cache, const View& block_tables, const View& seq_lens,
+         const OptionalView& sinks, const View& out, const View& lse, const View& part_out, const View& part_lse,
+         int64_t chunk, float scale, int64_t window, float softcap, uintptr_t stream) {
+        const Attention attention = {q, k_cache, v_cache, sinks, out, lse, {scale, window, softcap, false}};
+        cuda::paged_attention({attention, block_tables, seq_lens, chunk}, {part_out, part_lse, {}}, stream_of(stream));
+      },
+      py::kw_only(), py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("block_tables"), py::arg("seq_lens"),
+      py::arg("sinks"), py::arg("out"), py::arg("lse"), py::arg("part_out"), py::arg("part_lse"), py::arg("chunk"),
+      py::arg("scale"), py::arg("window"), py::arg("softcap"), py::arg("stream"), Unlocked());
+  module.def(
+      "attention_shared",
+      [](int itemsize, int64_t D, int64_t Dv, double rows, int64_t limit) {
+        const DType dtype = itemsize == 4 ? DType::f32 : DType::bf16;
+        const cuda::SharedPlan plan = cuda::attention_shared(dtype, D, Dv, rows, limit);
+        return std::pair{plan.stages, plan.bytes};
+      },
+      py::arg("itemsize"), py::arg("head_dim"), py::arg("v_head_dim"), py::arg("rows"), py::arg("limit"),
+      "Stages of the ring and bytes of shared memory of a block on a chip with `limit` bytes for one.");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, module) {
+  module.doc() = "CUDA kernels of asyncthink_kernels; called by asyncthink_kernels.backends.cuda alone.";
+  module.def("why_not", &why_not, "None where kernels can be launched, else one line.");
+  module.attr("toolkit") = CUDART_VERSION;  // 1000 major + 10 minor
+#ifdef ATK_EMULATED
+  module.attr("emulated") = true;  // by the tests, on a CPU
+#endif
+  bind_cache_ops(module);
+  bind_attention(module);
 }

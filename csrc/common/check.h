@@ -69,6 +69,10 @@ class Sizes {
   int count_ = 0;
 };
 
+inline void check_size(std::string_view name, const std::string& expected, int64_t size, int64_t wanted) {
+  if (size != wanted) fail(name, expected, std::to_string(size));
+}
+
 inline void check_dtype(std::string_view name, const View& view, DType expected) {
   if (view.dtype != expected) fail(name, dtype_name(expected), dtype_name(view.dtype));
 }

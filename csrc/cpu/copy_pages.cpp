@@ -7,18 +7,6 @@
 namespace atk {
 namespace {
 
-void check(const CopyPages& a, const Sizes& sizes) {
-  check_storage_dtype("k_caches", a.k_caches);
-  check_dtype("v_caches", a.v_caches, a.k_caches.dtype);
-  check_last_contiguous("k_caches", a.k_caches);
-  check_last_contiguous("v_caches", a.v_caches);
-  for (auto [name, view] : {std::pair{"src", &a.src}, {"dst", &a.dst}}) {
-    check_dtype(name, *view, DType::i64);
-    check_values(name, *view, 0, sizes["P"]);
-  }
-  check_distinct("dst", a.dst, sizes["P"], &a.src);
-}
-
 // One layer's page, row by row: the strides between slots and heads are free.
 void copy_page(const View& caches, int64_t layer, int64_t src, int64_t dst) {
   const int64_t bytes = row_bytes(caches), base = layer * caches.strides[0];
@@ -32,12 +20,10 @@ void copy_page(const View& caches, int64_t layer, int64_t src, int64_t dst) {
 }  // namespace
 
 void copy_pages(const CopyPages& a) {
-  Sizes sizes;
-  sizes.bind("k_caches", a.k_caches, {"L", "P", "S", "H", "D"});
-  sizes.bind("v_caches", a.v_caches, {"L", "P", "S", "H", "Dv"});
-  sizes.bind("src", a.src, {"n"});
-  sizes.bind("dst", a.dst, {"n"});
-  check(a, sizes);
+  const Sizes sizes = a.check();
+  check_values("src", a.src, 0, sizes["P"]);
+  check_values("dst", a.dst, 0, sizes["P"]);
+  check_distinct("dst", a.dst, sizes["P"], &a.src);
 
   const int64_t n = sizes["n"];
   parallel_for(sizes["L"] * n, 1, [&](int64_t work) {

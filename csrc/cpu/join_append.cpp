@@ -10,35 +10,17 @@ namespace {
 
 constexpr int64_t kTokensPerDraw = 8;
 
-void check(const JoinAppend& a, const Sizes& sizes) {
-  check_storage_dtype("k_caches", a.k_caches);
-  check_dtype("v_caches", a.v_caches, a.k_caches.dtype);
-  check_last_contiguous("k_caches", a.k_caches);
-  check_last_contiguous("v_caches", a.v_caches);
-  for (auto [name, view] : {std::pair{"cos", &a.cos}, {"sin", &a.sin}}) {
-    check_dtype(name, *view, DType::f32);
-    check_last_contiguous(name, *view);
-  }
-  if (2 * sizes["R"] > sizes["D"])
-    fail("cos", "R <= D / 2 = " + std::to_string(sizes["D"] / 2), std::to_string(sizes["R"]));
-  for (auto [name, view] : {std::pair{"src_slots", &a.src_slots}, {"dst_slots", &a.dst_slots}}) {
-    check_dtype(name, *view, DType::i64);
-    check_values(name, *view, 0, sizes["P"] * sizes["S"]);
-  }
-  check_distinct("dst_slots", a.dst_slots, sizes["P"] * sizes["S"], &a.src_slots);
+void check_slots(const JoinAppend& a, int64_t num_slots) {
+  check_values("src_slots", a.src_slots, 0, num_slots);
+  check_values("dst_slots", a.dst_slots, 0, num_slots);
+  check_distinct("dst_slots", a.dst_slots, num_slots, &a.src_slots);
 }
 
 }  // namespace
 
 void join_append(const JoinAppend& a) {
-  Sizes sizes;
-  sizes.bind("k_caches", a.k_caches, {"L", "P", "S", "H", "D"});
-  sizes.bind("v_caches", a.v_caches, {"L", "P", "S", "H", "Dv"});
-  sizes.bind("src_slots", a.src_slots, {"N"});
-  sizes.bind("dst_slots", a.dst_slots, {"N"});
-  sizes.bind("cos", a.cos, {"L", "R"});
-  sizes.bind("sin", a.sin, {"L", "R"});
-  check(a, sizes);
+  const Sizes sizes = a.check();
+  check_slots(a, sizes["P"] * sizes["S"]);
 
   const RowKernels::Typed& kernels = row_kernels().of(a.k_caches.dtype);
   const auto rotate = a.interleaved ? kernels.rotate_interleaved : kernels.rotate_half_split;

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "common/check.h"
 #include "common/lse.h"
 #include "cpu/ops.h"
 #include "cpu/rows.h"
@@ -12,24 +11,10 @@ namespace {
 
 constexpr int64_t kRowsPerDraw = 16;
 
-void check(const MergeStates& a) {
-  check_storage_dtype("outs", a.outs);
-  check_dtype("out", a.out, a.outs.dtype);
-  check_last_contiguous("outs", a.outs);
-  check_last_contiguous("out", a.out);
-  check_dtype("lses", a.lses, DType::f32);
-  check_dtype("lse", a.lse, DType::f32);
-}
-
 }  // namespace
 
 void merge_states(const MergeStates& a) {
-  Sizes sizes;
-  sizes.bind("outs", a.outs, {"n", "T", "H", "Dv"});
-  sizes.bind("lses", a.lses, {"n", "T", "H"});
-  sizes.bind("out", a.out, {"T", "H", "Dv"});
-  sizes.bind("lse", a.lse, {"T", "H"});
-  check(a);
+  const Sizes sizes = a.check();
 
   const RowKernels::Typed& kernels = row_kernels().of(a.outs.dtype);
   const int64_t n = sizes["n"], H = sizes["H"], Dv = sizes["Dv"], size = element_size(a.outs.dtype);

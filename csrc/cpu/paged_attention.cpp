@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "cpu/attention_args.h"
+#include "cpu/ops.h"
 
 namespace atk {
 namespace {
@@ -54,15 +55,8 @@ void check_tables(const PagedAttention& a) {
 
 }  // namespace
 
-void paged_attention(const PagedAttention& a) {
-  Sizes sizes;
-  sizes.bind("q", a.q, {"B", "Hq", "D"});
-  check_attention(sizes, a.q, a.k_cache, a.v_cache, a.sinks, "B", a.out, a.lse);
-  sizes.bind("block_tables", a.block_tables, {"B", "M"});
-  sizes.bind("seq_lens", a.seq_lens, {"B"});
-  check_dtype("block_tables", a.block_tables, DType::i32);
-  check_dtype("seq_lens", a.seq_lens, DType::i32);
-  if (a.chunk < 1) fail("chunk", "at least 1", std::to_string(a.chunk));
+void paged_attention(const PagedAttention& a, const View& workspace) {
+  const Sizes sizes = a.check();
   check_tables(a);
 
   thread_local Plan plan;
@@ -74,14 +68,14 @@ void paged_attention(const PagedAttention& a) {
                  page_size, a.chunk);
 
   static constexpr int32_t kNoShift = 0;
-  AttentionProblem x = attention_problem(a.q, a.k_cache, a.v_cache, a.sinks, a.out, a.lse, a.options);
+  AttentionProblem x = attention_problem(a);
   x.items = plan.items.data();
   x.pages = plan.pages.data();
   x.entries = plan.entries.data();
   x.row_ptr = plan.row_ptr.data();
   x.positions = plan.positions.data();
   x.shifts = &kNoShift;
-  run_attention(x, static_cast<int64_t>(plan.items.size()), a.workspace);
+  run_attention(x, static_cast<int64_t>(plan.items.size()), workspace);
 }
 
 int64_t paged_attention_workspace(int64_t max_blocks, int64_t page_size, int64_t chunk, int64_t rows, int64_t q_heads,

@@ -1,6 +1,7 @@
 #include <vector>
 
 #include "cpu/attention_args.h"
+#include "cpu/ops.h"
 
 namespace atk {
 namespace {
@@ -10,39 +11,6 @@ void check_field(const char* tensor, int64_t index, const char* field, int64_t v
   if (value < begin || value >= end)
     fail(std::string(tensor) + "[" + std::to_string(index) + "] " + field,
          "a value in [" + std::to_string(begin) + ", " + std::to_string(end) + ")", std::to_string(value));
-}
-
-void check_shapes(const TreeAttention& a, Sizes& sizes) {
-  sizes.bind("q", a.q, {"T", "Hq", "D"});
-  check_attention(sizes, a.q, a.k_cache, a.v_cache, a.sinks, "T", a.out, a.lse);
-  sizes.bind("items", a.items, {"I", "6"});
-  sizes.bind("pages", a.pages, {"pages"});
-  sizes.bind("entries", a.entries, {"E", "5"});
-  sizes.bind("row_ptr", a.row_ptr, {"T+1"});
-  sizes.bind("positions", a.positions, {"T"});
-  sizes.bind("shifts", a.shifts, {"K"});
-  check_size("items", "6 columns", sizes["6"], 6);
-  check_size("entries", "5 columns", sizes["5"], 5);
-  check_size("row_ptr", "T + 1 = " + std::to_string(sizes["T"] + 1) + " elements", sizes["T+1"], sizes["T"] + 1);
-  for (const auto& [name, view] : {std::pair{"items", a.items},
-                                   {"pages", a.pages},
-                                   {"entries", a.entries},
-                                   {"row_ptr", a.row_ptr},
-                                   {"positions", a.positions},
-                                   {"shifts", a.shifts}}) {
-    check_dtype(name, view, DType::i32);
-    check_contiguous(name, view);
-  }
-  if (a.cos.has_value() != a.sin.has_value()) fail("cos, sin", "both or neither", "one");
-  if (!a.cos) return;
-  sizes.bind("cos", *a.cos, {"K", "R"});
-  sizes.bind("sin", *a.sin, {"K", "R"});
-  for (const auto& [name, view] : {std::pair{"cos", *a.cos}, {"sin", *a.sin}}) {
-    check_dtype(name, view, DType::f32);
-    check_contiguous(name, view);
-  }
-  if (2 * sizes["R"] > sizes["D"])
-    fail("cos", "2R <= D = " + std::to_string(sizes["D"]), "R = " + std::to_string(sizes["R"]));
 }
 
 // Returns the number of entries in use: what stands behind them belongs to nobody.
@@ -96,10 +64,9 @@ void check_plan(const AttentionProblem& x, const TreeAttention& a) {
 
 }  // namespace
 
-void tree_attention(const TreeAttention& a) {
-  Sizes sizes;
-  check_shapes(a, sizes);
-  AttentionProblem x = attention_problem(a.q, a.k_cache, a.v_cache, a.sinks, a.out, a.lse, a.options);
+void tree_attention(const TreeAttention& a, const View& workspace) {
+  const Sizes sizes = a.check();
+  AttentionProblem x = attention_problem(a);
   x.items = a.items.as<const Item>();
   x.pages = a.pages.as<const int32_t>();
   x.entries = a.entries.as<const Entry>();
@@ -112,7 +79,7 @@ void tree_attention(const TreeAttention& a) {
     x.R = sizes["R"];
   }
   check_plan(x, a);
-  run_attention(x, sizes["I"], a.workspace);
+  run_attention(x, sizes["I"], workspace);
 }
 
 int64_t tree_attention_workspace(int64_t partials, int64_t q_heads, int64_t kv_heads, int64_t v_head_dim) {

@@ -1,20 +1,37 @@
-// The CUDA ops: launched on the caller's stream of the current device; they allocate and synchronise nothing.
+// The CUDA ops: launched on the caller's stream of the current device; they allocate and synchronise nothing, and look
+// at no index value.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
-#include <stdexcept>
-#include <string>
-
 #include "common/append_kv.h"
+#include "common/attention.h"
+#include "common/copy_pages.h"
+#include "common/join_append.h"
+#include "common/merge_states.h"
 
 namespace atk::cuda {
 
-inline void check_launch(const char* op) {
-  if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess)
-    throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(status));
-}
-
 void append_kv(const AppendKV& args, cudaStream_t stream);
+
+void join_append(const JoinAppend& args, cudaStream_t stream);
+
+void copy_pages(const CopyPages& args, cudaStream_t stream);
+
+void merge_states(const MergeStates& args, cudaStream_t stream);
+
+// Scratch of the attention ops. E entries: those of the plan, or B x ceil(M S / chunk) splits.
+struct Partials {
+  View out;       // [H, E, G, Dv] float32
+  View lse;       // [H, E, G] float32
+  View entry_of;  // [E] int32: where the partial with a number stands; tree_attention only
+};
+
+void tree_attention(const TreeAttention& args, const Partials& partials, cudaStream_t stream);
+
+void paged_attention(const PagedAttention& args, const Partials& partials, cudaStream_t stream);
+
+// Head dims up to this.
+constexpr int64_t kMaxHeadDim = 256;
 
 }  // namespace atk::cuda
