@@ -2,7 +2,7 @@
 .PHONY: dev test lint bench demo
 
 PYTHON ?= python3
-NATIVE := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+NATIVE := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/emulator/*.h' 'tests/emulator/*.cpp')
 
 dev:
 	$(PYTHON) -m pip install -e ".[dev]" -c constraints.txt

@@ -16,7 +16,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton looks when it is first imported
 os.environ.setdefault("ASYNCTHINK_CHECK", "1")
 
+import emulated
 from asyncthink_kernels import dispatch, use_backend
+from asyncthink_kernels.backends import cuda
 
 try:
     from asyncthink_kernels import _cpu
@@ -40,7 +42,9 @@ class Target:
 
 
 def targets(op: str) -> list[Target]:
-    """Where ``op`` can run here."""
+    """Where ``op`` can run here; without a GPU the CUDA C++ kernels run on an emulator."""
+    if not torch.cuda.is_available() and not hasattr(cuda._cuda, "emulated"):
+        cuda._cuda = emulated.module()
     found = []
     for device in DEVICES:
         for backend in dispatch.backends_for(op, device):

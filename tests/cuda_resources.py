@@ -85,7 +85,7 @@ def _shared(module: ModuleType, kernel: str, limit: int, static: int) -> str:
     dtype, head_dim, v_head_dim, fragments = found.groups()
     rows = 16.0 * int(fragments)
     stages, size = module.attention_shared(4 if dtype == "float" else 2, int(head_dim), int(v_head_dim), rows, limit)
-    assert 1 <= stages and size + static <= limit, f"{kernel} needs {size} bytes of shared memory, there are {limit}"
+    assert stages >= 1 and size + static <= limit, f"{kernel} needs {size} bytes of shared memory, there are {limit}"
     return f", {(size + static) / 1024:.1f} ({stages})"
 
 

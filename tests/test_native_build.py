@@ -219,7 +219,7 @@ class TestIsa:
 
 
 def test_cuda_module_loads_and_says_what_is_missing() -> None:
-    if cuda._cuda is None:
+    if native.load("_cuda") is None:
         pytest.skip("_cuda was not built here")
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     script = "import asyncthink_kernels._cuda as cuda; print(cuda.why_not())"

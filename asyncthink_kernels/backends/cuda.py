@@ -28,8 +28,11 @@ _cuda: Any = load("_cuda")
 
 def why_not(op: str, device: str) -> str | None:
     """None if ``op`` runs on device type ``device``, else one line that says why it does not."""
+    emulated = hasattr(_cuda, "emulated")
     if device == "cpu":
-        return None if hasattr(_cuda, "emulated") and hasattr(_cuda, op) else "runs on GPUs"
+        return None if emulated and hasattr(_cuda, op) else "runs on GPUs"
+    if emulated:
+        return "runs on an emulator, on CPU tensors only"
     if _cuda is None:
         return "_cuda was not built: install again where nvcc is found"
     if not hasattr(_cuda, op):

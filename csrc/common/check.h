@@ -91,6 +91,8 @@ inline void check_last_contiguous(std::string_view name, const View& view) {
 }
 
 inline void check_contiguous(std::string_view name, const View& view) {
+  for (int axis = 0; axis < view.ndim; ++axis)
+    if (view.shape[axis] == 0) return;
   int64_t run = 1;
   for (int axis = view.ndim - 1; axis >= 0; --axis) {
     if (view.shape[axis] > 1 && view.strides[axis] != run)

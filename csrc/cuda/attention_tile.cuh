@@ -144,7 +144,7 @@ __device__ __forceinline__ bool store_partials(const AttentionJob& job, const Wo
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) out += results.max[w][row] * results.out[w][row][d];
     job.part_out[(base + row) * job.Dv + d] = out;
-    odd |= !isfinite(out);
+    odd |= !(fabsf(out) < INFINITY);
   }
   return odd;
 }
