@@ -115,7 +115,12 @@ def test_everybody_who_compiles_does_it_ahead() -> None:
 def test_the_tests_that_stages_name_exist() -> None:
     tests = Path(__file__).parent
     assert all((tests / f"{name}.py").is_file() for name in stages.NOT_HERE)
-    assert sorted(op for ops in stages.MEMCHECKS.values() for op in ops) == sorted(dispatch.OPS)
+    for backend in ("triton", "cuda"):
+        checked = [
+            op for tool, who, ops in stages.CHECKS.values() for op in ops if (tool, who) == ("memcheck", backend)
+        ]
+        assert sorted(checked) == sorted(stages.OPS)
+    assert set(stages.OPS) <= set(dispatch.OPS)
     for op in dispatch.OPS:
         names = re.findall(
             r"^def test_(\w+)\(.*(?:\n    .*)*target: Target", (tests / f"test_{op}.py").read_text(), re.M

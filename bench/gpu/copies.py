@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from asyncthink_kernels import append_kv, copy_pages, join_append, merge_states, use_backend
+from asyncthink_kernels import append_kv, copy_pages, dispatch, join_append, merge_states, use_backend
 from asyncthink_kernels.testing import TOLERANCE, angles, compare
 
 from .measure import Rules, alive
@@ -56,11 +57,22 @@ class Case:
     bytes: int
     call: Callable[[], tuple[Tensor, ...] | None]
     written: tuple[Tensor, ...] | None = None
+    backend: str | None = None
+
+    def by_backend(self, device: str) -> list[Case]:
+        """The case on each backend made for a GPU; elsewhere on the default one."""
+        names = [name for name in dispatch.backends_for(self.name, device) if device == "cuda" and name != "reference"]
+        return [replace(self, detail=f"{self.detail}, {name}", backend=name) for name in names] or [self]
+
+    def run(self) -> tuple[Tensor, ...] | None:
+        """`call` on the case's backend."""
+        with use_backend(self.backend) if self.backend else nullcontext():
+            return self.call()
 
     def check(self, dtype: torch.dtype) -> None:
         """AssertionError unless the op does what the reference does, beginning from the same memory."""
         before = [each.clone() for each in self.written or ()]
-        mine = [each.clone() for each in self.call() or self.written or ()]
+        mine = [each.clone() for each in self.run() or self.written or ()]
         for tensor, values in zip(self.written or (), before, strict=True):
             tensor.copy_(values)
         with use_backend("reference"):
@@ -74,10 +86,12 @@ def measure(
 ) -> Iterator[Op]:
     """Our own ops that write, but those `done`, each checked, then timed, `seconds` for each, half of them flushed.
 
-    One by one, so that whoever asks has them all if one takes the device along: DeviceLost is raised behind its Op.
+    On a GPU each backend there is. One by one, so that whoever asks has them all if one takes the device along:
+    DeviceLost is raised behind its Op.
     """
     known = {(op.name, op.detail) for op in done}
-    for case in cases(clock.device, dtype, sizes):
+    everyone = (each for case in cases(clock.device, dtype, sizes) for each in case.by_backend(clock.device.type))
+    for case in everyone:
         if (case.name, case.detail) in known:
             continue
         rules.now("the ops that write", case.name)
@@ -91,7 +105,7 @@ def measure(
             yield Op(case.name, case.detail, case.bytes, reason)
             alive(clock)
             continue
-        ready = clock.ready(case.call)
+        ready = clock.ready(case.run)
         flushed, warm = (clock.in_turn({"": ready.call}, seconds / 2, how)[""] for how in (clock.flushed, clock.warm))
         yield Op(case.name, case.detail, case.bytes, ready.reason, flushed, warm)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .contestant import Contestant
 from .flashinfer_peers import BatchAttention, BatchDecode, Cascade, CascadeFa2
 from .grid import Cell
-from .ours import Paged, SmallestTile, Tree
+from .ours import Paged, SmallestTile, Tree, TreeCuda
 from .peers import Flex, Sdpa
 from .problem import Problem
 from .record import Entry, Row
@@ -22,7 +22,7 @@ from .timing import Clock, Ready, first_line, synchronize
 
 #: In the order of the tables.
 CONTESTANTS: tuple[type[Contestant], ...] = (
-    Tree, SmallestTile, Paged, Sdpa, Flex, BatchDecode, BatchAttention, Cascade, CascadeFa2,
+    Tree, SmallestTile, TreeCuda, Paged, Sdpa, Flex, BatchDecode, BatchAttention, Cascade, CascadeFa2,
 )  # fmt: skip
 PLANS = 5  # of a peer, timed
 

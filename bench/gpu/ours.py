@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asyncthink_kernels import paged_attention, tree_attention, tuning
+from asyncthink_kernels import dispatch, paged_attention, tree_attention, tuning, use_backend
 
 from .contestant import Contestant
 from .problem import Problem, block_tables
@@ -55,6 +55,21 @@ class SmallestTile(Tree):
         if not self.detail:
             raise RuntimeError("the backend asked for no tile, so it cannot have used the smallest")
         return error
+
+
+class TreeCuda(Tree):
+    """The same plan on the CUDA C++ kernels."""
+
+    name = "tree_attention, CUDA C++"
+
+    @classmethod
+    def missing(cls, device: str) -> str | None:
+        rows = {row.backend: row for row in dispatch.explain("tree_attention", device)}
+        return None if rows["cuda"].available else rows["cuda"].reason
+
+    def run(self) -> Tensor:
+        with use_backend("cuda"):
+            return super().run()
 
 
 class Paged(Contestant):

@@ -28,15 +28,22 @@ from .process import ROOT, Process
 from .record import WRONG, Record, Stage, records
 
 STAGES = ("build", "tests", "sanitizer", "bench")
+OPS = ("append_kv", "copy_pages", "join_append", "merge_states", "paged_attention", "tree_attention")
 #: Shares of all the time, from the start, at which a part is ended; the page needs the rest.
 BUILD, TESTS, WARM, BENCH = 0.25, 0.45, 0.5, 0.96
 #: They test how the repository is built and shipped and what compilers make of it, not the device.
 NOT_HERE = ("test_packaging", "test_readme", "test_native_build", "test_aot")
-#: In how many processes memcheck goes over the Triton ops, and which tests it takes: each needs kernels compiled.
-MEMCHECKS = {
-    "memcheck of the ops that write": ("append_kv", "copy_pages", "join_append", "merge_states"),
-    "memcheck of paged_attention": ("paged_attention",),
-    "memcheck of tree_attention": ("tree_attention",),
+#: In how many processes the sanitizer goes over our kernels: tool, backend and ops. Triton's must be compiled first.
+CHECKS = {
+    "memcheck of the ops that write": (
+        "memcheck",
+        "triton",
+        ("append_kv", "copy_pages", "join_append", "merge_states"),
+    ),
+    "memcheck of paged_attention": ("memcheck", "triton", ("paged_attention",)),
+    "memcheck of tree_attention": ("memcheck", "triton", ("tree_attention",)),
+    "memcheck of CUDA C++": ("memcheck", "cuda", OPS),
+    "racecheck of CUDA C++": ("racecheck", "cuda", ("merge_states", "paged_attention", "tree_attention")),
 }
 CHECKED = ("writes_the_slots", "copies_the_pages", "float64_reference")
 #: Who compiles, and in how many processes; those that need one module wait for each other.
@@ -121,14 +128,15 @@ class Run:
         return self.python("tests", "-m", "pytest", "tests", "-q", "-p", "no:cacheprovider", *spread, *left_out)
 
     def sanitizer(self) -> dict[str, Process]:
-        """Memcheck on every Triton op. Without the caching allocator each tensor has borders that can be seen."""
+        """Every op, each backend. Without the caching allocator each tensor has borders that can be seen."""
         tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
         if tool is None:
             self.note(Stage("sanitizer", False, 0.0, "compute-sanitizer is not installed"))
             return {}
-        check = (tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-x")
-        found, which = {}, f"triton-cuda and bfloat16 and ({' or '.join(CHECKED)}) and not long"
-        for name, ops in MEMCHECKS.items():
+        found = {}
+        for name, (what, backend, ops) in CHECKS.items():
+            check = (tool, "--tool", what, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-x")
+            which = f"{backend}-cuda and bfloat16 and ({' or '.join(CHECKED)}) and not long"
             tests = (*(f"tests/test_{op}.py" for op in ops), "-p", "no:cacheprovider", "-k", which)
             found[name] = self.process(name.replace(" ", "-"), *check, *tests, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         return found

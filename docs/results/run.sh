@@ -56,8 +56,8 @@ train_all() {
     train parallel grpo --model "$alone" "${rl[@]}" --steps 300 --mode parallel
     train sequential grpo --model "$alone" "${rl[@]}" --steps 300 --mode sequential
     train longer grpo --model "$(last asyncthink)" "${rl[@]}" --steps 260 --eta-threshold 0.65
-    train no-eta grpo --model "$organizer" "${rl[@]}" --steps 100 --eta-weight 0
-    train no-sft grpo --model "$base" "${rl[@]}" --steps 100
+    train no-eta grpo --model "$organizer" "${rl[@]}" --steps 300 --eta-weight 0
+    train no-sft grpo --model "$base" "${rl[@]}" --steps 300
 }
 
 eval_all() {

@@ -42,7 +42,7 @@ def _frontier(reports: Path, picture: Path) -> None:
         {line.label: line for name in _TABLES_IN_FRONTIER for line in SHEETS[name].lines}.values()
     )
     found = read_lines(reports, lines)
-    figure = Figure(figsize=(6.5, 4.5), layout="tight")
+    figure = Figure(figsize=(6.5, 5.2), layout="constrained")
     axis = figure.subplots()
     for row in found.rows:
         path, right = row["critical_path_tokens"], list(row["at_least"].values())[-1]
@@ -50,7 +50,7 @@ def _frontier(reports: Path, picture: Path) -> None:
             path["value"], 100 * right["value"], yerr=_arms(right, 100), xerr=_arms(path, 1), fmt="o", label=row["name"]
         )
     axis.set(xlabel="critical path, tokens", ylabel=f"{solved(found.about['asked'])}, percent")
-    axis.legend()
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # a point may be anywhere in the picture
     draft = picture.with_name(f".{picture.name}.part.png")
     figure.savefig(draft, dpi=110)
     draft.replace(picture)

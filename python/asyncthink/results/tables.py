@@ -101,8 +101,8 @@ _MODES = (
 )
 _ABLATIONS = (
     Line("without RL", "no-rl.json"),
-    Line("100 steps without the concurrency reward", "no-eta.json"),
-    Line("100 steps without the cold start of the protocol", "no-sft.json"),
+    Line("without the concurrency reward", "no-eta.json"),
+    Line("without the cold start of the protocol", "no-sft.json"),
 )
 _SUDOKU = (Line("SFT", "sudoku-sft.json"), Line("SFT, then RL on countdown only", "sudoku-rl.json"))
 _JOINS = tuple(
