@@ -21,15 +21,17 @@ def arithmetic() -> ModuleType:
     return module
 
 
-@given(st.lists(counts, min_size=1, max_size=30), st.integers(1, 9), st.sampled_from([16, 32]), counts)
+@given(
+    st.lists(counts, min_size=1, max_size=30), st.integers(1, 9), st.sampled_from([16, 32]), counts, st.integers(2, 9)
+)
 def test_tiles_cover_every_row_of_every_item_once(
-    arithmetic: ModuleType, entries: list[int], group: int, rows: int, spare: int
+    arithmetic: ModuleType, entries: list[int], group: int, rows: int, spare: int, threads: int
 ) -> None:
     """Whatever the capacity of `entries` beyond those in use."""
     begins = [sum(entries[:i]) for i in range(len(entries))]
     seen = [0] * len(entries)
     for tile in range(arithmetic.tile_bound(len(entries), sum(entries) + spare, group, rows)):
-        item, nth = arithmetic.item_of_tile(tile, begins, group, rows)
+        item, nth = arithmetic.item_of_tile(tile, begins, group, rows, threads)
         assert nth >= 0
         if nth * rows < entries[item] * group:
             assert nth == seen[item]

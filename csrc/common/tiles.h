@@ -19,19 +19,11 @@ ATK_HD int64_t tile_bound(int64_t items, int64_t entries, int64_t group, int64_t
   return items + entries * group / M;
 }
 
-// The item that tile `tile` belongs to: the last whose first tile is not behind it. `entry_begin(i)` of item i; there
-// is at least one item.
-template <class EntryBegin>
-ATK_HD int64_t item_of_tile(int64_t tile, int64_t items, int64_t group, int64_t M, const EntryBegin& entry_begin) {
-  int64_t low = 0, high = items;  // first_tile(low) <= tile < first_tile(high)
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    if (first_tile(middle, entry_begin(middle), group, M) <= tile)
-      low = middle;
-    else
-      high = middle;
-  }
-  return low;
+// A tile belongs to the last item that `begins` at it or before. Threads look for it together, each at one part
+// [i, i + step) of the items that are left, [low, high): whether it is this thread's. It is one thread's alone.
+template <class Begins>
+ATK_HD bool holds_tile(int64_t i, int64_t step, int64_t high, const Begins& begins) {
+  return i < high && begins(i) && !(i + step < high && begins(i + step));
 }
 
 // Stages of a ring of `stage` bytes each in a block that needs `fixed` bytes besides, on a chip with `limit` bytes of

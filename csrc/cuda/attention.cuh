@@ -26,6 +26,7 @@ struct AttendShape {
 
   struct alignas(128) Fixed {
     alignas(16) T queries[M][Tile::kQ];
+    int64_t item;  // for the search
     TileRow rows[M];
     float weights[kFloat ? kWarps : 1][M][Tile::kTokens + 1];  // float32 alone uses them
   };
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(kAttendThreads, 2) attend_item(const __grid_co
   auto& results = *reinterpret_cast<typename Shape::Results*>(rest);
 
   const int head = blockIdx.x % job.H;  // heads run fastest: they share cache lines
-  const Work work = work_of(job, blockIdx.x / job.H, M);
+  const Work work = work_of(job, blockIdx.x / job.H, M, &fixed.item);
   if (work.first >= work.rows) return;
   if (const int row = threadIdx.x; row < M) {
     fixed.rows[row] = tile_row(job, work, work.first + row);

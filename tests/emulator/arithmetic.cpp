@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "common/tiles.h"
@@ -9,11 +12,21 @@
 PYBIND11_MODULE(arithmetic, module) {
   using namespace atk;
   module.def("tile_bound", &tile_bound);
-  module.def("item_of_tile", [](int64_t tile, const std::vector<int64_t>& entry_begins, int64_t group, int64_t M) {
-    const auto items = static_cast<int64_t>(entry_begins.size());
-    const int64_t item = item_of_tile(tile, items, group, M, [&](int64_t i) { return entry_begins[i]; });
-    return std::pair(item, tile - first_tile(item, entry_begins[item], group, M));
-  });
+  // As `threads` threads look for it; raises where not one alone finds it.
+  module.def("item_of_tile",
+             [](int64_t tile, const std::vector<int64_t>& entry_begins, int64_t group, int64_t M, int64_t threads) {
+               int64_t low = 0, high = static_cast<int64_t>(entry_begins.size());
+               const auto begins = [&](int64_t i) { return first_tile(i, entry_begins[i], group, M) <= tile; };
+               while (high - low > 1) {
+                 const int64_t step = ceil_div(high - low, threads), start = low;
+                 int finders = 0;
+                 for (int64_t thread = 0; thread < threads; ++thread)
+                   if (const int64_t i = start + thread * step; holds_tile(i, step, high, begins)) low = i, ++finders;
+                 if (finders != 1) throw std::runtime_error(std::to_string(finders) + " threads found the item");
+                 high = std::min(high, low + step);
+               }
+               return std::pair(low, tile - first_tile(low, entry_begins[low], group, M));
+             });
   module.def("ring_stages", &ring_stages);
   module.def("split_range", [](int64_t length, int64_t window, int64_t chunk) {
     const SplitRange range = split_range(length, window, chunk);
