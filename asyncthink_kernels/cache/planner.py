@@ -48,7 +48,7 @@ class _Groups:
 
 def _groups(fixed: list[IntArray], tails: Tails, chunk: int) -> _Groups:
     """Cut all segments, `fixed` [*, 4] (node, start, stop, shift) a branch and then its tail, at chunk boundaries."""
-    per_branch = np.fromiter((len(f) for f in fixed), dtype=np.int64, count=len(fixed)) + 1
+    per_branch = np.fromiter(map(len, fixed), dtype=np.int64, count=len(fixed)) + 1
     tail_at = np.cumsum(per_branch) - 1
     segments = np.empty((int(tail_at[-1]) + 1, 4), dtype=np.int64)
     is_tail = np.zeros(len(segments), dtype=np.bool_)

@@ -223,32 +223,23 @@ class TreeCache:
             self._note_peak()
             return self._live.plan
         branches, counts = self._check_work(work)
-        before = self._grow(branches, counts)
-        live = self._build(branches, before, counts)
+        live = LivePlan(self._nodes, [b.fixed_array() for b in branches], self._grow(branches, counts))
         self._live = live if counts.max() == 1 else None
         self._live_work = work
         self.stats.plans_built += 1
         return live.plan
 
-    def _build(self, branches: Sequence[Branch], before: IntArray, counts: IntArray) -> LivePlan:
-        tails = Tails(
-            node=np.array([b.tail for b in branches]),
-            base=np.array([b.base for b in branches]),
-            before=before,
-            count=counts,
-        )
-        return LivePlan(self._nodes, [b.fixed_array() for b in branches], tails)
-
-    def _grow(self, branches: Sequence[Branch], counts: IntArray) -> IntArray:
-        """Reserve `counts` slots in the tail nodes, opening where there is none; the tails' lengths before."""
+    def _grow(self, branches: Sequence[Branch], counts: IntArray) -> Tails:
+        """Reserve `counts` slots in the tail nodes, opening where there is none."""
         before = self._tail_lengths(branches)
         pages = self._pool.allocate(int(self._nodes.pages_for(before, counts).sum()))
         for branch in branches:
             if branch.tail == NO_NODE:
                 branch.tail = self._nodes.open(branch.base)
-        self._nodes.extend(np.array([b.tail for b in branches]), counts, pages)
+        tails = np.array([b.tail for b in branches])
+        self._nodes.extend(tails, counts, pages)
         self._note_peak()
-        return before
+        return Tails(node=tails, base=np.array([b.base for b in branches]), before=before, count=counts)
 
     def _tail_lengths(self, branches: Sequence[Branch]) -> IntArray:
         tails = np.array([b.tail for b in branches])
@@ -287,10 +278,12 @@ class TreeCache:
     def _check_work(self, work: Sequence[tuple[Branch, int]]) -> tuple[list[Branch], IntArray]:
         if not work:
             raise ValueError("work: expected at least one (branch, tokens) pair, got none")
-        for branch, count in work:
+        known = self._branches
+        for branch, count in work:  # in every step for every agent: what is wrong is only looked for where something is
+            if isinstance(branch, Branch) and known.get(branch.id) is branch and type(count) is int and count >= 1:
+                continue
             self._require_live("work", branch)
-            if type(count) is not int or count < 1:
-                raise ValueError(f"work: expected an integer >= 1 of tokens for branch {branch.id}, got {count!r}")
+            raise ValueError(f"work: expected an integer >= 1 of tokens for branch {branch.id}, got {count!r}")
         branches = [branch for branch, _ in work]
         if len({b.id for b in branches}) != len(branches):
             raise ValueError(f"work: expected each branch once, got ids {sorted(b.id for b in branches)}")
