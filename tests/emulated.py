@@ -23,6 +23,7 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parents[1]
 EMULATOR = ROOT / "tests" / "emulator"
 FOLDER = ROOT / "build" / "emulator"
+_PARTS = tuple(EMULATOR / name for name in ("block.cpp", "collectives.cpp", "report.cpp"))
 _FLAGS = ("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 
 
@@ -40,11 +41,11 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Modu
         return None
     headers = [path for folder in ("csrc", "tests/emulator") for path in sorted((ROOT / folder).rglob("*.*h"))]
     digest = hashlib.sha256("".join((*_FLAGS, *flags)).encode())
-    for path in (*sources, *headers, EMULATOR / "emulator.cpp"):
+    for path in (*sources, *headers, *_PARTS):
         digest.update(path.read_bytes())
     made = FOLDER / digest.hexdigest()[:16] / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not made.exists():
-        _compile(made, [*sources, EMULATOR / "emulator.cpp"], [*_FLAGS, *flags, f"-I{pybind11}"])
+        _compile(made, [*sources, *_PARTS], [*_FLAGS, *flags, f"-I{pybind11}"])
     spec = importlib.util.spec_from_file_location(name, made)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)

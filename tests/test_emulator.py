@@ -63,11 +63,14 @@ def test_a_missing_wait_reads_nan(toys: ModuleType, numbers: Tensor) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("add_warp", r"thread 0 waits in shuffle, thread 3 is done"),
-        ("divergent_barrier", r"thread 0 waits in sync_warp, thread 31 waits in sync_block"),
-        ("misaligned_copy", r"copy_async: an address that is no multiple of 16 in thread \d+"),
-        ("write_behind", "wrote behind the end of shared memory"),
-        ("stop", "trap in thread 9"),
+        ("add_warp", r"not all lanes of warp 0 reach one place: lanes 0-2 at shuffle_xor \(.*\), 3 returned, 4-31 at"),
+        ("two_places", r"not all lanes of warp 0 reach one place: lanes 0-2 at .*, 3 at shuffle_xor \(.*\), 4-31 at"),
+        ("divergent_barrier", r"not all lanes of warp 0 .*: lanes 0-30 at sync_warp \(.*\), 31 at any_of_block \(.*\)"),
+        ("forgotten_copy", r"thread \d+: returned while a copy_async is under way at .*toys.cpp:\d+"),
+        ("misaligned_copy", r"thread \d+: copy_async: the source is not divisible by 16 at .*toys.cpp:\d+"),
+        ("write_behind", "wrote past the end of shared memory"),
+        ("write_before", "wrote before the beginning of shared memory"),
+        ("stop", r"thread 9: trap at .*toys.cpp:\d+"),
     ],
 )
 def test_mistakes_are_reported(toys: ModuleType, numbers: Tensor, name: str, message: str) -> None:

@@ -38,21 +38,43 @@ void divergent_barrier(Job job) {
   job.out[threadIdx.x] = any_of_block(threadIdx.x == 5);
 }
 
-// 16 bytes a thread through shared memory; wrong: nobody waits for them.
+// Wrong: lane 3 asks at another place of the source than the others.
+void two_places(Job job) {
+  const float x = static_cast<const float*>(job.in)[threadIdx.x];
+  if (job.wrong && threadIdx.x == 3)
+    job.out[threadIdx.x] = shuffle_xor(x, 1);
+  else
+    job.out[threadIdx.x] = shuffle_xor(x, 1);
+}
+
+// 16 bytes a thread through shared memory; wrong: they are read before they are waited for.
 void copy_through(Job job) {
   auto* const shared = reinterpret_cast<float*>(shared_memory()) + 4 * threadIdx.x;
   copy_async(shared, static_cast<const float*>(job.in) + 4 * threadIdx.x, threadIdx.x != 7);
   copy_commit();
   if (!job.wrong) copy_wait<0>();
   for (int i = 0; i < 4; ++i) job.out[4 * threadIdx.x + i] = shared[i];
+  copy_wait<0>();
+}
+
+void forgotten_copy(Job job) {
+  copy_async(shared_memory() + 16 * threadIdx.x, job.in, true);
+  copy_commit();
+  if (!job.wrong) copy_wait<0>();
 }
 
 void misaligned_copy(Job job) {
-  copy_async(shared_memory(), static_cast<const char*>(job.in) + (job.wrong ? 4 : 0), true);
+  copy_async(shared_memory() + 16 * threadIdx.x, static_cast<const char*>(job.in) + (job.wrong ? 4 : 0), true);
+  copy_commit();
+  copy_wait<0>();
 }
 
 void write_behind(Job job) {
   if (threadIdx.x == 0) reinterpret_cast<float*>(shared_memory())[job.wrong ? 256 : 255] = 1.0f;
+}
+
+void write_before(Job job) {
+  if (threadIdx.x == 0) reinterpret_cast<float*>(shared_memory())[job.wrong ? -1 : 0] = 1.0f;
 }
 
 void stop(Job job) {
@@ -86,6 +108,9 @@ void run(const std::string& name, uintptr_t in, uintptr_t other, uintptr_t out, 
   if (name == "add_warp") return go(add_warp, 64);
   if (name == "divergent_barrier") return go(divergent_barrier, 64);
   if (name == "copy_through") return go(copy_through, 64);
+  if (name == "two_places") return go(two_places, 64);
+  if (name == "forgotten_copy") return go(forgotten_copy, 64);
+  if (name == "write_before") return go(write_before, 64);
   if (name == "misaligned_copy") return go(misaligned_copy, 64);
   if (name == "write_behind") return go(write_behind, 64);
   if (name == "stop") return go(stop, 64);

@@ -3,14 +3,9 @@
 
 #include <cuda_runtime.h>
 
-#include <stdexcept>
-#include <string>
+#include "block.h"
 
 namespace atk::cuda {
-
-inline void check(const char* op, cudaError_t status) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(status));
-}
 
 inline int shared_limit(const char*) {
   return static_cast<int>(emulator::shared_limit());
@@ -20,7 +15,21 @@ inline int shared_limit(const char*) {
 template <class Job>
 void launch(const char* op, void (*kernel)(Job), dim3 blocks, unsigned threads, size_t shared, cudaStream_t,
             const Job& job) {
-  emulator::launch(op, blocks, threads, shared, [&] { kernel(job); });
+  struct Call {
+    void (*kernel)(Job);
+    const Job& job;
+  };
+  const Call call = {kernel, job};
+  emulator::run({.op = op,
+                 .blocks = blocks,
+                 .threads = threads,
+                 .shared = shared,
+                 .thread =
+                     [](const void* call) {
+                       const auto& [kernel, job] = *static_cast<const Call*>(call);
+                       kernel(job);
+                     },
+                 .call = &call});
 }
 
 inline char* shared_memory() {
