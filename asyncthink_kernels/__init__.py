@@ -10,6 +10,7 @@ from asyncthink_kernels.ops import (
     join_append,
     merge_states,
     paged_attention,
+    sample,
     tree_attention,
 )
 
@@ -21,6 +22,7 @@ __all__ = [
     "join_append",
     "merge_states",
     "paged_attention",
+    "sample",
     "tree_attention",
     "use_backend",
 ]

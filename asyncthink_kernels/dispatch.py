@@ -2,8 +2,9 @@
 
 The first backend of :data:`BACKENDS` made for the device that has the op is the default. ``use_backend("reference")``
 or the environment variable ``ASYNCTHINK_BACKEND`` names another, and then nothing else is tried: a backend that cannot
-run the op is an error that says why. Where kernels are missing and the reference has to serve, a warning says so once
-for each op; :func:`explain` (``python -m asyncthink_kernels``) shows the whole table.
+run the op is an error that says why. Only an op that the named one leaves to others by design runs as it would unnamed.
+Where kernels are missing and the reference has to serve, a warning says so once for each op; :func:`explain`
+(``python -m asyncthink_kernels``) shows the whole table.
 
 Beside the backends stands flash-attn, which knows one case of one op, :data:`PREFILL`, and is used where it can be.
 """
@@ -21,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 #: Every op, in the order in which tables show them.
-OPS = ("append_kv", "tree_attention", "paged_attention", "merge_states", "join_append", "copy_pages")
+OPS = ("append_kv", "tree_attention", "paged_attention", "merge_states", "join_append", "copy_pages", "sample")
 _MOVES = ("append_kv", "merge_states", "join_append", "copy_pages")
 #: `tree_attention` of a step in which every branch is new, so that rows see rows of the step alone.
 PREFILL = "prefill"
@@ -32,20 +33,21 @@ ENVIRONMENT = "ASYNCTHINK_BACKEND"
 @dataclass(frozen=True)
 class Backend:
     """A module of kernels, the device types it is made for (None: every device torch serves), those it serves when it
-    is asked for by name, and the ops for which it is preferred to backends before it."""
+    is asked for by name, the ops for which it is preferred to backends before it, and those it leaves to others."""
 
     name: str
     module: str
     devices: tuple[str, ...] | None
     by_name: tuple[str, ...] = ()
     first_for: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
 
 #: In order of preference. On a GPU that is Triton for attention and CUDA C++ for the ops that move or merge rows: a
 #: choice by plan, not by measurement, until a GPU has measured it.
 BACKENDS = (
     Backend("cpu", "asyncthink_kernels.backends.native", ("cpu",)),
-    Backend("triton", "asyncthink_kernels.backends.triton", ("cuda",), by_name=("cpu",)),
+    Backend("triton", "asyncthink_kernels.backends.triton", ("cuda",), by_name=("cpu",), without=("sample",)),
     Backend("cuda", "asyncthink_kernels.backends.cuda", ("cuda",), by_name=("cpu",), first_for=_MOVES),
     Backend("reference", "asyncthink_kernels.backends.reference", None),
 )
@@ -88,7 +90,7 @@ def find(op: str, device: str) -> Callable[..., Any]:
     name = _name()
     function = _found.get((op, device, name))
     if function is None:
-        backend = _default(op, device) if name is None else _named(name, op, device)
+        backend = _default(op, device) if name is None or _leaves(name, op) else _named(name, op, device)
         function = getattr(importlib.import_module(backend.module), op)
         _found[op, device, name] = function
     return function
@@ -124,7 +126,7 @@ def explain(op: str | None = None, device: str = "cpu") -> list[Row]:
     for each in [each for each in OPS if op in (None, each)]:
         reasons = {backend.name: _why_not(backend, each, device) for backend in BACKENDS}
         able = (b.name for b in _ranked(each) if _made_for(b, device) and reasons[b.name] is None)
-        default = name or next(able, None)
+        default = name if name is not None and not _leaves(name, each) else next(able, None)
         for backend in BACKENDS:
             reason = reasons[backend.name]
             text = reason if reason is not None else importlib.import_module(backend.module).note(device)
@@ -148,6 +150,11 @@ def _explain_prefill(name: str | None, device: str) -> list[Row]:
 def _name() -> str | None:
     """The backend that is named now."""
     return _chosen.get() or os.environ.get(ENVIRONMENT) or None
+
+
+def _leaves(name: str, op: str) -> bool:
+    """Whether the backend leaves the op to others."""
+    return any(backend.name == name and op in backend.without for backend in BACKENDS)
 
 
 def _known(name: str) -> Backend:

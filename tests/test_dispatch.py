@@ -6,6 +6,7 @@ import runpy
 import sys
 import threading
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,30 @@ def test_a_named_backend_is_used_or_refused_never_replaced(toys: list[str]) -> N
     with use_backend("absent"), pytest.raises(ValueError, match=r"backend 'absent' .* No module named 'toy_absent'"):
         run_copy_pages()
     assert toys == ["partial.append_kv"]
+
+
+def test_what_a_named_backend_leaves_to_others_runs_by_default(
+    toys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent, partial, whole = dispatch.BACKENDS
+    monkeypatch.setattr(dispatch, "BACKENDS", (absent, replace(partial, without=("copy_pages",)), whole))
+    with use_backend("partial"):
+        with pytest.warns(RuntimeWarning, match="copy_pages on cpu runs on the slow backend 'whole'"):
+            run_copy_pages()
+        dispatch.find("append_kv", "cpu")()
+        assert [row.backend for row in explain("copy_pages") if row.default] == ["whole"]
+        assert [row.backend for row in explain("append_kv") if row.default] == ["partial"]
+    with use_backend("absent"), pytest.raises(ValueError, match="backend 'absent' cannot run copy_pages"):
+        run_copy_pages()
+    assert toys == ["whole.copy_pages", "partial.append_kv"]
+
+
+def test_triton_has_every_kernel_but_what_it_leaves_to_others() -> None:
+    (triton,) = [backend for backend in dispatch.BACKENDS if backend.name == "triton"]
+    rows = {row.op: row for row in explain(device="cpu") if row.backend == "triton"}
+    assert triton.without == ("sample",)
+    assert not rows["sample"].available and rows["sample"].reason == "leaves sample to others"
+    assert all("leaves" not in rows[op].reason for op in dispatch.OPS if op != "sample")
 
 
 def test_the_environment_names_one_for_the_process(toys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Drawing: the random numbers, the distribution, the filters, and that rows do not touch each other."""
+"""Drawing with a sampler's parameters: the distribution, the filters, and that rows do not touch each other."""
 
 import numpy as np
 import pytest
@@ -6,43 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncthink.sampling import SamplingParams, draw, uniform
+from asyncthink import sampling
+from asyncthink.sampling import SamplingParams, draw
 
 GREEDY = SamplingParams(temperature=0.0)
 
 
-def philox(key, counter):
-    """Philox-4x32-10 in plain integers, from the paper's description (Salmon et al., SC 2011, section 3.3)."""
-    c, (k0, k1) = list(counter), key
-    for _ in range(10):
-        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
-        c = [(p1 >> 32) ^ c[1] ^ k0, p1 % 2**32, (p0 >> 32) ^ c[3] ^ k1, p0 % 2**32]
-        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
-    return c
-
-
-@given(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
-def test_uniform_is_philox(seed, agent, position):
-    words = philox((seed % 2**32, seed >> 32), (position, agent, 0, 0))
-    assert uniform([seed], [agent], [position])[0] == ((words[0] << 21) ^ (words[1] >> 11)) / 2**53
-
-
-def test_philox_known_answer():
-    # Random123's kat_vectors: philox4x32-10, counter and key all ones.
-    assert philox((0xFFFFFFFF,) * 2, (0xFFFFFFFF,) * 4) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
-
-
-def test_uniform_is_uniform():
-    u = uniform([3] * 4096, [1] * 4096, list(range(4096)))
-    assert u.min() >= 0 and u.max() < 1 and len(set(u.tolist())) == 4096
-    counts, _ = np.histogram(u, 16, (0, 1))
-    assert ((counts - 256) ** 2 / 256).sum() < 37.7  # chi-square, 15 degrees of freedom, p = 0.001
-
-
 def test_distribution_and_logprob():
     logits = torch.tensor([0.3, -1.0, 2.0, 0.0, 1.0])
-    n, params = 20_000, SamplingParams(temperature=0.7)
-    tokens, logprobs = draw(logits.expand(n, -1), [params] * n, uniform([5] * n, [0] * n, list(range(n))))
+    n, params = 20_000, SamplingParams(temperature=0.7, seed=5)
+    tokens, logprobs = draw(logits.expand(n, -1), [params] * n, [0] * n, range(n))
     logp = torch.log_softmax(logits.double() / 0.7, 0)
     torch.testing.assert_close(torch.tensor(logprobs).double(), logp[tokens], atol=1e-6, rtol=0)
     expected = logp.exp().numpy() * n
@@ -73,14 +46,13 @@ def allowed(logits, params):
 )
 def test_filters(seed, temperature, top_k, top_p, min_p):
     logits = torch.randn(8, generator=torch.Generator().manual_seed(seed)) * 2
-    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    keep = allowed(logits, params)
-    u = np.linspace(0, 1, 512, endpoint=False)
-    tokens, _ = draw(logits.expand(len(u), -1), [params] * len(u), u)
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    keep, n = allowed(logits, params), 4096
+    tokens, _ = draw(logits.expand(n, -1), [params] * n, [0] * n, range(n))
     assert set(tokens) <= keep
     p = torch.softmax(logits.double() / temperature, 0)
     share = {v: float(p[v] / sum(p[w] for w in keep)) for v in keep}
-    assert {v for v in keep if share[v] > 2 / 512} <= set(tokens)
+    assert {v for v in keep if share[v] > 0.01} <= set(tokens)  # 4096 draws miss one of 1% once in 10^18
 
 
 def test_rows_are_independent():
@@ -93,32 +65,49 @@ def test_rows_are_independent():
         SamplingParams(),
         GREEDY,
     ]
-    u = uniform(range(6), range(6), range(6))
-    tokens, logprobs = draw(logits, params, u)
+    params = [p.with_seed(seed) for seed, p in enumerate(params)]
+    tokens, logprobs = draw(logits, params, range(6), range(6))
     for r in range(6):
-        assert draw(logits[r : r + 1], params[r : r + 1], u[r : r + 1]) == ([tokens[r]], [logprobs[r]])
+        assert draw(logits[r : r + 1], params[r : r + 1], [r], [r]) == ([tokens[r]], [logprobs[r]])
     assert tokens[0] == int(logits[0].argmax())
 
 
 def test_masked_logits_are_never_drawn():
-    logits = torch.full((2, 4), -torch.inf)
+    logits = torch.full((100, 4), -torch.inf)
     logits[:, 1] = 0.0
-    assert draw(logits, [SamplingParams()] * 2, np.array([0.0, 1 - 2**-53]))[0] == [1, 1]
+    assert draw(logits, [SamplingParams()] * 100, [0] * 100, range(100))[0] == [1] * 100
+
+
+def test_seeds_are_64_bits():
+    logits, seeds = torch.zeros(4, 10_000), [1, 1 + 2**32, 1 + 2**63, 2**64 - 1]
+    tokens, _ = draw(logits, [SamplingParams(seed=seed) for seed in seeds], [0] * 4, [0] * 4)
+    assert len(set(tokens)) == 4
+
+
+def test_agents_and_positions_have_streams_of_their_own():
+    tokens, _ = draw(torch.zeros(4, 10_000), [SamplingParams()] * 4, [0, 1, 0, 1], [0, 0, 1, 1])
+    assert len(set(tokens)) == 4
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_refuses_logits_that_are_not_finite(bad):
     logits = torch.zeros(3, 4)
     logits[2, 1] = bad
-    with pytest.raises(ValueError, match=r"logits: expected finite values, got maximum .* in row 2"):
-        draw(logits, [GREEDY] * 3, np.zeros(3))
+    with pytest.raises(ValueError, match=r"logits\b.* finite.*, got maximum .* in row 2"):
+        draw(logits, [GREEDY] * 3, [0] * 3, [0] * 3)
+
+
+def test_a_row_that_a_gpu_could_not_draw_is_an_error(monkeypatch):
+    monkeypatch.setattr(sampling, "sample", lambda *_: (torch.tensor([4, -1]), torch.tensor([0.0, torch.nan])))
+    with pytest.raises(ValueError, match="logits: expected a finite maximum, got none in row 1"):
+        draw(torch.zeros(2, 8), [GREEDY] * 2, [0] * 2, [0] * 2)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", -1.0), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1),
-     ("min_p", -0.1), ("max_tokens", 0), ("max_episode_tokens", 0), ("stop", "x"), ("stop", ("",)), ("seed", -1),
-     ("timeout", 0.0)],
+    [("temperature", -1.0), ("temperature", float("nan")), ("temperature", 1e39), ("top_k", -1), ("top_p", 0.0),
+     ("top_p", 1e-50), ("top_p", 1.1), ("min_p", -0.1), ("max_tokens", 0), ("max_episode_tokens", 0), ("stop", "x"),
+     ("stop", ("",)), ("seed", -1), ("timeout", 0.0)],
 )  # fmt: skip
 def test_refuses_params_out_of_range(name, value):
     with pytest.raises(ValueError, match=f"^{name}: expected .*, got"):

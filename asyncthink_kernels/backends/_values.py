@@ -1,7 +1,8 @@
-"""Checks of index values for backends in Python: whatever becomes an address is in range, or ValueError."""
+"""Checks of values for backends in Python: whatever becomes an address, or draws, is in range, or ValueError."""
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -65,6 +66,19 @@ def block_tables(op: str, block_tables: Tensor, seq_lens: Tensor, *, num_pages: 
     in_range(op, "seq_lens", seq_lens, 0, M * page_size + 1)
     used = torch.arange(M, device=seq_lens.device) * page_size < seq_lens[:, None]
     in_range(op, "block_tables", block_tables.masked_fill(~used, 0), 0, num_pages)
+
+
+def drawing(op: str, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> None:
+    """What the rows of `sample` are drawn with, each in its range; NaN is in none."""
+    for name, values, fine, expected in (
+        ("temperature", temperature, (temperature >= 0) & (temperature < math.inf), "finite and >= 0"),
+        ("top_k", top_k, top_k >= 0, ">= 0 (0: all)"),
+        ("top_p", top_p, (top_p > 0) & (top_p <= 1), "in (0, 1]"),
+        ("min_p", min_p, (min_p >= 0) & (min_p <= 1), "in [0, 1]"),
+    ):
+        if not fine.all():
+            row = int((~fine).nonzero()[0])
+            raise ValueError(f"{op}: {name} must be {expected}, got {values[row].item()} in row {row}")
 
 
 def plan(

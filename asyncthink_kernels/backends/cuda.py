@@ -97,6 +97,25 @@ def merge_states(out_states: Tensor, lse_states: Tensor, out: Tensor, lse: Tenso
         _cuda.merge_states(out_states, lse_states, out, lse, stream)
 
 
+def sample(
+    logits: Tensor,
+    seeds: Tensor,
+    agents: Tensor,
+    positions: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    tokens: Tensor,
+    logprobs: Tensor,
+) -> None:
+    _require_served("sample", "logits", logits)
+    if _values.wanted(logits):
+        _values.drawing("sample", temperature, top_k, top_p, min_p)
+    with _on(logits) as stream:
+        _cuda.sample(logits, seeds, agents, positions, temperature, top_k, top_p, min_p, tokens, logprobs, stream)
+
+
 def tree_attention(
     q: Tensor,
     k_cache: Tensor,

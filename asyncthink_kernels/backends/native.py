@@ -168,6 +168,22 @@ def copy_pages(k_caches: Tensor, v_caches: Tensor, src: Tensor, dst: Tensor) -> 
     _cpu.copy_pages(k_caches, v_caches, src, dst)
 
 
+def sample(
+    logits: Tensor,
+    seeds: Tensor,
+    agents: Tensor,
+    positions: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    tokens: Tensor,
+    logprobs: Tensor,
+) -> None:
+    _share_threads()
+    _cpu.sample(logits, seeds, agents, positions, temperature, top_k, top_p, min_p, tokens, logprobs)
+
+
 def _share_threads() -> None:
     """Our loops run on torch's pool, as wide as torch's own loops on this thread are now."""
     _cpu.set_parallel(_GOMP_PARALLEL, torch.get_num_threads())

@@ -19,6 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from asyncthink_kernels.backends import _draw
 from asyncthink_kernels.backends import _values as check
 
 
@@ -152,6 +153,53 @@ def copy_pages(k_caches: Tensor, v_caches: Tensor, src: Tensor, dst: Tensor) -> 
     check.slots("copy_pages", "dst", dst, k_caches.shape[1], distinct=True, apart_from=("src", src))
     k_caches[:, dst] = k_caches[:, src]
     v_caches[:, dst] = v_caches[:, src]
+
+
+def sample(
+    logits: Tensor,
+    seeds: Tensor,
+    agents: Tensor,
+    positions: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    tokens: Tensor,
+    logprobs: Tensor,
+) -> None:
+    """Row by row: sort, cut off, add up in integers. A row without a finite maximum is an error on a CPU, else -1."""
+    check.drawing("sample", temperature, top_k, top_p, min_p)
+    for row, (seed, agent, position) in enumerate(zip(*map(Tensor.tolist, (seeds, agents, positions)), strict=True)):
+        x = logits[row].float()
+        peak = x.amax()
+        if not peak.isfinite():
+            if logits.device.type == "cpu":
+                raise ValueError(f"sample: logits must be finite, got maximum {peak.item()} in row {row}")
+            tokens[row], logprobs[row] = -1, math.nan
+            continue
+        heat = temperature[row : row + 1]
+        heat = torch.where(heat == 0, 1.0, heat)
+        weight = _draw.weights(x, peak, heat)
+        kept = _filtered(x, weight, int(top_k[row]), float(top_p[row]), float(min_p[row]))
+        drawn = (_draw.random_bits(seed, agent, position) * int(kept.sum())) >> 53
+        warm = torch.searchsorted(kept.cumsum(0), drawn, right=True)
+        token = torch.where(temperature[row] == 0, (x == peak).int().argmax(), warm)
+        tokens[row] = token
+        below = (peak.double() - x[token].double()) / heat[0].double()
+        logprobs[row] = -below - math.log(int(weight.sum()) / _draw.ONE)
+
+
+def _filtered(x: Tensor, weight: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """weight [V] with zeros for tokens outside top-k, top-p and min-p; equal logits stand in order of index."""
+    order = x.sort(descending=True, stable=True).indices
+    order = order[: top_k or None]
+    if top_p < 1:
+        ordered = weight[order]
+        enough = max(int(top_p * float(int(ordered.sum()))), 1)
+        order = order[ordered.cumsum(0) - ordered < enough]
+    kept = torch.zeros_like(weight)
+    kept[order] = weight[order]
+    return torch.where(kept.double() >= min_p * float(_draw.ONE), kept, 0)
 
 
 def _wide(tensor: Tensor) -> Tensor:

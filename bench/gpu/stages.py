@@ -42,8 +42,8 @@ CHECKS = {
     ),
     "memcheck of paged_attention": ("memcheck", "triton", ("paged_attention",)),
     "memcheck of tree_attention": ("memcheck", "triton", ("tree_attention",)),
-    "memcheck of CUDA C++": ("memcheck", "cuda", OPS),
-    "racecheck of CUDA C++": ("racecheck", "cuda", ("merge_states", "paged_attention", "tree_attention")),
+    "memcheck of CUDA C++": ("memcheck", "cuda", (*OPS, "sample")),
+    "racecheck of CUDA C++": ("racecheck", "cuda", ("merge_states", "paged_attention", "sample", "tree_attention")),
 }
 CHECKED = ("writes_the_slots", "copies_the_pages", "float64_reference")
 #: Who compiles, and in how many processes; those that need one module wait for each other.

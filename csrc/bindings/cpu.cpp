@@ -1,6 +1,9 @@
 // asyncthink_kernels._cpu. Arguments are checked in C++ with the interpreter's lock released; atk::Error, as every
 // std::invalid_argument, arrives in Python as ValueError.
+#include <array>
+
 #include "bindings/view.h"
+#include "common/philox.h"
 #include "cpu/isa.h"
 #include "cpu/ops.h"
 #include "cpu/threads.h"
@@ -75,6 +78,23 @@ void bind_cache_ops(py::module_& module) {
       Unlocked());
 }
 
+void bind_sample(py::module_& module) {
+  module.def(
+      "sample",
+      [](const View& logits, const View& seeds, const View& agents, const View& positions, const View& temperature,
+         const View& top_k, const View& top_p, const View& min_p, const View& tokens, const View& logprobs) {
+        sample({logits, seeds, agents, positions, temperature, top_k, top_p, min_p, tokens, logprobs});
+      },
+      Unlocked());
+  module.def(
+      "philox",
+      [](std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
+        const PhiloxWords words = philox({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
+        return std::to_array(words.word);
+      },
+      py::arg("counter"), py::arg("key"), "Philox-4x32-10, for tests.");
+}
+
 void bind_runtime(py::module_& module) {
   module.def("isa", &isa_name, "The instruction set in use.");
   module.def("usable_isas", &usable_isas, "The instruction sets this chip can run, narrowest first.");
@@ -94,5 +114,6 @@ PYBIND11_MODULE(_cpu, module) {
   module.doc() = "CPU kernels of asyncthink_kernels; called by asyncthink_kernels.backends.native alone.";
   bind_attention(module);
   bind_cache_ops(module);
+  bind_sample(module);
   bind_runtime(module);
 }

@@ -49,6 +49,18 @@ void bind_cache_ops(py::module_& module) {
       Unlocked());
 }
 
+void bind_sample(py::module_& module) {
+  module.def(
+      "sample",
+      [](const View& logits, const View& seeds, const View& agents, const View& positions, const View& temperature,
+         const View& top_k, const View& top_p, const View& min_p, const View& tokens, const View& logprobs,
+         uintptr_t stream) {
+        cuda::sample({logits, seeds, agents, positions, temperature, top_k, top_p, min_p, tokens, logprobs},
+                     stream_of(stream));
+      },
+      Unlocked());
+}
+
 void bind_attention(py::module_& module) {
   module.def(
       "tree_attention",
@@ -97,5 +109,6 @@ PYBIND11_MODULE(_cuda, module) {
   module.attr("emulated") = true;  // by the tests, on a CPU
 #endif
   bind_cache_ops(module);
+  bind_sample(module);
   bind_attention(module);
 }

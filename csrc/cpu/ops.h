@@ -9,6 +9,7 @@
 #include "common/copy_pages.h"
 #include "common/join_append.h"
 #include "common/merge_states.h"
+#include "common/sample.h"
 
 namespace atk {
 
@@ -29,5 +30,7 @@ void merge_states(const MergeStates& args);
 void join_append(const JoinAppend& args);
 
 void copy_pages(const CopyPages& args);
+
+void sample(const Sample& args);
 
 }  // namespace atk

@@ -9,6 +9,7 @@
 #include "common/copy_pages.h"
 #include "common/join_append.h"
 #include "common/merge_states.h"
+#include "common/sample.h"
 
 namespace atk::cuda {
 
@@ -19,6 +20,9 @@ void join_append(const JoinAppend& args, cudaStream_t stream);
 void copy_pages(const CopyPages& args, cudaStream_t stream);
 
 void merge_states(const MergeStates& args, cudaStream_t stream);
+
+// A row whose logits have no finite maximum gets token -1 and log-probability NaN.
+void sample(const Sample& args, cudaStream_t stream);
 
 // Scratch of the attention ops. E entries: those of the plan, or B x ceil(M S / chunk) splits.
 struct Partials {

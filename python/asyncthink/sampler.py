@@ -17,7 +17,7 @@ from asyncthink.protocol import DEFAULT_PROMPTS, PromptFormat
 from asyncthink.records import Episode, Event, TokenEvent
 from asyncthink.role_heads import RoleHeads
 from asyncthink.run import EpisodeRun, Listener
-from asyncthink.sampling import SamplingParams, draw, uniform
+from asyncthink.sampling import SamplingParams, draw
 from asyncthink.scheduler import Scheduler, Work
 from asyncthink.text import Codec
 from asyncthink_kernels.cache import OutOfPages
@@ -219,11 +219,8 @@ class ForkJoinSampler:
 
     def _draw(self, logits: Tensor, runs: Sequence[EpisodeRun], agents: Sequence[Agent]) -> list[tuple[int, float]]:
         """(token, log-probability) for each row of logits [N, V]; runs and agents are the rows' owners."""
-        params = [run.params for run in runs]
-        u = uniform(
-            [p.seed for p in params], [a.trace.agent for a in agents], [agent.trace.decoded for agent in agents]
-        )
-        return list(zip(*draw(logits, params, u), strict=True))
+        numbers = [agent.trace.agent for agent in agents], [agent.trace.decoded for agent in agents]
+        return list(zip(*draw(logits, [run.params for run in runs], *numbers), strict=True))
 
     # -- helpers ------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Drawing one token per row: parameters, counter-based random numbers, and the draw itself."""
+"""Drawing one token per row: the parameters, and the op that draws with them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_MASK = 0xFFFFFFFF
+from asyncthink_kernels import sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,7 @@ class SamplingParams:
         timeout: seconds after its admission when an episode is ended; None for no limit.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value outside its range; temperature, top_p and min_p are rounded to float32 when they are used.
 
     Example:
         >>> SamplingParams(temperature=0.8, top_p=0.95, seed=7).with_seed(8).seed
@@ -50,10 +47,10 @@ class SamplingParams:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        _expect(self.temperature >= 0 and math.isfinite(self.temperature), "temperature", ">= 0", self.temperature)
+        _expect(0 <= _single(self.temperature) < math.inf, "temperature", ">= 0, finite", self.temperature)
         _expect(self.top_k >= 0, "top_k", ">= 0 (0 keeps all)", self.top_k)
-        _expect(0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
-        _expect(0 <= self.min_p <= 1, "min_p", "in [0, 1]", self.min_p)
+        _expect(0 < _single(self.top_p) <= 1, "top_p", "in (0, 1]", self.top_p)
+        _expect(0 <= _single(self.min_p) <= 1, "min_p", "in [0, 1]", self.min_p)
         _expect(self.max_tokens >= 1, "max_tokens", ">= 1", self.max_tokens)
         _expect(
             self.max_episode_tokens is None or self.max_episode_tokens >= 1,
@@ -75,39 +72,24 @@ def _expect(ok: bool, name: str, expected: str, got: object) -> None:
         raise ValueError(f"{name}: expected {expected}, got {got!r}")
 
 
-def uniform(seeds: Sequence[int], agents: Sequence[int], positions: Sequence[int]) -> np.ndarray:
-    """u[r] in [0, 1), float64: Philox-4x32-10 with key ``seeds[r]`` and counter ``(positions[r], agents[r], 0, 0)``.
-
-    53 bits are taken from the first two output words. Counter-based, so a draw depends on nothing but its own three
-    numbers: not on the batch, the order of agents or what was drawn before (Salmon et al., SC 2011).
-
-    Example:
-        >>> bool(uniform([1], [0], [5])[0] == uniform([9, 1], [3, 0], [2, 5])[1])
-        True
-    """
-    seed = np.asarray(seeds, dtype=np.uint64)
-    key = [seed & np.uint64(_MASK), seed >> np.uint64(32)]
-    zero = np.zeros(len(seed), dtype=np.uint64)
-    c = [np.asarray(positions, dtype=np.uint64), np.asarray(agents, dtype=np.uint64), zero, zero]
-    mask, shift = np.uint64(_MASK), np.uint64(32)
-    for _ in range(10):
-        p0, p1 = np.uint64(_MULTIPLIERS[0]) * c[0], np.uint64(_MULTIPLIERS[1]) * c[2]
-        c = [(p1 >> shift) ^ c[1] ^ key[0], p1 & mask, (p0 >> shift) ^ c[3] ^ key[1], p0 & mask]
-        key = [(key[0] + np.uint64(_WEYL[0])) & mask, (key[1] + np.uint64(_WEYL[1])) & mask]
-    bits = (c[0] << np.uint64(21)) ^ (c[1] >> np.uint64(11))
-    return bits.astype(np.float64) * 2.0**-53
+def _single(value: float) -> float:
+    """Rounded to float32."""
+    return torch.tensor(value, dtype=torch.float32).item()
 
 
-def draw(logits: Tensor, params: Sequence[SamplingParams], u: np.ndarray) -> tuple[list[int], list[float]]:
-    """One token per row: the first v with ``cumsum(p)[v] > u * sum(p)``, p the filtered softmax(logits / temperature).
+def draw(
+    logits: Tensor, params: Sequence[SamplingParams], agents: Sequence[int], positions: Sequence[int]
+) -> tuple[list[int], list[float]]:
+    """One token per row by :func:`asyncthink_kernels.sample`; its random number is keyed by seed, agent and position.
 
-    Filters apply in the order top-k, top-p, min-p, on the distribution after temperature. Each row is computed from
-    its own logits alone.
+    A draw depends on nothing but its own row and these three numbers: not on the batch, the order of agents or what
+    was drawn before.
 
     Args:
-        logits: [N, V] float32.
+        logits: [N, V] float32, bfloat16 or float16.
         params: N parameter sets.
-        u: [N] uniform numbers in [0, 1), from :func:`uniform`.
+        agents: N numbers of agents in their episodes.
+        positions: N numbers of tokens that the agents have drawn.
 
     Returns:
         (tokens, logprobs): N each. A log-probability is natural, under softmax(logits / temperature) before the
@@ -115,40 +97,20 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], u: np.ndarray) -> tup
 
     Raises:
         ValueError: a row's logits hold NaN, or no finite value.
+
+    Example:
+        >>> tokens, logprobs = draw(torch.zeros(2, 100), [SamplingParams(seed=3)] * 2, [0, 0], [5, 5])
+        >>> tokens[0] == tokens[1], round(logprobs[0], 4)
+        (True, -4.6052)
     """
-    logits = logits.float()
-    peak = logits.amax(dim=-1)
-    if not bool(torch.isfinite(peak).all()):
-        row = int((~torch.isfinite(peak)).nonzero()[0])
-        raise ValueError(f"logits: expected finite values, got maximum {float(peak[row])} in row {row}")
-    heat = torch.tensor([p.temperature or 1.0 for p in params], dtype=torch.float32, device=logits.device)
-    logp = torch.log_softmax(logits / heat[:, None], dim=-1)
-    tokens = logp.argmax(dim=-1)
-    warm = [row for row, p in enumerate(params) if p.temperature > 0]
-    if warm:
-        rows = torch.tensor(warm, device=logits.device)
-        p = _filtered(logp[rows].exp().double(), [params[row] for row in warm])
-        cdf = p.cumsum(dim=-1)
-        point = torch.from_numpy(u[warm]).to(logits.device) * cdf[:, -1]
-        # Not past the last token that may be drawn, should u * total round up to the total.
-        last = p.shape[-1] - 1 - (p.flip(-1) > 0).int().argmax(dim=-1)
-        tokens[rows] = torch.minimum(torch.searchsorted(cdf, point[:, None], right=True)[:, 0], last)
-    drawn = logp.gather(1, tokens[:, None])[:, 0]
-    return tokens.tolist(), drawn.tolist()
-
-
-def _filtered(p: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """p [N, V] float64 with the tokens outside top-k, top-p and min-p set to 0 (not renormalised)."""
-    size = p.shape[-1]
-    if any(0 < q.top_k < size or q.top_p < 1 for q in params):
-        ordered, order = p.sort(dim=-1, descending=True, stable=True)
-        k = torch.tensor([q.top_k if q.top_k else size for q in params], device=p.device)
-        ordered = ordered.masked_fill(torch.arange(size, device=p.device)[None] >= k[:, None], 0.0)
-        top_p = torch.tensor([q.top_p for q in params], dtype=p.dtype, device=p.device)[:, None]
-        before = ordered.cumsum(dim=-1) - ordered
-        outside = (before >= top_p * ordered.sum(dim=-1, keepdim=True)) & (top_p < 1)
-        p = torch.zeros_like(p).scatter(1, order, ordered.masked_fill(outside, 0.0))
-    if any(q.min_p > 0 for q in params):
-        min_p = torch.tensor([q.min_p for q in params], dtype=p.dtype, device=p.device)[:, None]
-        p = p.masked_fill(p < min_p * p.amax(dim=-1, keepdim=True), 0.0)
-    return p
+    device = logits.device
+    seeds = [p.seed - 2**64 if p.seed >= 2**63 else p.seed for p in params]  # the same 64 bits
+    numbers = torch.tensor([seeds, agents, positions], dtype=torch.int64).to(device)
+    top_k = torch.tensor([min(p.top_k, 2**31 - 1) for p in params], dtype=torch.int32).to(device)
+    shares = [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]]
+    temperature, top_p, min_p = torch.tensor(shares, dtype=torch.float32).to(device)
+    drawn, logprobs = sample(logits, numbers[0], numbers[1], numbers[2], temperature, top_k, top_p, min_p)
+    tokens = drawn.tolist()
+    if -1 in tokens:  # a GPU says it so
+        raise ValueError(f"logits: expected a finite maximum, got none in row {tokens.index(-1)}")
+    return tokens, logprobs.tolist()

@@ -24,6 +24,8 @@ _OLDEST = (8, 0)  # compute capability: bfloat16 and asynchronous copies
 
 def why_not(op: str, device: str) -> str | None:
     """None if the ops run on device type ``device``, else one line that says why not."""
+    if op not in __all__:
+        return f"leaves {op} to others"
     if device == "cpu":
         return None if INTERPRETED else "compiles for GPUs; on a CPU set TRITON_INTERPRET=1 before Python starts"
     if INTERPRETED:
