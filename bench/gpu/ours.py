@@ -64,6 +64,8 @@ class TreeCuda(Tree):
 
     @classmethod
     def missing(cls, device: str) -> str | None:
+        if device != "cuda":
+            return "only a GPU has them"
         rows = {row.backend: row for row in dispatch.explain("tree_attention", device)}
         return None if rows["cuda"].available else rows["cuda"].reason
 
