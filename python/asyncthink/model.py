@@ -13,19 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from asyncthink.model_compile import CompiledModel
-from asyncthink.model_gates import Layers, check_kind, one_line, record_layers, text_config, vocabulary
+from asyncthink.model_gates import check_kind, one_line, record_layers, text_config, vocabulary
 from asyncthink.model_graph import CaptureError, CudaRecorder, Rerun, StepGraphs
 from asyncthink.model_hook import BorrowedModel, DecoderError
+from asyncthink.model_memory import chunk_for, num_pages_for
+from asyncthink.model_pack import packed_linears
 from asyncthink.model_probe import check_packed_fork
 from asyncthink.model_step import PagedAttention, Step
 from asyncthink.rotary import NotRotaryError, Rotary, find_rotaries, length_dependent
 from asyncthink_kernels.cache import Branch, KVStorage, StepPlan, TreeCache
-from asyncthink_kernels.tuning import chunk_tokens
 
 __all__ = ["Decoder", "DecoderError"]
 
-_DEFAULT_TOKENS = 65_536
-_DEFAULT_SHARE = 0.25  # of the memory that is free
 JOIN_MODES = ("exact", "append", "link")
 
 
@@ -42,7 +41,8 @@ class Decoder:
         storage: the K and V of all its pages.
         join_modes: what :meth:`join` offers, and ``"exact"``, which every model has.
         why_not: for each mode not offered, the reason; under ``"graphs"`` why decode steps are not captured, where
-            that was asked for and cannot be.
+            that was asked for and cannot be; under ``"pack"`` why linear layers run on their weights as they lie.
+        linears: the packed linear layers (:class:`asyncthink.model_pack.PackedLinears`), or None.
         graphs: the captured decode steps (:class:`asyncthink.model_graph.StepGraphs`); None: every step runs eagerly.
         max_length: positions this model can take; None where there is no hard limit.
 
@@ -60,6 +60,11 @@ class Decoder:
             step compiles (seconds to minutes), and so does the first of another kind: with linked keys, from static
             buffers. Sizes make no kinds. Where torch cannot compile a model, the first step raises torch's own error.
             Logits may differ from uncompiled ones in rounding, and flash-attn is not used.
+        pack: on a CPU, run linear layers on packed copies of their weights, which takes their memory again and reads
+            them at the memory's full bandwidth (:mod:`asyncthink.model_pack`). None: where they take 32 MiB and more,
+            steps are not compiled, and the copies fit into half of the free memory. Weights changed in place are
+            packed again by themselves; what writes through ``.data`` needs :meth:`refresh`. DecoderError for True
+            where that cannot be.
 
     >>> decoder = Decoder(model, num_pages=64)                                         # doctest: +SKIP
     >>> organizer = decoder.cache.root()                                               # doctest: +SKIP
@@ -80,7 +85,10 @@ class Decoder:
         chunk: int | None = None,
         graphs: bool | None = None,
         compile: bool | str = False,
+        pack: bool | None = None,
     ) -> None:
+        if pack and compile:
+            raise ValueError("give pack or compile, got both: torch.compile packs weights itself")
         TreeCache(1, page_size, chunk or page_size)  # refuses sizes that cannot be, before the model is run
         kind = check_kind(model)
         self._borrowed = BorrowedModel(model)
@@ -89,6 +97,8 @@ class Decoder:
         trained = getattr(text_config(model), "max_position_embeddings", None)
         limit = trained if changing is None else changing[1]
         layers = record_layers(self._borrowed, kind, last_position=None if limit is None else limit - 1)
+        self.linears, unpacked = packed_linears(model, False if compile else pack)
+        self._borrowed.linears = self.linears
         check_packed_fork(self._borrowed, layers, kind, page_size)
 
         rotaries: tuple[Rotary, ...] | None = None
@@ -105,10 +115,12 @@ class Decoder:
         self.join_modes = tuple(mode for mode in JOIN_MODES if mode not in self.why_not)
 
         token_bytes = sum(s.kv_heads * (s.head_dim + s.v_head_dim) for s in layers.shapes) * layers.dtype.itemsize
-        num_pages = _num_pages(num_pages, memory_bytes, page_size, token_bytes, self.device)
-        self.cache = TreeCache(num_pages, page_size, chunk or _chunk(model, layers, page_size, self.device))
+        num_pages = num_pages_for(num_pages, memory_bytes, page_size, token_bytes, self.device)
+        self.cache = TreeCache(num_pages, page_size, chunk or chunk_for(model, layers, page_size, self.device))
         self.storage = KVStorage(layers.shapes, num_pages, page_size, layers.dtype, self.device)
         self._attention = PagedAttention([call.module for call in layers.calls], self.storage, rotaries)
+        if self.linears is None and pack is None and not compile:
+            self.why_not["pack"] = unpacked
         self._vocabulary = vocabulary(model)
         self._kind = kind
         if compile:
@@ -155,13 +167,15 @@ class Decoder:
         return self._pass(self._attention.step(plan, tokens), rows.to(self.device)).float()
 
     def refresh(self) -> None:
-        """The model was changed: captured steps are forgotten where its weights lie elsewhere now.
+        """The model was changed: captured steps are forgotten where its weights lie elsewhere now, packed weights all.
 
         Weights that changed where they lie are seen anyway. For other changes of the model see :attr:`graphs`. K and V
         in the cache are those of the old weights: release their branches.
         """
         if self.graphs is not None:
             self.graphs.refresh()
+        if self.linears is not None:
+            self.linears.forget()
 
     def join(self, dst: Branch, src: Branch, start: int, stop: int, mode: Literal["append", "link"]) -> None:
         """Let ``dst`` go on with tokens [start, stop) of ``src``'s context without computing them again.
@@ -228,36 +242,3 @@ def _load(path: str, device: str | torch.device, dtype: Any) -> nn.Module:
     if missing:
         raise DecoderError(f"the model at {path} lacks {len(missing)} of its weights, the first is {missing[0]}")
     return model.to(device).eval()
-
-
-def _num_pages(
-    num_pages: int | None, memory_bytes: int | None, page_size: int, token_bytes: int, device: torch.device
-) -> int:
-    if num_pages is not None and memory_bytes is not None:
-        raise ValueError("give num_pages or memory_bytes, got both")
-    if num_pages is not None:
-        return num_pages
-    if memory_bytes is None:
-        memory_bytes = min(int(_DEFAULT_SHARE * _free_memory(device)), _DEFAULT_TOKENS * token_bytes)
-    fitting = memory_bytes // (page_size * token_bytes)
-    if fitting < 1:
-        raise ValueError(f"memory_bytes must hold a page of {page_size * token_bytes} bytes, got {memory_bytes}")
-    return fitting
-
-
-def _chunk(model: nn.Module, layers: Layers, page_size: int, device: torch.device) -> int:
-    """512 tokens; on a GPU by the heads of the model, for a handful of branches."""
-    if device.type != "cuda":
-        return -(-512 // page_size) * page_size
-    kv_heads = max(shape.kv_heads for shape in layers.shapes)
-    heads = getattr(text_config(model), "num_attention_heads", kv_heads)
-    return chunk_tokens(max(1, heads // kv_heads), 8, page_size, kv_heads)
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that are free on ``device``."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    return kib * 1024

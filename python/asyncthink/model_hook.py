@@ -10,7 +10,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -39,6 +39,12 @@ class Receiver(Protocol):
     ) -> Tensor:
         """query [1,Hq,T,D], key [1,H,T,D], value [1,H,T,Dv] -> [1,T,Hq,Dv]; ``given`` is what else the layer passes."""
         ...
+
+
+class Lendable(Protocol):
+    """Changes the model for the length of a pass."""
+
+    def lent(self) -> AbstractContextManager[None]: ...
 
 
 class _Current(threading.local):
@@ -97,6 +103,7 @@ class BorrowedModel:
         self.configs = _configs(model)
         self.takes_step = True  # forward() accepts keywords for its attention
         self.keeps_logits = True  # forward() honours logits_to_keep
+        self.linears: Lendable | None = None  # linear layers to run in the place of the model's own
         self.compiled: Callable[..., Any] | None = None  # runs the model when given: (receiver, keywords of forward())
         with _locks_guard:
             self._lock = _locks.setdefault(model, threading.Lock())
@@ -138,7 +145,7 @@ class BorrowedModel:
         if self.keeps_logits:
             keywords["logits_to_keep"] = rows
         forward = self.model if self.compiled is None else functools.partial(self.compiled, receiver)
-        with self.lent(attention):
+        with self.lent(attention), nullcontext() if self.linears is None else self.linears.lent():
             outer, _current.receiver = _current.receiver, receiver
             try:
                 output = forward(
