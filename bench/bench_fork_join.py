@@ -99,6 +99,7 @@ def model(request: pytest.FixtureRequest) -> Qwen3ForCausalLM:
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.quick(join=["append"])
 @pytest.mark.parametrize("join", ["exact", "append", "link"])
 def test_episode(benchmark, table, model, join):
     sampler = ForcedSampler(

@@ -26,6 +26,7 @@ def served() -> Served:
 
 
 @pytest.mark.parametrize("context", ["shared", "isolated"])
+@pytest.mark.quick(join=["append"], context=["shared"])
 @pytest.mark.parametrize("join", ["exact", "append", "link"])
 def test_difference_from_exact(benchmark, table, served, join, context):
     task = Countdown()

@@ -79,6 +79,7 @@ def model(request: pytest.FixtureRequest) -> torch.nn.Module:
     return made
 
 
+@pytest.mark.quick(workers=[4], prefix=[1024])
 @pytest.mark.parametrize("workers", [2, 4, 8])
 @pytest.mark.parametrize("prefix", [256, 1024, 2048])
 def test_tree_against_rows(benchmark, table, model, prefix, workers):

@@ -1,31 +1,54 @@
 """`pytest bench/ --benchmark` times; without the flag every bench runs once and only its result is checked.
 
-`--results FOLDER` also writes the tables there. Timings mean something on an idle machine only.
+`--quick` keeps the cells that a bench names by `@pytest.mark.quick`, `--peers a,b` the peers of these names, `--results
+FOLDER` also writes the tables there. Timings mean something on an idle machine only: before the first one it is looked
+at, and what others used of it stands below each table.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+import contest as contests
+import machine
+import peers as all_peers
 
 TABLES = pytest.StashKey[dict[str, "Table"]]()
+PEERS = pytest.StashKey[list[str] | None]()
+OTHERS = pytest.StashKey[machine.Others]()
 
 
 class Table:
-    """Rows of one bench file, printed when all have run."""
+    """Rows of one bench file and the lines below them, printed when all have run."""
 
     def __init__(self, title: str) -> None:
         self.title = title
         self.rows: list[dict[str, str | float]] = []
+        self.notes: list[str] = []
+        self.summary: Callable[[list[dict[str, str | float]]], str] | None = None  # of all rows, a line below them
 
     def add(self, row: dict[str, str | float]) -> None:
         self.rows.append(row)
+
+    def note(self, line: str) -> None:
+        """Say it once, however many cells do."""
+        if line and line not in self.notes:
+            self.notes.append(line)
+
+    def lines_below(self) -> list[str]:
+        return self.notes if self.summary is None else [self.summary(self.rows), *self.notes]
 
     def markdown(self) -> str:
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
         lines += [f"| {' | '.join(_text(row.get(name, '')) for name in names)} |" for row in self.rows]
+        for note in self.lines_below():
+            lines += ["", note]
         return "\n".join([*lines, ""])
 
 
@@ -36,12 +59,48 @@ def _text(value: str | float) -> str:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="time the benches; without it only results are checked")
     parser.addoption("--results", metavar="FOLDER", help="also write tables of results there, as Markdown and JSON")
+    parser.addoption("--quick", action="store_true", help="the fewest cells of each bench: all benches in two minutes")
+    parser.addoption("--peers", metavar="NAME,NAME", help=f"compare with these only: {', '.join(all_peers.known())}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "quick(**cells): the values of parameters that --quick keeps")
     config.stash[TABLES] = {}
+    text = config.getoption("--peers")
+    try:
+        config.stash[PEERS] = None if text is None else all_peers.chosen(text)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
     if not config.getoption("--benchmark"):
         config.option.benchmark_disable = True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--quick"):
+        return
+    left_out = [item for item in items if not _kept(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _kept(item: pytest.Item) -> bool:
+    mark = item.get_closest_marker("quick")
+    if mark is None or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+        return True
+    return all(item.callspec.params[name] in values for name, values in mark.kwargs.items())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Look whether the machine is idle, when everything is imported and nothing runs yet."""
+    if session.config.getoption("--benchmark") and not session.config.option.collectonly:
+        session.config.stash[OTHERS] = machine.Others()
+
+
+@pytest.fixture
+def quick(request: pytest.FixtureRequest) -> bool:
+    """Whether a bench should take few samples."""
+    return bool(request.config.getoption("--quick"))
 
 
 @pytest.fixture
@@ -51,10 +110,49 @@ def table(request: pytest.FixtureRequest) -> Table:
     return request.config.stash[TABLES].setdefault(title, Table(title))
 
 
+@pytest.fixture
+def idle(request: pytest.FixtureRequest) -> str:
+    """What others used of the machine before timing, as a line for a table."""
+    others = request.config.stash.get(OTHERS, None)
+    return "" if others is None else machine.note(others.before)
+
+
+@pytest.fixture
+def peers(request: pytest.FixtureRequest, table: Table) -> dict[str, Callable[..., object]]:
+    """The peers of the op that names this bench file, those of `--peers`; who is missing stands below the table."""
+    calls, note = all_peers.entrants(table.title, request.config.stash[PEERS])
+    table.note(note)
+    return dict(calls)
+
+
+@pytest.fixture
+def contest(benchmark: BenchmarkFixture, table: Table, quick: bool) -> Callable[[contests.Cell], None]:
+    """Check a cell; with `--benchmark` time it and add its row."""
+
+    def run(cell: contests.Cell) -> None:
+        contests.check(cell)
+        if not benchmark.enabled:
+            benchmark.pedantic(cell.ours, args=(0,))
+            return
+        times = contests.timed_in_turn(benchmark, cell, contests.QUICK_SECONDS if quick else contests.SECONDS)
+        made = contests.row(cell, times)
+        benchmark.extra_info |= made
+        table.add(made)
+        table.note(contests.limits_note())
+
+    return run
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    folder = config.getoption("--results")
+    folder, others = config.getoption("--results"), config.stash.get(OTHERS, None)
+    idle = "" if others is None else machine.note(others.before, others.since())
     for table in (table for table in config.stash[TABLES].values() if table.rows):
+        table.note(idle)
         terminalreporter.write_line(f"\n{table.title}\n\n{table.markdown()}")
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
             (Path(folder) / f"{table.title}.md").write_text(table.markdown(), encoding="utf-8")
+            data = {"rows": table.rows, "notes": table.lines_below()}
+            (Path(folder) / f"{table.title}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    if idle:
+        terminalreporter.write_line(idle, red=idle.startswith("WARNING"), bold=idle.startswith("WARNING"))

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace {
 
@@ -52,4 +53,10 @@ extern "C" int64_t read(const char* memory, int64_t bytes) {
   constexpr int kLine = 64;
   for (int64_t at = 0; at < bytes; at += kLine) asm volatile("" ::"r"(*reinterpret_cast<const int64_t*>(memory + at)));
   return bytes;
+}
+
+// Bytes read and written, as the C library copies them: around the caches where that is faster.
+extern "C" int64_t copy(const char* from, char* to, int64_t bytes) {
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+  return 2 * bytes;
 }

@@ -1,4 +1,4 @@
-"""What this machine can do, measured: the most bytes it reads and the most operations it computes in a second.
+"""What this machine can do, measured: the most bytes it reads or copies and operations it computes in a second.
 
 The probes (limits.cpp) are compiled for this machine when first asked for, with the compiler that built the package.
 """
@@ -28,19 +28,25 @@ class Limits:
     """Per second, of all threads torch uses together, best of several trials."""
 
     bandwidth: float  # bytes read
+    copy: float  # bytes read and bytes written, as many of each
     bf16: float  # operations, a multiply-add counted as two
     f32: float
 
-    def seconds(self, bytes_read: int, operations: int, dtype: torch.dtype) -> float:
-        """The least time in which the bytes can be read once and the operations done."""
+    def seconds(self, bytes_read: int, operations: int, dtype: torch.dtype, bytes_written: int = 0) -> float:
+        """The least time in which the bytes can be read once, the others written, and the operations done.
+
+        Each byte written goes with one that is read at the speed of a copy; what else is read is read as if alone.
+        """
         peak = self.bf16 if dtype == torch.bfloat16 else self.f32
-        return max(bytes_read / self.bandwidth, operations / peak)
+        moving = 2 * bytes_written / self.copy + max(bytes_read - bytes_written, 0) / self.bandwidth
+        return max(moving, operations / peak)
 
 
 @cache
 def measured() -> Limits:
     probes, threads = _probes(), torch.get_num_threads()
     memory = [torch.ones(READ_BYTES, dtype=torch.uint8) for _ in range(threads)]
+    copies = [torch.zeros_like(each) for each in memory]
     with ThreadPoolExecutor(threads) as pool:
 
         def rate(probe: Callable[[int], int]) -> float:
@@ -53,6 +59,7 @@ def measured() -> Limits:
 
         return Limits(
             bandwidth=best(lambda thread: probes.read(memory[thread].data_ptr(), READ_BYTES)),
+            copy=best(lambda t: probes.copy(memory[t].data_ptr(), copies[t].data_ptr(), READ_BYTES)),
             bf16=best(lambda _: probes.multiply_add_bf16(STEPS)),
             f32=best(lambda _: probes.multiply_add_f32(STEPS)),
         )
@@ -66,8 +73,9 @@ def _probes() -> ctypes.CDLL:
         source = Path(__file__).with_suffix(".cpp")
         subprocess.run([os.environ.get("CXX", "c++"), *flags, str(source), "-o", str(library)], check=True)
         probes = ctypes.CDLL(str(library))
-    for probe in (probes.read, probes.multiply_add_bf16, probes.multiply_add_f32):
+    for probe in (probes.read, probes.copy, probes.multiply_add_bf16, probes.multiply_add_f32):
         probe.restype = ctypes.c_int64
         probe.argtypes = [ctypes.c_int64]
     probes.read.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    probes.copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     return probes

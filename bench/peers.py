@@ -1,15 +1,27 @@
-"""What tree attention is compared with, in torch alone. All of them read the K/V of one `Shared` problem.
+"""What our ops are compared with: what one would write in plain torch, and whom `--peers` may name.
 
-Shapes: B branches, P prefix tokens, N tokens of a suffix, H kv heads, G query heads of each, D head_dim.
+Peers of one op take the same problem. Those of the ops on the cache get what our op gets; tree attention and paged
+attention have a record of their own, since their peers read K and V in other layouts, too.
+
+Shapes: B branches or sequences, P prefix tokens or pages, N tokens, L layers or the longest sequence, M pages of the
+longest, S page_size, H kv heads, G query heads of each, D head_dim, R = D / 2 rotary pairs, n states or pages.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from peers_sample import torch_draw, transformers_processors
 
 
 @dataclass(frozen=True)
@@ -64,5 +76,147 @@ def _flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
 
 
-#: Named as in the tables.
-PEERS = {"sdpa": sdpa, "sdpa grouped": sdpa_grouped, "prefix once": prefix_once}
+def append_index_copy(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    k_cache.flatten(0, 1).index_copy_(0, slots, k)
+    v_cache.flatten(0, 1).index_copy_(0, slots, v)
+
+
+def append_index_put(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    k_cache.flatten(0, 1)[slots] = k
+    v_cache.flatten(0, 1)[slots] = v
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """One query of each of B sequences, K and V both in pages and dense, as a cache without pages holds them.
+
+    ``mask`` is None where all are of one length.
+    """
+
+    q: Tensor  # [B, H * G, D]
+    k_cache: Tensor  # [P, S, H, D]
+    v_cache: Tensor  # [P, S, H, D]
+    tables: Tensor  # [B, M] int32; ids beyond a length name some page
+    lengths: Tensor  # [B] int32
+    k: Tensor  # [B, H, L, D]
+    v: Tensor  # [B, H, L, D]
+    mask: Tensor | None  # [B, 1, 1, L], added to logits
+
+
+def gather_sdpa(x: Sequences) -> Tensor:
+    """The pages of all sequences gathered to the longest one's length, then torch's attention."""
+    k, v = (cache[x.tables].flatten(1, 2).transpose(1, 2) for cache in (x.k_cache, x.v_cache))
+    return _grouped(x.q, k, v, x.mask)
+
+
+def dense_sdpa(x: Sequences) -> Tensor:
+    """Torch's attention over K and V that lie there padded and without pages: nothing is gathered."""
+    return _grouped(x.q, x.k, x.v, x.mask)
+
+
+def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The G query heads of a kv head as G rows: on a CPU many times faster than `enable_gqa`."""
+    rows = q.view(q.shape[0], k.shape[1], -1, q.shape[-1])
+    return scaled_dot_product_attention(rows, k, v, attn_mask=mask).view_as(q)
+
+
+def softmax_sum(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """out [n, N, heads, D], lse [n, N, heads]: states weighted by the softmax of their LSEs."""
+    weight = torch.softmax(lse, 0).unsqueeze(-1)
+    return (weight * out).sum(0).to(out.dtype), torch.logsumexp(lse, 0)
+
+
+def compiled_sum(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, its loops fused by torch.compile."""
+    return _compiled()(out, lse)
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any]:
+    return torch.compile(softmax_sum, dynamic=True)
+
+
+def join_all_layers(k: Tensor, v: Tensor, src: Tensor, dst: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """k, v [L, P, S, H, D], slots [N], cos, sin [L, R]: gather, rotate, scatter, each once for all layers."""
+    k, v = k.flatten(1, 2), v.flatten(1, 2)
+    k[:, dst] = _turned(k[:, src], cos[:, None, None], sin[:, None, None])
+    v[:, dst] = v[:, src]
+
+
+def join_layer_by_layer(k: Tensor, v: Tensor, src: Tensor, dst: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """The same a layer at a time: what is gathered stays in the cache."""
+    for layer in range(k.shape[0]):
+        k_slots, v_slots = k[layer].flatten(0, 1), v[layer].flatten(0, 1)
+        k_slots[dst] = _turned(k_slots[src], cos[layer], sin[layer])
+        v_slots[dst] = v_slots[src]
+
+
+def _turned(k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = k.float().chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(k.dtype)
+
+
+def pages_index_copy(k: Tensor, v: Tensor, src: Tensor, dst: Tensor) -> None:
+    """k, v [L, P, S, H, D], page ids [n]."""
+    for cache in (k, v):
+        cache.index_copy_(1, dst, cache.index_select(1, src))
+
+
+def pages_index_put(k: Tensor, v: Tensor, src: Tensor, dst: Tensor) -> None:
+    for cache in (k, v):
+        cache[:, dst] = cache[:, src]
+
+
+#: By op, named as in the tables.
+PEERS: dict[str, dict[str, Callable[..., Any]]] = {
+    "append_kv": {"index_copy": append_index_copy, "index_put": append_index_put},
+    "tree_attention": {"sdpa": sdpa, "sdpa grouped": sdpa_grouped, "prefix once": prefix_once},
+    "paged_attention": {"gather + sdpa": gather_sdpa, "dense sdpa": dense_sdpa},
+    "merge_states": {"softmax + sum": softmax_sum, "compiled": compiled_sum},
+    "join_append": {"all layers": join_all_layers, "layer by layer": join_layer_by_layer},
+    "sample": {"transformers": transformers_processors, "torch": torch_draw},
+    "copy_pages": {"index_copy": pages_index_copy, "index_put": pages_index_put},
+}
+#: Peers that no CPU runs, with their ops; `bash bench/gpu.sh` compares with them.
+GPU_ONLY = {"flashinfer": ("tree_attention", "paged_attention")}
+
+
+def missing(name: str) -> str | None:
+    """Why a peer cannot take part on this machine; None where it can."""
+    if name in GPU_ONLY:
+        installed = importlib.util.find_spec(name) is not None
+        return f"{'installed' if installed else 'not installed'}; runs on a GPU only, see bench/gpu.sh"
+    if name == "compiled" and shutil.which(os.environ.get("CXX", "c++")) is None:
+        return "no C++ compiler"
+    return None
+
+
+def known() -> list[str]:
+    """Every name that `--peers` may hold."""
+    return list(dict.fromkeys([name for each in PEERS.values() for name in each] + list(GPU_ONLY)))
+
+
+def chosen(text: str) -> list[str]:
+    """The names in the value of `--peers`.
+
+    >>> chosen("index_copy, prefix once")
+    ['index_copy', 'prefix once']
+
+    Raises ValueError for a name that is no peer of any op.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known():
+            raise ValueError(f"--peers: expected names out of {', '.join(known())}, got {name!r}")
+    return names
+
+
+def entrants(op: str, only: Sequence[str] | None) -> tuple[Mapping[str, Callable[..., Any]], str]:
+    """Who runs against ``op``, those named by ``only`` if it is given, and a line for the table about who does not."""
+    everyone = [*PEERS[op], *(name for name, ops in GPU_ONLY.items() if op in ops)]
+    asked = [name for name in everyone if only is None or name in only]
+    absent = {name: reason for name in asked if (reason := missing(name)) is not None}
+    absent |= {name: "not asked for" for name in everyone if name not in asked}
+    calls = {name: PEERS[op][name] for name in asked if name not in absent}
+    parts = [f"{name} ({reason})" for name, reason in absent.items()]
+    return calls, f"Not compared with: {', '.join(parts)}." if parts else ""
