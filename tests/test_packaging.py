@@ -65,7 +65,7 @@ def test_metadata_admits_the_versions_of_gpu_machines(name: str, version: str) -
 def test_installed_metadata() -> None:
     metadata = importlib.metadata.metadata("asyncthink-kernels")
     assert metadata["Requires-Python"] == "<3.13,>=3.11"
-    assert set(metadata.get_all("Provides-Extra")) == {"test", "dev", "train", "flash-attn"}
+    assert set(metadata.get_all("Provides-Extra")) == {"test", "dev", "train", "flash-attn", "peers"}
     scripts = importlib.metadata.distribution("asyncthink-kernels").entry_points
     assert {(each.name, each.value) for each in scripts} == {("asyncthink", "asyncthink.cli:main")}
 

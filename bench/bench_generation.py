@@ -1,0 +1,177 @@
+"""Decoding end to end beside what people would use instead: B branches behind one prefix, in steps.
+
+`pytest bench/bench_generation.py --benchmark` runs the Qwen3-0.6B shape with random weights; prefixes are prefilled
+first, and what is timed is a step of all branches with the logits of each. Engines step in turn on the same clock, a
+slow one less often. Without the flag a tiny model runs, and everybody's logits must be ours.
+
+llama.cpp takes part where `pip install -e ".[peers]"` was run. A whole step is one sample of ours for pytest-benchmark.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+import machine
+from engines import NEW, Engine
+from engines.hugging_face import HuggingFace
+from engines.ours import Ours
+from gpu.spread import Spread
+
+SHAPE = {"vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}  # fmt: skip
+TINY = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}  # fmt: skip
+PREFIXES = (512, 4096)
+STEPS = (3, 24)  # fewest of a slow engine, and most
+SECONDS = 5.0  # of each engine in a cell
+#: How far logits may be from ours, relative to their norm: rounding of 28 layers in other orders.
+APART = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+
+@dataclass
+class Field:
+    """The engines of one dtype, and the length of the prefix that all of them hold."""
+
+    engines: dict[str, Engine]
+    timed: bool
+    prefix: int = 0
+    absent: list[str] = field(default_factory=list)
+
+    def hold(self, prefix: int, vocabulary: int) -> None:
+        if prefix != self.prefix:
+            tokens = torch.randint(vocabulary, (prefix,), generator=torch.Generator().manual_seed(0)).tolist()
+            for engine in self.engines.values():
+                engine.prefill(tokens)
+            self.prefix = prefix
+
+
+@pytest.fixture(scope="module")
+def fields(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Field]]:
+    """The engines of the dtype that is at work; those of another are closed first."""
+    held: dict[str, Field] = {}
+    yield held
+    _close(held)
+
+
+def _close(held: dict[str, Field]) -> None:
+    for one in held.values():
+        for engine in one.engines.values():
+            engine.close()
+    held.clear()
+
+
+def random_qwen3(shape: Mapping[str, int], dtype: torch.dtype) -> Qwen3ForCausalLM:
+    """A model with random weights and tied embeddings."""
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=True, max_position_embeddings=8192)).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def make(dtype: torch.dtype, timed: bool, folder: Path) -> Field:
+    model = random_qwen3(SHAPE if timed else TINY, dtype)
+    longest = max(PREFIXES)
+    engines: dict[str, Engine] = {"ours": Ours(model, longest), "transformers": HuggingFace(model)}
+    absent = ["transformers' continuous batching (not measured)"]
+    if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
+        from engines.llama_cpp_peer import LlamaCpp, write_gguf
+
+        path = folder / "model.gguf"
+        write_gguf(model, path)
+        engines["llama.cpp"] = LlamaCpp(path, longest, model.config.vocab_size, dtype)
+        path.unlink()  # it stays mapped
+    else:
+        absent.append('llama.cpp (not installed: pip install -e ".[peers]")')
+    return Field(engines, timed, absent=absent)
+
+
+@pytest.mark.quick(branches=[4], prefix=[512], dtype=[torch.bfloat16])
+@pytest.mark.parametrize("branches", [1, 4, 8])
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_decoding(benchmark, table, fields, tmp_path, branches, prefix, dtype):
+    if not benchmark.enabled:
+        prefix, dtype = prefix // 16, torch.float32
+    if str(dtype) not in fields:
+        _close(fields)
+        fields[str(dtype)] = make(dtype, benchmark.enabled, tmp_path)
+    now = fields[str(dtype)]
+    vocabulary = (SHAPE if benchmark.enabled else TINY)["vocab_size"]
+    now.hold(prefix, vocabulary)
+    for engine in now.engines.values():
+        engine.branch(branches)
+    tokens = torch.randint(vocabulary, (NEW, branches), generator=torch.Generator().manual_seed(1)).tolist()
+    check(now.engines, tokens[:2], APART[dtype])
+    if not benchmark.enabled:
+        benchmark.pedantic(now.engines["ours"].step, args=(tokens[2],))
+        return
+    times = in_turn(benchmark, now.engines, tokens[2:])
+    row = row_of(times, dtype, branches, prefix)
+    benchmark.extra_info |= row
+    table.add(row)
+    for note in [f"Not compared with: {', '.join(now.absent)}.", *(e.note for e in now.engines.values() if e.note)]:
+        table.note(note)
+
+
+def check(engines: Mapping[str, Engine], tokens: list[list[int]], limit: float) -> None:
+    """AssertionError unless everybody's logits are ours: the same model runs, on the same context."""
+    for given in tokens:
+        found = {name: torch.stack([row.clone() for row in engine.step(given)]) for name, engine in engines.items()}
+        for name, logits in found.items():
+            apart = ((logits - found["ours"]).norm() / found["ours"].norm()).item()
+            assert apart <= limit, f"{name}: logits are {apart:.1e} from ours, expected at most {limit:.0e}"
+
+
+def in_turn(benchmark, engines: Mapping[str, Engine], tokens: list[list[int]]) -> dict[str, Spread]:
+    peers = {name: engine for name, engine in engines.items() if name != "ours"}
+
+    def once(engine: Engine, given: list[int]) -> float:
+        start = time.perf_counter()
+        engine.step(given)
+        return time.perf_counter() - start
+
+    wanted = {name: min(max(int(SECONDS / once(e, tokens[0])), STEPS[0]), STEPS[1]) for name, e in peers.items()}
+    once(engines["ours"], tokens[0])
+    found: dict[str, list[float]] = {name: [] for name in peers}
+    turn = itertools.count()
+
+    def peers_then_ours() -> tuple[tuple[list[int]], dict[str, object]]:
+        number = next(turn)
+        for name, engine in peers.items():
+            if number * wanted[name] // STEPS[1] >= len(found[name]):
+                found[name].append(once(engine, tokens[1 + number]))
+        return (tokens[1 + number],), {}
+
+    benchmark.pedantic(engines["ours"].step, setup=peers_then_ours, rounds=STEPS[1])
+    ours = {"ours": Spread.of(benchmark.stats.stats.data)}
+    return ours | {name: Spread.of(seconds) for name, seconds in found.items()}
+
+
+def row_of(times: Mapping[str, Spread], dtype: torch.dtype, branches: int, prefix: int) -> dict[str, str | float]:
+    ours = times["ours"]
+    row: dict[str, str | float] = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "branches": branches,
+        "prefix": prefix,
+        "step ms": 1e3 * ours.median,
+        "p20": 1e3 * ours.p20,
+        "p80": 1e3 * ours.p80,
+        "tokens/s": branches / ours.median,
+    }
+    for name, spread in times.items():
+        if name != "ours":
+            row[f"{name} tokens/s"] = branches / spread.median
+            row[f"x {name}"] = spread.median / ours.median
+    return row | {"device": machine.device(), "threads": machine.threads()}
