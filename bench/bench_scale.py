@@ -3,7 +3,8 @@
 A small model (2 layers) lets the cache and the planner show. Pages must be those of the prefix and of each agent's own
 tokens, exactly. Agents have own texts of unequal length, so that their tails end anywhere in a page. In the second half
 an agent joins another's tokens in every step, by append and link in turn: "worst with joins" holds the time until all
-others have their logits, the join included.
+others have their logits, the join included. "MB grown" means something where this file runs alone: a process that held
+more before gives the cache memory that it has already.
 """
 
 from __future__ import annotations

@@ -7,11 +7,13 @@ at, and what others used of it stands below each table.
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import contest as contests
@@ -152,7 +154,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
             (Path(folder) / f"{table.title}.md").write_text(table.markdown(), encoding="utf-8")
-            data = {"rows": table.rows, "notes": table.lines_below()}
+            made = {"date": datetime.date.today().isoformat(), "machine": machine.device(), "torch": torch.__version__}
+            data = made | {"rows": table.rows, "notes": table.lines_below()}
             (Path(folder) / f"{table.title}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     if idle:
         terminalreporter.write_line(idle, red=idle.startswith("WARNING"), bold=idle.startswith("WARNING"))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds, tests and benches on a GPU machine, without a network, in under ten minutes; writes bench/RESULTS.md.
+# Builds, tests and benches on a GPU machine, without a network, in under ten minutes; writes bench/RESULTS_GPU.md.
 #
 #   bash bench/gpu.sh [--wheels FOLDER] [--out FOLDER] [--help]
 #

@@ -69,7 +69,7 @@ def test_the_page_hides_nothing(tmp_path: Path) -> None:
     record = made_up()
     path = tmp_path / record.file_name
     path.with_suffix(".md").write_text("Reasons, by hand.")
-    text = report.page([(path, record)], tmp_path / "RESULTS.md")
+    text = report.page([(path, record)], tmp_path / "RESULTS_GPU.md")
     for said in ("## Made-up GPU, 2001-02-03", "append_kv triton", "torch 0.0", "Reasons, by hand.", "1 failed",
                  "| absent peer | not run | not importable | 3 of 3 |", "no time left",
                  "| broken peer | **failed** | ValueError: wrong result | 3 of 3 |",
@@ -87,7 +87,7 @@ def test_a_page_without_matplotlib_has_no_pictures(tmp_path: Path, monkeypatch: 
     monkeypatch.delattr("bench.gpu.plots", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
     record = made_up()
-    text = report.page([(tmp_path / record.file_name, record)], tmp_path / "RESULTS.md")
+    text = report.page([(tmp_path / record.file_name, record)], tmp_path / "RESULTS_GPU.md")
     assert "No pictures: " in text and "20000.0" in text and not list(tmp_path.iterdir())
 
 
@@ -95,13 +95,13 @@ def test_without_a_gpu_the_page_says_so(tmp_path: Path) -> None:
     record = made_up()
     record.device["type"] = "cpu"
     for found in ([], [(tmp_path / "cpu.json", record)]):
-        text = report.page(found, tmp_path / "RESULTS.md")
+        text = report.page(found, tmp_path / "RESULTS_GPU.md")
         assert "**Not measured.**" in text and "bash bench/gpu.sh" in text and text.count("not measured |") == 4
     assert not list(tmp_path.iterdir()), "no pictures of a CPU"
 
 
 def test_the_committed_page_is_what_the_committed_records_make() -> None:
-    place = ROOT / "bench" / "RESULTS.md"
+    place = ROOT / "bench" / "RESULTS_GPU.md"
     found = records(ROOT / "bench" / "results")
     assert found or place.read_text(encoding="utf-8") == report.page(found, place)
     for _, record in found:

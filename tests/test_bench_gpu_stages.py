@@ -22,7 +22,7 @@ from bench.gpu.record import Record, Stage, records
 
 def new_run(tmp_path: Path, *arguments: str) -> stages.Run:
     options = stages.parser().parse_args(["--out", str(tmp_path / "out"), "--device", "cpu", *arguments])
-    options.page, options.logs = options.out / "RESULTS.md", options.out / "logs.txt"
+    options.page, options.logs = options.out / "RESULTS_GPU.md", options.out / "logs.txt"
     options.out.mkdir()
     (tmp_path / "scratch").mkdir()
     return stages.Run(options, tmp_path / "scratch")
@@ -64,7 +64,7 @@ def test_what_ends_the_script_is_on_the_page_and_leaves_nothing_running(
     ((_, record),) = records(tmp_path / "out")
     assert [(stage.name, stage.ok) for stage in record.stages] == [("build", True), ("all stages", False)]
     assert record.stages[1].note.startswith(f"ended by {type(error).__name__}")
-    assert (tmp_path / "out" / "RESULTS.md").exists() and (tmp_path / "out" / "gpu-logs.txt").exists()
+    assert (tmp_path / "out" / "RESULTS_GPU.md").exists() and (tmp_path / "out" / "gpu-logs.txt").exists()
 
 
 def test_without_a_gpu_nothing_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

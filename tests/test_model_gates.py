@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Model, T5Config, T5ForConditionalGeneration
 
-from asyncthink import model as model_module
+from asyncthink import model_memory
 from asyncthink.model import Decoder, DecoderError
 from asyncthink.model_step import Step
 from tiny_models import tiny, tokens
@@ -148,9 +148,9 @@ def test_size_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Decoder(model, num_pages=5).cache.num_pages == 5
     made = Decoder(model, memory_bytes=10 * page - 1, page_size=16)
     assert made.cache.num_pages == made.storage.num_pages == 9
-    monkeypatch.setattr(model_module, "_free_memory", lambda device: 80 * page)
+    monkeypatch.setattr(model_memory, "free_memory", lambda device: 80 * page)
     assert Decoder(model).cache.num_pages == 20
-    monkeypatch.setattr(model_module, "_DEFAULT_TOKENS", 64)
+    monkeypatch.setattr(model_memory, "DEFAULT_TOKENS", 64)
     assert Decoder(model).cache.num_pages == 4
     with pytest.raises(ValueError, match=f"must hold a page of {page} bytes, got 100"):
         Decoder(model, memory_bytes=100)

@@ -1,4 +1,4 @@
-"""Benches on a GPU: `bash bench/gpu.sh` builds, tests and benches in under ten minutes; RESULTS.md is what it found.
+"""Benches on a GPU: `bash bench/gpu.sh` builds, tests and benches in ten minutes; RESULTS_GPU.md is what they found.
 
 | | |
 |---|---|
@@ -12,5 +12,5 @@
 | `links`, `process` | libraries by the names that linkers know; commands with deadlines |
 | `stages` | all of it in order, each part within its time |
 | `record`, `spread`, `machine` | what is written down |
-| `goals`, `plots`, `report` | JSON to RESULTS.md |
+| `goals`, `plots`, `report` | JSON to RESULTS_GPU.md |
 """

@@ -189,7 +189,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.report", description="Records to a page.")
     parser.add_argument("--results", type=Path, default=BENCH / "results", help="folder of the records")
-    parser.add_argument("--page", type=Path, default=BENCH / "RESULTS.md")
+    parser.add_argument("--page", type=Path, default=BENCH / "RESULTS_GPU.md")
     options = parser.parse_args(arguments)
     options.page.write_text(page(records(options.results), options.page), encoding="utf-8")
     print(options.page)

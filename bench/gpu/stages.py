@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.device == "cuda" and gpu() is None:
         print("no GPU here: nothing was built, tested or measured (--device cpu tries the bench out on a CPU)")
         return 2
-    options.page = options.out / "RESULTS.md" if options.out else report.BENCH / "RESULTS.md"
+    options.page = options.out / "RESULTS_GPU.md" if options.out else report.BENCH / "RESULTS_GPU.md"
     options.logs = (options.out or ROOT / "build") / "gpu-logs.txt"
     options.out = options.out or report.BENCH / "results"
     for folder in (options.out, options.logs.parent):
@@ -266,9 +266,9 @@ def everything(run: Run) -> None:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="bash bench/gpu.sh", description="Build, test and bench on a GPU; write RESULTS.md."
+        prog="bash bench/gpu.sh", description="Build, test and bench on a GPU; write RESULTS_GPU.md."
     )
-    made.add_argument("--out", type=Path, help="folder for all that is written (bench/results, bench/RESULTS.md)")
+    made.add_argument("--out", type=Path, help="folder for all that is written (bench/results, bench/RESULTS_GPU.md)")
     made.add_argument("--limit", type=float, default=570.0, help="seconds for everything (%(default)s)")
     made.add_argument("--wheels", type=Path, help="folder of wheels to install first, FlashInfer's for one")
     made.add_argument("--cells", default="quick", help="quick, all, or a regular expression (%(default)s)")

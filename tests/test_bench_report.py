@@ -1,0 +1,61 @@
+"""The page of the CPU benches: goals follow from rows, and what is missing says so."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+
+from bench import report  # noqa: E402
+
+ROW = {"dtype": "bfloat16", "median us": 2000.0, "% of limit": 80.0, "x sdpa": 9.0}
+
+
+def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    made = {"date": "2026-01-02", "machine": "a machine", "torch": "2.x"}
+    (folder / f"{name}.json").write_text(json.dumps(made | {"rows": rows, "notes": []}))
+    (folder / f"{name}.md").write_text(f"the table of {name}\n")
+
+
+def goal(text: str, name: str) -> str:
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {name}")]
+    return line
+
+
+def test_page(tmp_path: Path) -> None:
+    cells = [(1, 1024, 1.5), (4, 1024, 4.0), (8, 1024, 4.0), (16, 1024, 0.9)]
+    write(tmp_path, "tree_attention", [ROW | {"shape": f"{b} x {p}", "x prefix once": x} for b, p, x in cells])
+    corner = {"dtype": "bfloat16", "branches": 8, "prefix": 4096, "tokens/s": 100.0, "x transformers": 30.0}
+    write(tmp_path, "generation", [corner | {"transformers tokens/s": 3.3}])
+    write(tmp_path, "soak", [{"episodes": 9, "RSS MB start": 10.0, "RSS MB end": 90.0, "pages left": 0}])
+    text = report.page(tmp_path)
+    assert "2026-01-02, a machine, torch 2.x" in text and "the table of soak" in text
+    assert goal(text, "tree attention: 2x").endswith("| 2.16 | met |")
+    assert "1 of 4 slower; least 0.90 (16 x 1024 bfloat16) | missed" in goal(text, "tree attention: no cell")
+    assert "0 of 4 farther; most 1.25" in goal(text, "tree attention: within")
+    assert goal(text, "decoding: 25x").endswith("| 30.0 | met |")
+    assert goal(text, "decoding: 2x llama.cpp").endswith("| not measured |  |")
+    assert goal(text, "joins by append").endswith("| not measured |  |")
+    assert goal(text, "2,000 episodes").endswith("| missed |")
+    for name in ("tree_attention", "generation"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"results/{name}.png" in text
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="expected tables of"):
+        report.page(tmp_path)
+
+
+def test_the_page_in_the_repository_is_that_of_its_tables(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    for path in (ROOT / "bench" / "results").glob("*"):
+        (results / path.name).write_bytes(path.read_bytes())
+    assert report.page(results) == (ROOT / "bench" / "RESULTS.md").read_text(encoding="utf-8")
