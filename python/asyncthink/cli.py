@@ -1,4 +1,4 @@
-"""The command ``asyncthink``: demo, run, view, eval, train."""
+"""The command ``asyncthink``: demo, run, view, eval, profile, train."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from asyncthink.eval_command import evaluate
 from asyncthink.files import write_whole
+from asyncthink.profile_command import profile_step
 from asyncthink.records import Episode
 from asyncthink.viz import timeline_html
 
@@ -157,6 +158,7 @@ def view(
 
 
 app.command(name="eval")(guarded(evaluate))
+app.command(name="profile")(guarded(profile_step))
 
 
 @app.command(

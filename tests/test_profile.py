@@ -1,0 +1,69 @@
+"""`asyncthink profile`: parts add up, nothing of the clock stays behind, and bad options end in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from torch import nn
+from typer.testing import CliRunner
+
+from asyncthink import checkpoint_path, model_step, profile_command
+from asyncthink.cli import app
+from asyncthink.profiling import PARTS, Clock, profile
+from asyncthink.run import EpisodeRun
+from asyncthink.serve import Served
+
+TINY = {
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+}  # fmt: skip
+
+
+def test_parts_add_up_and_nothing_stays() -> None:
+    served = Served.load(checkpoint_path())
+    decoder = served.decoder
+    before = (model_step.append_kv, model_step.tree_attention, EpisodeRun.accept, EpisodeRun.after_step)
+    found = profile(decoder, served.tokenizer, agents=3, prefix=20, tokens=5)
+    assert set(found["parts"]) == set(found["shares"]) == set(PARTS)
+    assert sum(found["shares"].values()) == pytest.approx(1.0)
+    assert sum(found["parts"].values()) == pytest.approx(found["ms_watched"])
+    assert all(found["parts"][part] > 0 for part in PARTS)
+    assert found["agents"] == 3 and 1 <= found["steps"] <= 5 and found["tokens_per_second"] > 0
+    assert before == (model_step.append_kv, model_step.tree_attention, EpisodeRun.accept, EpisodeRun.after_step)
+    assert "forward" not in vars(decoder) and "plan" not in vars(decoder.cache)
+    layers = [module for module in decoder.model.modules() if isinstance(module, nn.Linear)]
+    assert layers and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+
+
+def test_time_belongs_to_the_innermost_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 1.0, 3.0, 7.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    clock = Clock()
+    inner = clock.around("inner", lambda: None)
+    clock.around("outer", inner)()
+    assert dict(clock.seconds) == {"outer": 1.0 + 4.0, "inner": 2.0}
+
+
+def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(profile_command.SHAPES, "tiny", TINY)
+    options = ["--shape", "tiny", "--agents", "2", "--prefix", "9", "--tokens", "4", "--dtype", "float32"]
+    done = CliRunner().invoke(app, ["profile", *options, "--json"])
+    assert done.exit_code == 0, done.output
+    assert set(json.loads(done.stdout)["parts"]) == set(PARTS)
+    shown = CliRunner().invoke(app, ["profile", *options])
+    assert shown.exit_code == 0 and "linear layers" in shown.stdout and "tokens/s" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shape", "other"], "--shape: expected one of qwen3-0.6b, got 'other'"),
+        (["--dtype", "int8"], "--dtype: expected bfloat16 or float32, got 'int8'"),
+        (["--shape", "qwen3-0.6b", "--model", "x"], "give --model or --shape, got both"),
+        (["--model", "./nowhere"], "no model at ./nowhere"),
+    ],
+)
+def test_bad_options(options: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, ["profile", *options])
+    assert done.exit_code == 1 and message in done.stderr and "Traceback" not in done.output
