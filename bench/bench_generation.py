@@ -4,7 +4,8 @@
 first, and what is timed is a step of all branches with the logits of each. Engines step in turn on the same clock, a
 slow one less often. Without the flag a tiny model runs, and everybody's logits must be ours.
 
-llama.cpp takes part where `pip install -e ".[peers]"` was run. A whole step is one sample of ours for pytest-benchmark.
+"compiled" is ours with `compile=True`, which `--quick` leaves out: torch.compile takes most of a minute. llama.cpp takes
+part where `pip install -e ".[peers]"` was run. A whole step is one sample of ours for pytest-benchmark.
 """
 
 from __future__ import annotations
@@ -80,10 +81,13 @@ def random_qwen3(shape: Mapping[str, int], dtype: torch.dtype) -> Qwen3ForCausal
         torch.set_default_dtype(before)
 
 
-def make(dtype: torch.dtype, timed: bool, folder: Path) -> Field:
+def make(dtype: torch.dtype, timed: bool, compiled: bool, folder: Path) -> Field:
     model = random_qwen3(SHAPE if timed else TINY, dtype)
     longest = max(PREFIXES)
-    engines: dict[str, Engine] = {"ours": Ours(model, longest), "transformers": HuggingFace(model)}
+    engines: dict[str, Engine] = {"ours": Ours(model, longest)}
+    if compiled:
+        engines["compiled"] = Ours(model, longest, compile=True)
+    engines["transformers"] = HuggingFace(model)
     absent = ["transformers' continuous batching (not measured)"]
     if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
         from engines.llama_cpp_peer import LlamaCpp, write_gguf
@@ -101,12 +105,12 @@ def make(dtype: torch.dtype, timed: bool, folder: Path) -> Field:
 @pytest.mark.parametrize("branches", [1, 4, 8])
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_decoding(benchmark, table, fields, tmp_path, branches, prefix, dtype):
+def test_decoding(benchmark, table, fields, tmp_path, quick, branches, prefix, dtype):
     if not benchmark.enabled:
         prefix, dtype = prefix // 16, torch.float32
     if str(dtype) not in fields:
         _close(fields)
-        fields[str(dtype)] = make(dtype, benchmark.enabled, tmp_path)
+        fields[str(dtype)] = make(dtype, benchmark.enabled, not quick, tmp_path)
     now = fields[str(dtype)]
     vocabulary = (SHAPE if benchmark.enabled else TINY)["vocab_size"]
     now.hold(prefix, vocabulary)
@@ -173,5 +177,8 @@ def row_of(times: Mapping[str, Spread], dtype: torch.dtype, branches: int, prefi
     for name, spread in times.items():
         if name != "ours":
             row[f"{name} tokens/s"] = branches / spread.median
+        if name not in ("ours", "compiled"):
             row[f"x {name}"] = spread.median / ours.median
+            if "compiled" in times:
+                row[f"compiled x {name}"] = spread.median / times["compiled"].median
     return row | {"device": machine.device(), "threads": machine.threads()}

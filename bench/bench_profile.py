@@ -1,4 +1,5 @@
-"""Where a decode step of the sampler goes, by `asyncthink profile`: 8 and 256 agents behind one prompt.
+"""Where a decode step of the sampler goes, by `asyncthink profile`: 8 and 256 agents behind one prompt, as the model
+comes and compiled.
 
 `pytest bench/bench_profile.py --benchmark` runs the Qwen3-0.6B shape (bfloat16, random weights). "other" is what is
 neither a linear layer nor attention; the goal is 5% of a step at 8 agents and 15% at 256. Shares are of steps with
@@ -14,13 +15,14 @@ from asyncthink.profiling import profile
 from bench_generation import TINY
 
 
-@pytest.mark.quick(agents=[8])
+@pytest.mark.quick(agents=[8], compiled=[False])
 @pytest.mark.parametrize("agents", [8, 256])
-def test_step(benchmark, table, agents):
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_step(benchmark, table, agents, compiled):
     timed = benchmark.enabled
     prefix, steps = (512, 24 if agents == 8 else 8) if timed else (9, 2)
     shape, dtype = (SHAPES["qwen3-0.6b"], "bfloat16") if timed else (TINY, "float32")
-    decoder, tokenizer = random_model(shape, dtype, agents, prefix, steps)
+    decoder, tokenizer = random_model(shape, dtype, agents, prefix, steps, compiled)
     found = benchmark.pedantic(
         lambda: profile(decoder, tokenizer, agents=agents, prefix=prefix, tokens=steps), rounds=1
     )
@@ -30,6 +32,7 @@ def test_step(benchmark, table, agents):
     row = {
         "agents": agents,
         "prefix": prefix,
+        "compiled": "yes" if compiled else "no",
         "step ms": found["ms"],
         "with the clock ms": found["ms_watched"],
         "tokens/s": found["tokens_per_second"],

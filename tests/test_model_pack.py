@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from typing import Any
 
@@ -150,9 +151,41 @@ def test_other_dtypes_are_refused(precision: torch.dtype) -> None:
         Decoder(model, pack=True, **SIZES)
 
 
-def test_pack_and_compile_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match="give pack or compile"):
-        Decoder(tiny("llama"), pack=True, compile=True, **SIZES)
+def test_compiled_passes_see_changed_weights_and_compile_nothing_again() -> None:
+    torch._dynamo.reset()
+    model, trunk = tiny("qwen3", num_hidden_layers=1), tokens(9, 3)
+    decoder = Decoder(model, pack=True, compile="aot_eager", **SIZES)
+    plain = Decoder(model, pack=True, **SIZES)
+    assert decoder.linears is not None and decoder.compiled and not plain.compiled
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for turn in range(3):
+            branch = decoder.cache.root()
+            got = feed(decoder, (branch, trunk[:6]))[0], feed(decoder, (branch, trunk[6:7]))[0]
+            assert torch.equal(got[0], feed(plain, (plain.cache.root(), trunk[:6]))[0])
+            same(torch.cat(got), eager(model, trunk[:7]))
+            assert decoder.forward(trunk[7:], decoder.cache.plan([(branch, 2)]), []).shape[0] == 0
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(1.2) if turn else parameter.data.mul_(0.9)
+            if not turn:
+                decoder.refresh()
+    assert traces(model) == []
+
+
+def test_decoders_share_the_packed_weights_of_a_model() -> None:
+    model = tiny("llama")
+    first = Decoder(model, pack=True, **SIZES)
+    before = len(model_pack._packed)
+    assert Decoder(model, pack=True, **SIZES).linears is first.linears
+    assert len(model_pack._packed) == before
+    model.model.layers[0].mlp.add_module("more", nn.Linear(4, 4))
+    second = Decoder(model, pack=True, **SIZES)
+    assert second.linears is not first.linears
+    feed(second, (second.cache.root(), tokens(5, 1)))
+    held = len(model_pack._packed)
+    del second
+    gc.collect()
+    assert len(model_pack._packed) < held  # what nobody uses is given back
 
 
 def test_the_default_packs_large_models_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +202,9 @@ def test_the_default_packs_large_models_that_fit(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(model_pack, "free_memory", lambda device: 1000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        assert Decoder(model, **SIZES).linears is large.linears  # which takes nothing more
+        del large
+        gc.collect()
         full = Decoder(model, **SIZES)
     assert full.linears is None and "packed weights would take" in full.why_not["pack"]
 

@@ -8,11 +8,12 @@ import pytest
 from torch import nn
 from typer.testing import CliRunner
 
-from asyncthink import checkpoint_path, model_step, profile_command
+from asyncthink import checkpoint_path, model_pack, profile_command
 from asyncthink.cli import app
 from asyncthink.profiling import PARTS, Clock, profile
 from asyncthink.run import EpisodeRun
 from asyncthink.serve import Served
+from asyncthink_kernels.ops import _library
 
 TINY = {
     "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -23,17 +24,34 @@ TINY = {
 def test_parts_add_up_and_nothing_stays() -> None:
     served = Served.load(checkpoint_path())
     decoder = served.decoder
-    before = (model_step.append_kv, model_step.tree_attention, EpisodeRun.accept, EpisodeRun.after_step)
+    before = (model_pack._linear, dict(_library._runs), EpisodeRun.accept, EpisodeRun.after_step)
     found = profile(decoder, served.tokenizer, agents=3, prefix=20, tokens=5)
     assert set(found["parts"]) == set(found["shares"]) == set(PARTS)
     assert sum(found["shares"].values()) == pytest.approx(1.0)
     assert sum(found["parts"].values()) == pytest.approx(found["ms_watched"])
     assert all(found["parts"][part] > 0 for part in PARTS)
     assert found["agents"] == 3 and 1 <= found["steps"] <= 5 and found["tokens_per_second"] > 0
-    assert before == (model_step.append_kv, model_step.tree_attention, EpisodeRun.accept, EpisodeRun.after_step)
+    assert before == (model_pack._linear, _library._runs, EpisodeRun.accept, EpisodeRun.after_step)
     assert "forward" not in vars(decoder) and "plan" not in vars(decoder.cache)
     layers = [module for module in decoder.model.modules() if isinstance(module, nn.Linear)]
     assert layers and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_packed_layers_are_seen(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    monkeypatch.setitem(profile_command.COMPILED, "compile", "aot_eager")
+    monkeypatch.setattr(model_pack, "LEAST_BYTES", 1)
+    decoder, tokenizer = profile_command.random_model(TINY, "float32", 2, 9, 4, compiled)
+    assert decoder.linears is not None and decoder.compiled == compiled
+    found = profile(decoder, tokenizer, agents=2, prefix=9, tokens=4)
+    assert all(found["parts"][part] > 0 for part in PARTS)
+    assert sum(found["shares"].values()) == pytest.approx(1.0)
+
+
+def test_compiled_layers_that_are_not_packed_cannot_be_seen() -> None:
+    served = Served.load(checkpoint_path(), compile="aot_eager")
+    with pytest.raises(ValueError, match=r"only where they are packed: its linear layers take .* in the caches"):
+        profile(served.decoder, served.tokenizer, agents=1, prefix=2, tokens=2)
 
 
 def test_time_belongs_to_the_innermost_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The ops: contracts, checks and output allocation. `dispatch` chooses what computes them."""
 
+from asyncthink_kernels.ops._library import wrap_ops
 from asyncthink_kernels.ops.append_kv import append_kv
 from asyncthink_kernels.ops.copy_pages import copy_pages
 from asyncthink_kernels.ops.join_append import join_append
@@ -8,4 +9,13 @@ from asyncthink_kernels.ops.paged_attention import paged_attention
 from asyncthink_kernels.ops.sample import sample
 from asyncthink_kernels.ops.tree_attention import tree_attention
 
-__all__ = ["append_kv", "copy_pages", "join_append", "merge_states", "paged_attention", "sample", "tree_attention"]
+__all__ = [
+    "append_kv",
+    "copy_pages",
+    "join_append",
+    "merge_states",
+    "paged_attention",
+    "sample",
+    "tree_attention",
+    "wrap_ops",
+]

@@ -1,4 +1,4 @@
-"""asyncthink's Decoder with its defaults: forks share the prefix, a step is one packed pass."""
+"""asyncthink's Decoder with its defaults, or compiled: forks share the prefix, a step is one packed pass."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ CHUNK = 1024  # rows of one step of the prefill, as the sampler's
 
 
 class Ours:
-    note = ""
-
-    def __init__(self, model: nn.Module, longest: int) -> None:
+    def __init__(self, model: nn.Module, longest: int, *, compile: bool = False) -> None:
+        self.note = (
+            "compiled: ours with compile=True; what torch.compile takes at first is not timed." if compile else ""
+        )
         pages = longest // 16 + MOST_BRANCHES * (NEW // 16 + 2)
-        self.decoder = Decoder(model, num_pages=pages)
+        self.decoder = Decoder(model, num_pages=pages, compile=compile)
         self.root: Branch | None = None
         self.branches: list[Branch] = []
 

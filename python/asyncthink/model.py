@@ -62,9 +62,9 @@ class Decoder:
             Logits may differ from uncompiled ones in rounding, and flash-attn is not used.
         pack: on a CPU, run linear layers on packed copies of their weights, which takes their memory again and reads
             them at the memory's full bandwidth (:mod:`asyncthink.model_pack`). None: where they take 32 MiB and more,
-            steps are not compiled, and the copies fit into half of the free memory. Weights changed in place are
-            packed again by themselves; what writes through ``.data`` needs :meth:`refresh`. DecoderError for True
-            where that cannot be.
+            and the copies fit into half of the free memory. Decoders of one model share the copies. Weights changed in
+            place are packed again by themselves; what writes through ``.data`` needs :meth:`refresh`. DecoderError for
+            True where that cannot be.
 
     >>> decoder = Decoder(model, num_pages=64)                                         # doctest: +SKIP
     >>> organizer = decoder.cache.root()                                               # doctest: +SKIP
@@ -87,8 +87,6 @@ class Decoder:
         compile: bool | str = False,
         pack: bool | None = None,
     ) -> None:
-        if pack and compile:
-            raise ValueError("give pack or compile, got both: torch.compile packs weights itself")
         TreeCache(1, page_size, chunk or page_size)  # refuses sizes that cannot be, before the model is run
         kind = check_kind(model)
         self._borrowed = BorrowedModel(model)
@@ -97,7 +95,7 @@ class Decoder:
         trained = getattr(text_config(model), "max_position_embeddings", None)
         limit = trained if changing is None else changing[1]
         layers = record_layers(self._borrowed, kind, last_position=None if limit is None else limit - 1)
-        self.linears, unpacked = packed_linears(model, False if compile else pack)
+        self.linears, unpacked = packed_linears(model, pack)
         self._borrowed.linears = self.linears
         check_packed_fork(self._borrowed, layers, kind, page_size)
 
@@ -119,7 +117,7 @@ class Decoder:
         self.cache = TreeCache(num_pages, page_size, chunk or chunk_for(model, layers, page_size, self.device))
         self.storage = KVStorage(layers.shapes, num_pages, page_size, layers.dtype, self.device)
         self._attention = PagedAttention([call.module for call in layers.calls], self.storage, rotaries)
-        if self.linears is None and pack is None and not compile:
+        if self.linears is None and pack is None:
             self.why_not["pack"] = unpacked
         self._vocabulary = vocabulary(model)
         self._kind = kind
@@ -147,6 +145,11 @@ class Decoder:
     def model(self) -> nn.Module:
         """The model itself."""
         return self._borrowed.model
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps run through torch.compile."""
+        return self._borrowed.compiled is not None
 
     def forward(self, tokens: Tensor, plan: StepPlan, logits_rows: list[int] | Tensor) -> Tensor:
         """One step: tokens [T] int64 in the order of the plan's rows -> logits [N,V] float32 of ``logits_rows`` [N].

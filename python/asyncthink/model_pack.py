@@ -5,13 +5,18 @@ call, and reaches a quarter of the memory's bandwidth and less; oneDNN reads wei
 all of it. torch packs them with two private ops that its compiler uses (``mkldnn::_reorder_linear_weight``,
 ``mkldnn::_linear_pointwise``): they are tried against ``F.linear`` before they are trusted.
 
+A compiled pass (:mod:`asyncthink.model_compile`) cannot hold a packed weight, whose layout torch hides: it holds a
+number, under which an op of ours finds the weight at run time. So weights that change compile nothing again.
+
 Letters: T rows, I features in, O features out.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
+import operator
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeGuard
@@ -29,9 +34,14 @@ LEAST_BYTES = 32 << 20
 _ROWS = 64  # that oneDNN is told to expect; its order for 64 is as fast for 1 and for 256
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
+_packed: dict[int, Tensor] = {}
+"""The packed weights of all models, by their numbers."""
 
-#: What a weight was when it was packed (address, count of changes), and what runs in the place of the layer's forward.
-_Made = tuple[tuple[int, int] | None, Callable[[Tensor], Tensor]]
+_numbers = itertools.count()
+_held: weakref.WeakKeyDictionary[nn.Module, weakref.ref[PackedLinears]] = weakref.WeakKeyDictionary()
+
+#: What a weight was when it was packed: its address and the count of its changes.
+_Source = tuple[int, int] | None
 
 
 class PackError(RuntimeError):
@@ -59,12 +69,21 @@ class PackedLinears:
         for module in shapes.values():
             _try(module)
         self._modules = found
-        self._made: list[_Made] = [(None, found[0].forward)] * len(found)  # of each module
+        self._numbers = [next(_numbers) for _ in found]
+        # Made once, whatever becomes of the weights: a compiled pass knows a layer by its forward.
+        self._forwards = [_forward(module, number) for module, number in zip(found, self._numbers, strict=True)]
+        self._sources: list[_Source] = [None] * len(found)
         self.nbytes = packable_bytes(model)
+        weakref.finalize(self, _drop, self._numbers)
 
     def forget(self) -> None:
         """Pack everything again at the next pass."""
-        self._made = [(None, forward) for _, forward in self._made]
+        self._sources = [None] * len(self._modules)
+
+    def serves(self, model: nn.Module) -> bool:
+        """Whether these are still all the layers of ``model`` that can be packed."""
+        now = [module for module in model.modules() if _plain(module)]
+        return len(now) == len(self._modules) and all(map(operator.is_, now, self._modules))
 
     @contextmanager
     def lent(self) -> Iterator[None]:
@@ -72,7 +91,7 @@ class PackedLinears:
         self._follow()
         lent: list[dict[str, Any]] = []
         try:
-            for module, (source, forward) in zip(self._modules, self._made, strict=True):
+            for module, source, forward in zip(self._modules, self._sources, self._forwards, strict=True):
                 own = module.__dict__
                 if source is not None and "forward" not in own:
                     own["forward"] = forward  # hides the class's method, and leaves no trace when it goes
@@ -87,13 +106,16 @@ class PackedLinears:
         for number, module in enumerate(self._modules):  # every step runs this for every layer
             weight = module._parameters.get("weight")
             source = None if weight is None else (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-            if source != self._made[number][0]:
-                forward = functools.partial(_linear, module, pack(weight), weight) if weight is not None else None
-                self._made[number] = (source, forward or module.forward)
+            if source != self._sources[number]:
+                if weight is None:
+                    _packed.pop(self._numbers[number], None)
+                else:
+                    _packed[self._numbers[number]] = pack(weight)
+                self._sources[number] = source
 
 
 def pack(weight: Tensor) -> Tensor:
-    """weight [O,I] in the order that oneDNN likes best for few rows; opaque to everything but :func:`_linear`."""
+    """weight [O,I] in the order that oneDNN likes best for few rows; opaque to everything but :func:`_run`."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
     return packed
 
@@ -104,7 +126,7 @@ def packable_bytes(model: nn.Module) -> int:
 
 
 def packed_linears(model: nn.Module, wish: bool | None) -> tuple[PackedLinears | None, str]:
-    """The packed layers of ``model``, or None and why not.
+    """The packed layers of ``model``, shared with whoever has them already, or None and why not.
 
     Without a ``wish`` they are packed where that pays (:data:`LEAST_BYTES`) and takes less than half of the free
     memory; a torch that packs in another way then gives a RuntimeWarning. DecoderError for a wish that cannot be met.
@@ -112,6 +134,10 @@ def packed_linears(model: nn.Module, wish: bool | None) -> tuple[PackedLinears |
     if wish is False:
         return None, "not asked for"
     reason = _why_not(model)
+    held = _held.get(model)
+    shared = None if held is None else held()
+    if reason is None and shared is not None and shared.serves(model):
+        return shared, ""
     if reason is None and wish is None:
         nbytes, free = packable_bytes(model), free_memory(torch.device("cpu"))
         if nbytes < LEAST_BYTES:
@@ -120,7 +146,9 @@ def packed_linears(model: nn.Module, wish: bool | None) -> tuple[PackedLinears |
             reason = f"packed weights would take {nbytes / 1e9:.1f} GB of {free / 1e9:.1f} that are free"
     if reason is None:
         try:
-            return PackedLinears(model), ""
+            made = PackedLinears(model)
+            _held[model] = weakref.ref(made)
+            return made, ""
         except PackError as error:
             reason = str(error)
             if wish is None:
@@ -144,12 +172,46 @@ def _why_not(model: nn.Module) -> str | None:
     return None
 
 
-def _linear(module: nn.Linear, packed: Tensor, weight: Tensor, x: Tensor) -> Tensor:
-    """x [..., I] -> [..., O]."""
+def _forward(module: nn.Linear, number: int) -> Callable[[Tensor], Tensor]:
+    """What runs in the place of a layer's forward: x [..., I] -> [..., O]."""
+
+    def forward(x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            y: Tensor = torch.ops.asyncthink.packed_linear(x, module.weight, module.bias, number)
+            return y
+        return _linear(x, module.weight, module.bias, number)  # the same without the way through the dispatcher
+
+    return forward
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, number: int) -> Tensor:
+    """x [..., I], weight [O,I] and the number under which it was packed -> [..., O]."""
     if x.dtype != weight.dtype or not x.numel():  # as under autocast; and what oneDNN does not take
-        return functional.linear(x, weight, module.bias)
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, module.bias, "none", [], "")
+        return functional.linear(x, weight, bias)
+    return _run(x, _packed[number], bias)
+
+
+def _run(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return y
+
+
+def _shape(x: Tensor, weight: Tensor, bias: Tensor | None, number: int) -> Tensor:
+    """What the compiler is told of :func:`_linear`."""
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _drop(numbers: list[int]) -> None:
+    for number in numbers:
+        _packed.pop(number, None)
+
+
+_OPS: Any = torch.library.Library("asyncthink", "FRAGMENT")  # type: ignore[no-untyped-call]
+_OPS.define("packed_linear(Tensor x, Tensor weight, Tensor? bias, int number) -> Tensor")
+_OPS.impl(
+    "packed_linear", lambda *given: _linear(*given), "CPU"
+)  # looked up when called: a profile has its clock there
+_OPS.impl("packed_linear", _shape, "Meta")
 
 
 def _plain(module: nn.Module) -> TypeGuard[nn.Linear]:
@@ -164,7 +226,7 @@ def _try(module: nn.Linear) -> None:
         x = torch.linspace(-1, 1, 3 * weight.shape[1], dtype=torch.float32).view(1, 3, -1).to(weight.dtype)
         expected = functional.linear(x, weight, module.bias).float()
         try:
-            got = _linear(module, pack(weight), weight, x).float()
+            got = _run(x, pack(weight), module.bias).float()
         except (AttributeError, RuntimeError, TypeError) as error:
             raise PackError(f"torch {torch.__version__} packs in another way: {str(error).splitlines()[0]}") from error
         apart = (got - expected).norm() / expected.norm().clamp(min=1e-30)

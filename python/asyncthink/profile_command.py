@@ -19,6 +19,7 @@ SHAPES: dict[str, dict[str, int]] = {
     },
 }  # fmt: skip
 DTYPES = ("bfloat16", "float32")
+COMPILED: dict[str, Any] = {"compile": True, "pack": True}
 
 
 def profile_step(
@@ -30,6 +31,9 @@ def profile_step(
     prefix: Annotated[int, typer.Option(min=1, help="Words of the prompt that all of them share.")] = 512,
     tokens: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 24,
     dtype: Annotated[str, typer.Option(help=f"Of a shape's weights: {' or '.join(DTYPES)}.")] = "bfloat16",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Run the model through torch.compile, on packed weights.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Show where the time of a decode step goes."""
@@ -46,10 +50,10 @@ def profile_step(
         from asyncthink.serve import Served
 
         if shape is None:
-            served = Served.load(model or checkpoint_path())
+            served = Served.load(model or checkpoint_path(), **COMPILED if compile else {})
             decoder, tokenizer = served.decoder, served.tokenizer
         else:
-            decoder, tokenizer = random_model(SHAPES[shape], dtype, agents, prefix, tokens)
+            decoder, tokenizer = random_model(SHAPES[shape], dtype, agents, prefix, tokens, compile)
     with console.status(f"{agents} agents decode {tokens} steps, twice"):
         found = profile(decoder, tokenizer, agents=agents, prefix=prefix, tokens=tokens)
     if as_json:
@@ -58,7 +62,9 @@ def profile_step(
         _print(console, found)
 
 
-def random_model(shape: dict[str, Any], dtype: str, agents: int, prefix: int, tokens: int) -> tuple[Decoder, Any]:
+def random_model(
+    shape: dict[str, Any], dtype: str, agents: int, prefix: int, tokens: int, compile: bool = False
+) -> tuple[Decoder, Any]:
     """A Qwen3 model of random weights on a cache with room for all, and a tokenizer of one token a word."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -79,7 +85,8 @@ def random_model(shape: dict[str, Any], dtype: str, agents: int, prefix: int, to
     backend.decoder = decoders.Fuse()
     pages = length // 16 + agents * ((tokens + 64) // 16 + 2)
     fast: Any = PreTrainedTokenizerFast
-    return Decoder(network, num_pages=pages), fast(tokenizer_object=backend)
+    options = COMPILED if compile else {}
+    return Decoder(network, num_pages=pages, **options), fast(tokenizer_object=backend)
 
 
 def _print(console: Console, found: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Where the time of a decode step goes: :func:`profile`.
 
-The sampler's own steps are timed, with a clock at the borders of each part: hooks around linear layers, wrappers around
-our ops, the planner, the scheduler, drawing and parsing. A part's time is its own: what runs inside of it and is
+The sampler's own steps are timed, with a clock at the borders of each part: around linear layers, our ops, the planner,
+the scheduler, drawing and parsing. A part's time is its own: what runs inside of it and is
 another part is subtracted, so shares add up to the whole. The same steps are run without the clock first, which shows
 what it costs.
 """
@@ -18,18 +18,19 @@ from typing import Any
 
 from torch import nn
 
-from asyncthink import model_step
+from asyncthink import model_pack
 from asyncthink.model import Decoder
 from asyncthink.prompts import PromptFormat
 from asyncthink.run import EpisodeRun
 from asyncthink.sampler import ForkJoinSampler
 from asyncthink.sampling import SamplingParams
+from asyncthink_kernels.ops import wrap_ops
 
 PARTS = {
     "linear": "linear layers",
     "attention": "attention",
     "append": "append to the cache",
-    "transformers": "the rest of transformers",
+    "transformers": "the rest of the model",
     "plan": "plan",
     "schedule": "schedule",
     "draw": "draw tokens",
@@ -38,6 +39,7 @@ PARTS = {
 }
 """Key in the result -> what a table calls it."""
 
+_OPS = {"append_kv": "append", "tree_attention": "attention"}
 _WARM = 3  # steps before any is timed
 
 
@@ -79,13 +81,13 @@ class Clock:
 def watched(sampler: ForkJoinSampler, clock: Clock) -> Iterator[None]:
     """The sampler with a clock at every border; afterwards it is as it was."""
     with ExitStack() as stack:
-        for module in sampler.decoder.model.modules():
+        stack.enter_context(wrap_ops(lambda name, run: clock.around(_OPS[name], run) if name in _OPS else run))
+        for module in sampler.decoder.model.modules() if sampler.decoder.linears is None else ():
             if isinstance(module, nn.Linear):
                 stack.callback(module.register_forward_pre_hook(lambda *_: clock.enter("linear")).remove)
                 stack.callback(module.register_forward_hook(lambda *_: clock.leave()).remove)
         places: list[tuple[Any, str, str]] = [
-            (model_step, "append_kv", "append"),
-            (model_step, "tree_attention", "attention"),
+            (model_pack, "_linear", "linear"),
             (sampler.decoder, "forward", "transformers"),
             (sampler.cache, "plan", "plan"),
             (sampler.scheduler, "admit", "schedule"),
@@ -111,11 +113,15 @@ def profile(decoder: Decoder, tokenizer: Any, *, agents: int, prefix: int, token
         parts: own milliseconds of a step, by :data:`PARTS`; shares: of the whole, adding up to 1.
 
     Raises:
-        ValueError: a number below 1; agents that end before there are steps to time.
+        ValueError: a number below 1; agents that end before there are steps to time; a compiled decoder whose linear
+            layers are not packed, so that no clock can see them.
     """
     for name, value in (("agents", agents), ("prefix", prefix), ("tokens", tokens)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
+    if decoder.compiled and decoder.linears is None:
+        why = decoder.why_not.get("pack", "pack=False")
+        raise ValueError(f"a compiled decoder shows its linear layers only where they are packed: {why}")
     text = "3 " * prefix
     prompts = PromptFormat(
         organizer=text + "{question}", worker_shared=text, worker_isolated=text + "{subquery}", solo=text + "{question}"

@@ -31,7 +31,7 @@ class ForkJoinSampler:
     Args:
         model: a path or hub id, or a live ``nn.Module`` that belongs to your program (weights are shared, never
             copied; after an optimizer step call :meth:`refresh`), or a :class:`asyncthink.model.Decoder` that other
-            samplers use too (one K/V cache for all; sizes, ``graphs`` and ``pack`` are then the decoder's).
+            samplers use too (one K/V cache for all; sizes, ``graphs``, ``compile`` and ``pack`` are then the decoder's).
         tokenizer: the model's fast tokenizer; loaded from the path when ``model`` is one.
         prompts: the four prompt templates; by default those beside the checkpoint (``asyncthink.json``), else
             :data:`asyncthink.protocol.DEFAULT_PROMPTS`.
@@ -41,6 +41,7 @@ class ForkJoinSampler:
         max_rows: new tokens in one step; longer prompts are prefilled in chunks.
         max_episodes: episodes that run at once; more wait.
         graphs: capture decode steps as CUDA graphs; None: on a GPU (see :class:`asyncthink.model.Decoder`).
+        compile: run steps through torch.compile, whole: compiled once (most of a minute), then faster.
         pack: on a CPU, linear layers on packed copies of their weights; None: in models of 32 MiB and more (see there).
 
     Raises:
@@ -77,12 +78,14 @@ class ForkJoinSampler:
         max_rows: int = 1024,
         max_episodes: int = 64,
         graphs: bool | None = None,
+        compile: bool | str = False,
         pack: bool | None = None,
     ) -> None:
         self.options = Options(mode, pool, context, join, aggregate)
         if isinstance(model, (nn.Module, Decoder)) and tokenizer is None:
             raise ValueError("tokenizer: expected the model's tokenizer beside a live module, got None")
-        sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages, "graphs": graphs, "pack": pack}
+        sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
+        sizes |= {"graphs": graphs, "compile": compile, "pack": pack}
         if isinstance(model, Decoder):
             self.decoder = model
         elif isinstance(model, nn.Module):

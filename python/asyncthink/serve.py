@@ -22,14 +22,14 @@ class Served:
     prompts: PromptFormat
 
     @classmethod
-    def load(cls, model: str | Path) -> Served:
-        """From a folder or hub id. Raises ValueError (one line) for no model and for one that cannot be served."""
+    def load(cls, model: str | Path, **options: Any) -> Served:
+        """From a folder or hub id; ``options`` are the decoder's. Raises ValueError (one line) for no model and for one that cannot be served."""
         from transformers import AutoTokenizer
         from transformers.utils import logging
 
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        decoder = Decoder.load(model)
+        decoder = Decoder.load(model, **options)
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(model))
         except (OSError, ValueError) as error:
