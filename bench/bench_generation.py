@@ -4,8 +4,8 @@
 first, and what is timed is a step of all branches with the logits of each. Engines step in turn on the same clock, a
 slow one less often. Without the flag a tiny model runs, and everybody's logits must be ours.
 
-"compiled" is ours with `compile=True`, which `--quick` leaves out: torch.compile takes most of a minute. llama.cpp takes
-part where `pip install -e ".[peers]"` was run. A whole step is one sample of ours for pytest-benchmark.
+"compiled" is ours with `compile=True`, which `--quick` leaves out: torch.compile takes most of a minute. llama.cpp
+takes part where `pip install -e ".[peers]"` was run. A whole step is one sample of ours for pytest-benchmark.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class ForkJoinSampler:
     Args:
         model: a path or hub id, or a live ``nn.Module`` that belongs to your program (weights are shared, never
             copied; after an optimizer step call :meth:`refresh`), or a :class:`asyncthink.model.Decoder` that other
-            samplers use too (one K/V cache for all; sizes, ``graphs``, ``compile`` and ``pack`` are then the decoder's).
+            samplers use too (one K/V cache for all; sizes, ``graphs``, ``compile``, ``pack`` are then the decoder's).
         tokenizer: the model's fast tokenizer; loaded from the path when ``model`` is one.
         prompts: the four prompt templates; by default those beside the checkpoint (``asyncthink.json``), else
             :data:`asyncthink.protocol.DEFAULT_PROMPTS`.

@@ -23,7 +23,7 @@ class Served:
 
     @classmethod
     def load(cls, model: str | Path, **options: Any) -> Served:
-        """From a folder or hub id; ``options`` are the decoder's. Raises ValueError (one line) for no model and for one that cannot be served."""
+        """From a folder or hub id; ``options`` are the decoder's. ValueError, one line, where it cannot be served."""
         from transformers import AutoTokenizer
         from transformers.utils import logging
 
