@@ -16,8 +16,7 @@ from bench_generation import TINY
 
 
 @pytest.mark.quick(agents=[8], compiled=[False])
-@pytest.mark.parametrize("agents", [8, 256])
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(("agents", "compiled"), [(8, False), (256, False), (8, True)])
 def test_step(benchmark, table, agents, compiled):
     timed = benchmark.enabled
     prefix, steps = (512, 24 if agents == 8 else 8) if timed else (9, 2)

@@ -7,6 +7,7 @@ at, and what others used of it stands below each table.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import contest as contests
 import machine
 import peers as all_peers
+from limits import measured
 
 TABLES = pytest.StashKey[dict[str, "Table"]]()
 PEERS = pytest.StashKey[list[str] | None]()
@@ -32,6 +34,7 @@ class Table:
         self.title = title
         self.rows: list[dict[str, str | float]] = []
         self.notes: list[str] = []
+        self.more: dict[str, object] = {}  # for the JSON file alone
         self.summary: Callable[[list[dict[str, str | float]]], str] | None = None  # of all rows, a line below them
 
     def add(self, row: dict[str, str | float]) -> None:
@@ -128,6 +131,14 @@ def peers(request: pytest.FixtureRequest, table: Table) -> dict[str, Callable[..
 
 
 @pytest.fixture
+def engines(request: pytest.FixtureRequest, table: Table) -> list[str]:
+    """Names of the whole engines that this bench file compares with, as `peers`."""
+    names, note = all_peers.engines(table.title, request.config.stash[PEERS])
+    table.note(note)
+    return names
+
+
+@pytest.fixture
 def contest(benchmark: BenchmarkFixture, table: Table, quick: bool) -> Callable[[contests.Cell], None]:
     """Check a cell; with `--benchmark` time it and add its row."""
 
@@ -141,6 +152,7 @@ def contest(benchmark: BenchmarkFixture, table: Table, quick: bool) -> Callable[
         benchmark.extra_info |= made
         table.add(made)
         table.note(contests.limits_note())
+        table.more["limits"] = dataclasses.asdict(measured())
 
     return run
 
@@ -155,7 +167,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             Path(folder).mkdir(parents=True, exist_ok=True)
             (Path(folder) / f"{table.title}.md").write_text(table.markdown(), encoding="utf-8")
             made = {"date": datetime.date.today().isoformat(), "machine": machine.device(), "torch": torch.__version__}
-            data = made | {"rows": table.rows, "notes": table.lines_below()}
+            data = made | {"rows": table.rows, "notes": table.lines_below()} | table.more
             (Path(folder) / f"{table.title}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     if idle:
         terminalreporter.write_line(idle, red=idle.startswith("WARNING"), bold=idle.startswith("WARNING"))

@@ -127,6 +127,7 @@ def row(cell: Cell, times: Mapping[str, Spread]) -> dict[str, str | float]:
         "p20": 1e6 * ours.p20,
         "p80": 1e6 * ours.p80,
         "GB/s": (cell.read + cell.written) / ours.median / 1e9,
+        "GFLOP/s": cell.operations / ours.median / 1e9,
         "% of limit": 100 * least / ours.median,
     }
     made |= {f"x {name}": times[name].median / ours.median for name in cell.peers}

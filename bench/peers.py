@@ -177,6 +177,8 @@ PEERS: dict[str, dict[str, Callable[..., Any]]] = {
     "sample": {"transformers": transformers_processors, "torch": torch_draw},
     "copy_pages": {"index_copy": pages_index_copy, "index_put": pages_index_put},
 }
+#: Whole engines, by the bench that runs them.
+ENGINES = {"generation": ("transformers", "llama.cpp"), "continuous": ("continuous batching",)}
 #: Peers that no CPU runs, with their ops; `bash bench/gpu.sh` compares with them.
 GPU_ONLY = {"flashinfer": ("tree_attention", "paged_attention")}
 
@@ -186,6 +188,8 @@ def missing(name: str) -> str | None:
     if name in GPU_ONLY:
         installed = importlib.util.find_spec(name) is not None
         return f"{'installed' if installed else 'not installed'}; runs on a GPU only, see bench/gpu.sh"
+    if name == "llama.cpp" and not (importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf")):
+        return 'not installed: pip install -e ".[peers]"'
     if name == "compiled" and shutil.which(os.environ.get("CXX", "c++")) is None:
         return "no C++ compiler"
     return None
@@ -193,7 +197,8 @@ def missing(name: str) -> str | None:
 
 def known() -> list[str]:
     """Every name that `--peers` may hold."""
-    return list(dict.fromkeys([name for each in PEERS.values() for name in each] + list(GPU_ONLY)))
+    everyone = [*PEERS.values(), *ENGINES.values(), GPU_ONLY]
+    return list(dict.fromkeys(name for each in everyone for name in each))
 
 
 def chosen(text: str) -> list[str]:
@@ -202,7 +207,7 @@ def chosen(text: str) -> list[str]:
     >>> chosen("index_copy, prefix once")
     ['index_copy', 'prefix once']
 
-    Raises ValueError for a name that is no peer of any op.
+    Raises ValueError for a name that is no peer in any bench.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
@@ -213,10 +218,18 @@ def chosen(text: str) -> list[str]:
 
 def entrants(op: str, only: Sequence[str] | None) -> tuple[Mapping[str, Callable[..., Any]], str]:
     """Who runs against ``op``, those named by ``only`` if it is given, and a line for the table about who does not."""
-    everyone = [*PEERS[op], *(name for name, ops in GPU_ONLY.items() if op in ops)]
+    names, note = _present([*PEERS[op], *(name for name, ops in GPU_ONLY.items() if op in ops)], only)
+    return {name: PEERS[op][name] for name in names}, note
+
+
+def engines(bench: str, only: Sequence[str] | None) -> tuple[list[str], str]:
+    """The same for the whole engines of a bench: their names."""
+    return _present(ENGINES[bench], only)
+
+
+def _present(everyone: Sequence[str], only: Sequence[str] | None) -> tuple[list[str], str]:
     asked = [name for name in everyone if only is None or name in only]
     absent = {name: reason for name in asked if (reason := missing(name)) is not None}
     absent |= {name: "not asked for" for name in everyone if name not in asked}
-    calls = {name: PEERS[op][name] for name in asked if name not in absent}
     parts = [f"{name} ({reason})" for name, reason in absent.items()]
-    return calls, f"Not compared with: {', '.join(parts)}." if parts else ""
+    return [name for name in asked if name not in absent], f"Not compared with: {', '.join(parts)}." if parts else ""

@@ -112,3 +112,11 @@ def test_a_row_that_a_gpu_could_not_draw_is_an_error(monkeypatch):
 def test_refuses_params_out_of_range(name, value):
     with pytest.raises(ValueError, match=f"^{name}: expected .*, got"):
         SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16], ids=str)
+def test_narrow_logits_draw_what_their_wide_copy_draws(precision: torch.dtype) -> None:
+    logits = torch.randn(6, 500, generator=torch.Generator().manual_seed(1)).to(precision)
+    params = [SamplingParams(temperature=0.5 * k, top_p=0.9, top_k=40 * k, seed=k) for k in range(6)]
+    narrow = draw(logits, params, [0] * 6, range(6))
+    assert narrow == draw(logits.float(), params, [0] * 6, range(6)) == draw(logits.double(), params, [0] * 6, range(6))

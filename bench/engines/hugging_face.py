@@ -37,7 +37,7 @@ class HuggingFace:
     def step(self, tokens: Sequence[int]) -> Sequence[Tensor]:
         ids = torch.tensor(tokens)[:, None]
         out = self.model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        return list(out.logits[:, -1].float())
+        return list(out.logits[:, -1])
 
     def close(self) -> None:
         self.prefix = self.cache = None

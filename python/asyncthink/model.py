@@ -152,10 +152,11 @@ class Decoder:
         return self._borrowed.compiled is not None
 
     def forward(self, tokens: Tensor, plan: StepPlan, logits_rows: list[int] | Tensor) -> Tensor:
-        """One step: tokens [T] int64 in the order of the plan's rows -> logits [N,V] float32 of ``logits_rows`` [N].
+        """One step: tokens [T] int64 in the order of the plan's rows -> logits [N,V] of ``logits_rows`` [N].
 
-        K and V of the tokens are written to the plan's slots. The logits carry no gradient (they are an inference
-        tensor). ValueError where tokens, plan and rows do not fit together, before anything is written.
+        Logits are in the model's dtype: a wider copy takes longer to write than tokens to draw. K and V of the tokens
+        are written to the plan's slots. The logits carry no gradient (they are an inference tensor). ValueError where
+        tokens, plan and rows do not fit together, before anything is written.
         """
         T = plan.slots.shape[0]
         rows = torch.as_tensor(logits_rows, dtype=torch.int64)
@@ -167,7 +168,7 @@ class Decoder:
                 self.graphs = None
                 self.why_not["graphs"] = f"{self._kind} cannot be captured: {error}"
                 warnings.warn(f"{self.why_not['graphs']}; every step runs eagerly", RuntimeWarning, stacklevel=2)
-        return self._pass(self._attention.step(plan, tokens), rows.to(self.device)).float()
+        return self._pass(self._attention.step(plan, tokens), rows.to(self.device))
 
     def refresh(self) -> None:
         """The model was changed: captured steps are forgotten where its weights lie elsewhere now, packed weights all.

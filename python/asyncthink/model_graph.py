@@ -172,7 +172,7 @@ class StepGraphs:
 
     @torch.inference_mode()
     def step(self, plan: StepPlan, tokens: Tensor) -> Tensor:
-        """tokens [T] int64 and a plan on the CPU -> logits [T,V] float32.
+        """tokens [T] int64 and a plan on the CPU -> logits [T,V].
 
         CaptureError where the model cannot be captured: then nothing is lost but the attempt, as K and V that it wrote
         are those that an eager step writes again.
@@ -204,7 +204,7 @@ class StepGraphs:
         logits = self._run(step.step(), step.rows)
         rows = len(step.rows)
         if rows not in self._logits:  # in the first, uncaptured run
-            self._logits[rows] = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+            self._logits[rows] = torch.empty_like(logits, memory_format=torch.contiguous_format)
         self._logits[rows].copy_(logits)
 
     def _find(self) -> list[int]:

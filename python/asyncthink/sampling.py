@@ -86,7 +86,7 @@ def draw(
     was drawn before.
 
     Args:
-        logits: [N, V] float32, bfloat16 or float16.
+        logits: [N, V] float32, bfloat16, float16, or float64, which is rounded to float32.
         params: N parameter sets.
         agents: N numbers of agents in their episodes.
         positions: N numbers of tokens that the agents have drawn.
@@ -104,6 +104,7 @@ def draw(
         (True, -4.6052)
     """
     device = logits.device
+    logits = logits.float() if logits.dtype == torch.float64 else logits
     seeds = [p.seed - 2**64 if p.seed >= 2**63 else p.seed for p in params]  # the same 64 bits
     numbers = torch.tensor([seeds, agents, positions], dtype=torch.int64).to(device)
     top_k = torch.tensor([min(p.top_k, 2**31 - 1) for p in params], dtype=torch.int32).to(device)
