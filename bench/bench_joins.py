@@ -65,7 +65,7 @@ def test_four_joins(benchmark, table, quick, prefix):
         for mode in MODES:
             found[mode].append(episode(decoder, root, workers, returns, mode))
 
-    benchmark.pedantic(in_turn, rounds=(3 if quick else 9) if timed else 1, warmup_rounds=1 if timed else 0)
+    benchmark.pedantic(in_turn, rounds=(3 if quick else 6) if timed else 1, warmup_rounds=1 if timed else 0)
     held = decoder.cache.used_pages
     decoder.cache.release(root)
     for worker in workers:

@@ -92,7 +92,7 @@ def test_tree_against_rows(benchmark, table, model, prefix, workers):
     def both() -> None:
         pairs.append((seconds(model, tree), seconds(model, rows)))
 
-    benchmark.pedantic(both, rounds=7 if timed else 1, warmup_rounds=1 if timed else 0)
+    benchmark.pedantic(both, rounds=5 if timed else 1, warmup_rounds=1 if timed else 0)
     size, copied = tree.tokens.numel(), rows.tokens.numel()
     ratios = sorted(b / a for a, b in pairs[-7:])
     if timed:

@@ -26,7 +26,7 @@ from limits import measured
 
 MEMORY = 128 << 20  # bytes that the parts of a cell hold at least, several times the largest cache
 ROUNDS = (7, 300)  # fewest and most calls of each
-SECONDS, QUICK_SECONDS = 0.4, 0.1  # of each contestant in a cell
+SECONDS, QUICK_SECONDS = 0.3, 0.1  # of each contestant in a cell
 
 #: Runs on part n of the memory; returns tensors, or None where it writes to ``Cell.memory``.
 Call = Callable[[int], object]

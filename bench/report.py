@@ -87,8 +87,8 @@ def _crowd(tables: dict[str, Rows]) -> dict[str, Any]:
 
 
 def planning(tables: dict[str, Rows]) -> tuple[str, str]:
-    ms = _crowd(tables)["plan ms"]
-    return f"{ms:.2f} ms a step (planning alone)", _met(ms <= 1)
+    ms = next(row["plan and schedule ms"] for row in tables["profile"] if row["agents"] == 1024)
+    return f"{ms:.2f} ms a step", _met(ms <= 1)
 
 
 def pages(tables: dict[str, Rows]) -> tuple[str, str]:
@@ -110,7 +110,8 @@ def flat(tables: dict[str, Rows]) -> tuple[str, str]:
 
 
 def small_rest(tables: dict[str, Rows]) -> tuple[str, str]:
-    cells = [(row["agents"], row["other %"], " compiled" * (row["compiled"] == "yes")) for row in tables["profile"]]
+    rows = [row for row in tables["profile"] if row["agents"] < 1024]
+    cells = [(row["agents"], row["other %"], " compiled" * (row["compiled"] == "yes")) for row in rows]
     best = {agents: min(share for number, share, _ in cells if number == agents) for agents in (8, 256)}
     text = ", ".join(f"{agents}: {share:.1f}%{compiled}" for agents, share, compiled in sorted(cells))
     return text, _met(best[8] <= 5 and best[256] <= 15)
@@ -129,7 +130,7 @@ GOALS: dict[str, Callable[[dict[str, Rows]], tuple[str, str]]] = {
     "decoding: 25x transformers at 8 branches x 4,096 (bfloat16)": beyond_transformers,
     "joins by append and link 20x cheaper than re-prefill": cheap_joins,
     "neither linear layer nor attention: 5% of a step at 8 agents, 15% at 256": small_rest,
-    "1,024 agents on 4,096 tokens: planning within 1 ms": planning,
+    "1,024 agents on 4,096 tokens: planning and scheduling within 1 ms": planning,
     "1,024 agents: prefix and private pages, no more": pages,
     "1,024 agents: a step grows with rows, not rows x prefix": rows_not_products,
     "2,000 episodes: memory stays flat, no page is left": flat,

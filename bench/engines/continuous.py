@@ -48,7 +48,7 @@ class Continuous:
 def served(model: PreTrainedModel, prefix: Sequence[int], most: int) -> Iterator[Continuous]:
     """Continuous batching with room for ``most`` branches; afterwards the model has its own attention again."""
     before = model.config._attn_implementation
-    blocks = len(prefix) // PAGE + 2 * most + 4
+    blocks = (most + 1) * (len(prefix) // PAGE + 2)  # requests that begin together share nothing yet
     batching = ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=1024, page_size=PAGE, use_cuda_graph=False)
     greedy = GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=2)
     try:

@@ -52,14 +52,12 @@ class Agent:
         return self.branch
 
     @property
-    def runnable(self) -> bool:
-        """True when the next step can take tokens from the queue."""
-        return not self.done and self.branch is not None and bool(self.queue) and isinstance(self.queue[0], list)
-
-    @property
     def ready(self) -> int:
-        """Tokens that can be fed now: those in front of the next splice."""
-        return len(self.queue[0]) if self.runnable else 0  # type: ignore[arg-type]
+        """Tokens that the next step can take from the queue: those in front of the next splice."""
+        if self.done or self.branch is None or not self.queue:
+            return 0
+        head = self.queue[0]
+        return len(head) if isinstance(head, list) else 0
 
     @property
     def splice(self) -> Splice | None:

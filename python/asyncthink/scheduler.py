@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from asyncthink.agent import Agent
@@ -62,7 +61,11 @@ class Scheduler:
         """The next step's work: (agent, new tokens), for which the cache has pages."""
         while True:
             work = self._fill()
-            if not work or self._cache.pages_needed([(agent.place, n) for agent, n in work]) <= self._cache.free_pages:
+            free, size = self._cache.free_pages, self._cache.page_size
+            # No branch takes more than the pages its new tokens would fill alone: mostly there is no need to count.
+            if sum(-(-n // size) for _, n in work) <= free:
+                return work
+            if self._cache.pages_needed([(agent.place, n) for agent, n in work]) <= free:
                 return work
             self.make_room()
 
@@ -94,16 +97,12 @@ class Scheduler:
         self.retire()
 
     def _fill(self) -> Work:
-        agents = [agent for run in self.running for agent in run.agents if agent.runnable]
-        decoding: Sequence[Agent] = [agent for agent in agents if agent.ready == 1]
-        prefilling = [agent for agent in agents if agent.ready > 1]
-        work: Work = [(agent, 1) for agent in decoding]
+        ready = [(agent, agent.ready) for run in self.running for agent in run.agents]
+        work = [one for one in ready if one[1] == 1]
         # Decoding agents are never cut off; prefills share what is left, and one of them always advances.
         room = max(self.max_rows - len(work), 1)
-        for agent in prefilling:
-            count = min(agent.ready, room)
-            if count == 0:
-                break
-            work.append((agent, count))
-            room -= count
+        for agent, tokens in ready:
+            if tokens > 1 and room:
+                work.append((agent, min(tokens, room)))
+                room -= work[-1][1]
         return work
