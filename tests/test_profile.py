@@ -12,6 +12,7 @@ from asyncthink import checkpoint_path, model_pack, profile_command
 from asyncthink.cli import app
 from asyncthink.profiling import PARTS, Clock, profile
 from asyncthink.run import EpisodeRun
+from asyncthink.scheduler import Scheduler
 from asyncthink.serve import Served
 from asyncthink_kernels.ops import _library
 
@@ -46,6 +47,17 @@ def test_packed_layers_are_seen(monkeypatch: pytest.MonkeyPatch, compiled: bool)
     found = profile(decoder, tokenizer, agents=2, prefix=9, tokens=4)
     assert all(found["parts"][part] > 0 for part in PARTS)
     assert sum(found["shares"].values()) == pytest.approx(1.0)
+
+
+def test_the_end_of_the_agents_is_not_in_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many agents are dropped one by one when all steps are timed; that took more than their scheduling."""
+    served = Served.load(checkpoint_path())
+    drop, clocks = Scheduler.drop, []
+    monkeypatch.setattr(Scheduler, "drop", lambda *given: (clocks.append(sum(clock.seconds.values())), drop(*given)))
+    clock = Clock()
+    monkeypatch.setattr("asyncthink.profiling.Clock", lambda: clock)
+    profile(served.decoder, served.tokenizer, agents=3, prefix=4, tokens=3)
+    assert clocks[-3] == pytest.approx(sum(clock.seconds.values()), abs=0)
 
 
 def test_compiled_layers_that_are_not_packed_cannot_be_seen() -> None:

@@ -179,6 +179,9 @@ def _steps(sampler: ForkJoinSampler, agents: int, tokens: int, clock: Clock | No
             if clock is not None and before is not None:
                 clock.seconds = before  # prefill and the first steps are not asked about
     finally:
+        before = None if clock is None else clock.seconds.copy()
         for run in runs:
             sampler.scheduler.drop(run, "cancelled")
+        if clock is not None and before is not None:
+            clock.seconds = before  # nor is the end
     return found
