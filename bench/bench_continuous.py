@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import machine
-from bench_generation import SHAPE, TINY, random_qwen3
+from bench_generation import SHAPE, TINY, columns, random_qwen3
 from engines import MOST_BRANCHES
 from engines.continuous import served
 from engines.ours import Ours
@@ -67,13 +67,7 @@ def greedy(ours: Ours, count: int, steps: int) -> tuple[list[float], list[list[i
 
 
 def row(count: int, prefix: int, ours: Spread, theirs: Spread) -> dict[str, str | float]:
-    return {
-        "branches": count,
-        "prefix": prefix,
-        "step ms": 1e3 * ours.median,
-        "p20": 1e3 * ours.p20,
-        "p80": 1e3 * ours.p80,
-        "tokens/s": count / ours.median,
+    return columns(ours, count, prefix) | {
         "continuous batching tokens/s": count / theirs.median,
         "x continuous batching": theirs.median / ours.median,
         "device": machine.device(),

@@ -160,10 +160,9 @@ def in_turn(benchmark, engines: Mapping[str, Engine], tokens: list[list[int]]) -
     return ours | {name: Spread.of(seconds) for name, seconds in found.items()}
 
 
-def row_of(times: Mapping[str, Spread], dtype: torch.dtype, branches: int, prefix: int) -> dict[str, str | float]:
-    ours = times["ours"]
-    row: dict[str, str | float] = {
-        "dtype": str(dtype).removeprefix("torch."),
+def columns(ours: Spread, branches: int, prefix: int) -> dict[str, str | float]:
+    """Our part of a line."""
+    return {
         "branches": branches,
         "prefix": prefix,
         "step ms": 1e3 * ours.median,
@@ -171,6 +170,12 @@ def row_of(times: Mapping[str, Spread], dtype: torch.dtype, branches: int, prefi
         "p80": 1e3 * ours.p80,
         "tokens/s": branches / ours.median,
     }
+
+
+def row_of(times: Mapping[str, Spread], dtype: torch.dtype, branches: int, prefix: int) -> dict[str, str | float]:
+    ours = times["ours"]
+    row: dict[str, str | float] = {"dtype": str(dtype).removeprefix("torch.")}
+    row |= columns(ours, branches, prefix)
     for name, spread in times.items():
         if name != "ours":
             row[f"{name} tokens/s"] = branches / spread.median

@@ -176,6 +176,8 @@ def _forward(module: nn.Linear, number: int) -> Callable[[Tensor], Tensor]:
     """What runs in the place of a layer's forward: x [..., I] -> [..., O]."""
 
     def forward(x: Tensor) -> Tensor:
+        if x.dtype != module.weight.dtype:  # as under autocast
+            return functional.linear(x, module.weight, module.bias)
         if torch.compiler.is_compiling():
             y: Tensor = torch.ops.asyncthink.packed_linear(x, module.weight, module.bias, number)
             return y
@@ -186,7 +188,7 @@ def _forward(module: nn.Linear, number: int) -> Callable[[Tensor], Tensor]:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, number: int) -> Tensor:
     """x [..., I], weight [O,I] and the number under which it was packed -> [..., O]."""
-    if x.dtype != weight.dtype or not x.numel():  # as under autocast; and what oneDNN does not take
+    if not x.numel():  # what oneDNN does not take
         return functional.linear(x, weight, bias)
     return _run(x, _packed[number], bias)
 
