@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -28,8 +28,9 @@ class Splice:
 class Agent:
     """Queue of tokens and splices in front of a branch; the agent draws when the queue runs empty, unless it waits.
 
-    ``branch`` is None until the agent can start: a sibling in ``parallel`` mode waits until ``source`` has the prompt
-    in the cache. Everything in ``trace.tokens`` stands in the agent's context behind its first ``offset`` tokens.
+    ``branch`` is None until the agent can start: it waits until the branch of ``source`` holds the tokens to fork from.
+    Everything in ``trace.tokens`` stands in the agent's context behind its first ``offset`` tokens. An agent that is
+    ``done`` draws no more; with ``kept`` its queue is still computed, because a splice will read its K/V.
     """
 
     def __init__(self, trace: Trace, codec: Codec, branch: Branch | None, context: Sequence[int] = ()) -> None:
@@ -39,10 +40,12 @@ class Agent:
         self.parser = Parser(trace.role)
         self.text = TextStream(codec, context)
         self.queue: deque[list[int] | Splice] = deque()
-        self.source: tuple[Agent, int] | None = None
+        self.begin: Callable[[], tuple[Branch, list[int]]] | None = None  # a branch of its own, behind a shared head
+        self.source: tuple[Agent, int] | None = None  # or the agent to fork from, and after how many tokens
         self.waiting_for: Agent | None = None
         self.done = False
-        self.prompt_chars = 0
+        self.kept = False
+        self.prompt_tokens = self.prompt_chars = 0
         self.returned = (0, 0)  # characters of the returned text, within self.text
 
     @property
@@ -52,22 +55,29 @@ class Agent:
         return self.branch
 
     @property
+    def length(self) -> int:
+        """Tokens of the agent's context, computed or not: the position of the next token."""
+        return self.offset + len(self.trace.tokens)
+
+    @property
     def ready(self) -> int:
         """Tokens that the next step can take from the queue: those in front of the next splice."""
-        if self.done or self.branch is None or not self.queue:
+        if (self.done and not self.kept) or self.branch is None or not self.queue:
             return 0
         head = self.queue[0]
         return len(head) if isinstance(head, list) else 0
 
     @property
     def splice(self) -> Splice | None:
-        """The splice that stands first in the queue, if one does."""
+        """The splice that stands first in the queue, if one does and the K/V it reads are computed."""
         head = self.queue[0] if self.queue and not self.done else None
-        return head if isinstance(head, Splice) else None
+        if not isinstance(head, Splice) or head.worker.branch is None or head.worker.branch.length < head.stop:
+            return None
+        return head
 
     def draws(self, count: int) -> bool:
         """True when the agent draws a token after ``count`` more tokens of its queue are in the cache."""
-        return self.waiting_for is None and len(self.queue) == 1 and count == self.ready
+        return not self.done and self.waiting_for is None and len(self.queue) == 1 and count == self.ready
 
     def put(self, item: list[int] | Splice) -> None:
         """Add to the queue; neighbouring lists of tokens become one."""
@@ -93,8 +103,26 @@ class Agent:
         """Begin with the agent's own prompt, of which the first ``cached`` tokens are in the branch already."""
         for token in tokens:
             self.trace.add(token, False, 0.0, step, self.text.push(token))
-        self.prompt_chars = len(self.text.text)
+        self.prompt_tokens, self.prompt_chars = len(tokens), len(self.text.text)
         self.put(list(tokens[cached:]))
+
+    def refill(self, cached: int, agents: Sequence[Agent], before: Sequence[int] = ()) -> None:
+        """Queue the whole context behind its first ``cached`` tokens anew, after the branch was given up.
+
+        ``before`` are the ``offset`` tokens of the context in front of the agent's own, ``agents`` all of the episode.
+        Joins that read a worker's K/V become splices again, and their workers are kept for them.
+        """
+        tokens, begin = [*before, *self.trace.tokens], cached
+        for join in self.trace.joins:
+            if join.source is None:
+                continue
+            worker, stop = agents[join.worker], self.offset + join.at + join.lead
+            first, last = (worker.offset + token for token in join.source)
+            self.put(tokens[begin:stop])
+            self.put(Splice(worker, first, last, "append" if join.mode == "append" else "link"))
+            worker.kept = True
+            begin = stop + last - first
+        self.put(tokens[begin:])
 
     def returned_span(self, text: str) -> tuple[tuple[int, int], tuple[str, str]]:
         """Own tokens [first, last) that lie wholly inside the returned ``text``, and what of it is left on each side.

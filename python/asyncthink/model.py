@@ -5,6 +5,7 @@ Letters: T rows (tokens) of a step, N rows to draw from or tokens of a span, V v
 
 from __future__ import annotations
 
+import functools
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from asyncthink.gate import Gate
 from asyncthink.model_compile import CompiledModel
 from asyncthink.model_gates import check_kind, one_line, record_layers, text_config, vocabulary
 from asyncthink.model_graph import CaptureError, CudaRecorder, Rerun, StepGraphs
@@ -74,6 +76,8 @@ class Decoder:
     """
 
     graphs: StepGraphs | None = None
+    max_length: int | None = None
+    _refreshes = 0
 
     def __init__(
         self,
@@ -101,7 +105,6 @@ class Decoder:
 
         rotaries: tuple[Rotary, ...] | None = None
         self.why_not: dict[str, str] = {}
-        self.max_length: int | None = None
         try:
             if changing is not None:
                 raise NotRotaryError(f"its {changing[0]} RoPE changes in texts longer than {changing[1]} tokens")
@@ -146,6 +149,20 @@ class Decoder:
         """The model itself."""
         return self._borrowed.model
 
+    @functools.cached_property
+    def gate(self) -> Gate:
+        """One thread at a time: whoever uses the cache of this decoder holds it."""
+        return Gate()
+
+    def weights_version(self) -> int:
+        """A number that changes with the weights: by :meth:`refresh`, and when they are changed in place or moved.
+
+        What was computed from other weights than those of now has another one. Writing through ``.data`` or to
+        inference tensors escapes torch's count of changes and needs :meth:`refresh`.
+        """
+        weights = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in self.model.parameters()]
+        return hash((self._refreshes, *weights))
+
     @property
     def compiled(self) -> bool:
         """Whether steps run through torch.compile."""
@@ -176,6 +193,7 @@ class Decoder:
         Weights that changed where they lie are seen anyway. For other changes of the model see :attr:`graphs`. K and V
         in the cache are those of the old weights: release their branches.
         """
+        self._refreshes += 1
         if self.graphs is not None:
             self.graphs.refresh()
         if self.linears is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from asyncthink.agent import Agent, Splice
@@ -32,7 +32,9 @@ class Prompts(Protocol):
 class EpisodeRun:
     """State machine of one episode. The sampler feeds its agents' queues to the model and hands back drawn tokens.
 
-    Every way out (:meth:`finish`) releases every branch of the episode.
+    Every way out (:meth:`finish`) releases every branch of the episode, whatever the listener does. A listener that
+    raises hears nothing more; its exception is kept in ``listener_error`` and the episode ends at the next
+    :meth:`after_step`.
     """
 
     def __init__(
@@ -45,60 +47,90 @@ class EpisodeRun:
         cache: TreeCache,
         prompts: Prompts,
         bytes_per_token: int,
+        max_length: int | None = None,
         listener: Listener | None = None,
     ) -> None:
         self.question, self.params, self.options = question, params, options
         self._codec, self._cache, self._prompts = codec, cache, prompts
-        self._bytes_per_token = bytes_per_token
+        self._bytes_per_token, self._max_length = bytes_per_token, max_length
         self._listener = listener
+        self.listener_error: Exception | None = None
         self._submitted = time.perf_counter()
-        self.episode = Episode(question, options.mode)
+        self._admitted = 0.0
+        self.episode = Episode(question, options.mode, options.context, options.join, options.pool, params.seed)
         self.agents: list[Agent] = []
-        self.reset()
-
-    def reset(self) -> None:
-        """Back to the state before admission; pages are released. The same seed makes the same episode again."""
-        self._release()
-        self.agents = []
-        o = self.options
-        fresh = Episode(self.question, o.mode, o.context, o.join, o.pool, self.params.seed)
-        for name in fresh.__slots__:  # in place: a caller may hold the episode already
-            setattr(self.episode, name, getattr(fresh, name))
         self.workers: dict[int, Agent] = {}
+        # Whose shared prefix and whose linked return are in kv_bytes_shared: a pause counts nothing twice.
+        self._counted: set[int] = set()
+        self._linked: set[int] = set()
         self.step = 0
         self.done = False
-        self._admitted = 0.0
 
-    @cached_property
+    @property
     def pages_to_start(self) -> int:
-        """Pages that the prompt takes, and one more to draw into."""
-        name = "organizer" if self.options.mode == "asyncthink" else "solo"
-        return -(-len(self._prompts.encode(name, question=self.question)) // self._cache.page_size) + 1
+        """Pages that a fresh or paused episode takes at once, and one more for each agent to draw into."""
+        lengths = [len(agent.trace.tokens) for agent in self.agents if not agent.done]
+        if not self.agents:
+            lengths = [len(self._prompts.encode(self._opening, question=self.question))]
+        return sum(-(-length // self._cache.page_size) + 1 for length in lengths)
+
+    @property
+    def _opening(self) -> Role:
+        """The role of the first agent."""
+        return "organizer" if self.options.mode == "asyncthink" else "solo"
 
     # -- life of the episode ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Admission: the organizer (or the independent traces) come to life."""
+        """Admission: the organizer (or the independent traces) come to life, or go on where they were paused."""
+        if self.agents:
+            self._resume()
+            return
         self._admitted = time.perf_counter()
-        name: Role = "organizer" if self.options.mode == "asyncthink" else "solo"
-        branch, tokens = self._prompts.begin(name, question=self.question)
-        first = self._add(Trace(0, name), branch)
-        first.prompt(tokens, branch.length, self.step)
+        name = self._opening
+        first, tokens = self._open(Trace(0, name), name, question=self.question)
         self._event("start", first, text=self.question)
         for number in range(1, self.options.pool if self.options.mode == "parallel" else 1):
-            sibling = self._add(Trace(number, name), None)
+            sibling = self._add(Trace(number, name))
+            sibling.begin = first.begin
             sibling.source = (first, len(tokens) - 1)
             sibling.prompt(tokens, len(tokens) - 1, self.step)
             self._event("start", sibling, text=self.question)
 
-    def prepare(self) -> None:
-        """Before a step: siblings whose prompt is in the cache by now branch from it."""
+    def pause(self) -> None:
+        """Give all pages back; what was drawn stays. :meth:`start` computes it again, in chunks, and goes on."""
+        self._release()
         for agent in self.agents:
-            if agent.source and agent.branch is None and not agent.done:
-                source, at = agent.source
-                if source.branch is not None and source.branch.length >= at:
-                    agent.branch = self._cache.fork(source.branch, at)
-                    self.episode.kv_bytes_shared += at * self._bytes_per_token
+            agent.kept = False
+
+    def _resume(self) -> None:
+        """Queue the contexts of all agents that are not done, and of workers whose K/V a join reads."""
+        lone = [agent for agent in self.agents if agent.trace.role == "solo" and not agent.done]
+        for agent in lone:  # the first that still runs computes the prompt for the others
+            agent.source = None if agent is lone[0] else (lone[0], agent.prompt_tokens - 1)
+        joined = {join.worker for agent in self.agents for join in agent.trace.joins}
+        for worker in self.workers.values():  # a join to come reads the K/V of what it returned
+            waits = worker.done and bool(worker.trace.returned) and worker.trace.agent not in joined
+            worker.kept = waits and self.options.join != "exact"
+        for agent in self.agents:  # an organizer comes before its workers, and says which its joins read again
+            if agent.done and not agent.kept:
+                continue
+            if agent.source is None:
+                assert agent.begin is not None
+                agent.branch, _ = agent.begin()
+                agent.refill(agent.branch.length, self.agents)
+            else:
+                source, count = agent.source
+                agent.refill(count, self.agents, source.trace.tokens[: agent.offset])
+
+    def prepare(self) -> None:
+        """Before a step: agents branch from their source as soon as it holds the tokens they share."""
+        for agent in self.agents:
+            if agent.source and agent.branch is None and (agent.kept or not agent.done):
+                source, count = agent.source
+                if source.branch is not None and source.branch.length >= count:
+                    agent.branch = self._cache.fork(source.branch, count)
+                    self._count_shared(agent, count)
 
     def accept(self, agent: Agent, token: int, logprob: float) -> None:
         """``agent`` drew ``token``: record it, read it, do what it asks for."""
@@ -121,7 +153,9 @@ class EpisodeRun:
         """Every agent of the episode has had its turn in this step."""
         self.episode.step_times.append(self._now())
         self.step += 1
-        if not self.done and self.params.timeout is not None and self._now() > self.params.timeout:
+        if self.listener_error is not None:
+            self.finish("cancelled")
+        elif self.params.timeout is not None and self._now() > self.params.timeout:
             self.finish("timeout")
 
     def finish(self, reason: str, answer: str | None = None) -> None:
@@ -129,15 +163,32 @@ class EpisodeRun:
         if self.done:
             return
         self.done = True
-        if self.agents:
-            self._event("answer" if answer is not None else "stop", self.agents[0], text=answer or reason)
-        for agent in self.agents:
-            self._end(agent, "cancelled" if agent.trace.agent or reason == "answer" else reason)
-        episode, now = self.episode, time.perf_counter()
-        episode.answer, episode.finish = answer, reason
-        episode.wall_seconds = now - self._submitted
-        episode.critical_path_seconds = now - self._admitted if self._admitted else 0.0
-        self._release()
+        try:
+            if self.agents:
+                self._event("answer" if answer is not None else "stop", self.agents[0], text=answer or reason)
+            for agent in self.agents:
+                self._end(agent, "cancelled" if agent.trace.agent or reason == "answer" else reason)
+        finally:
+            episode, now = self.episode, time.perf_counter()
+            episode.answer, episode.finish = answer, reason
+            episode.wall_seconds = now - self._submitted
+            episode.critical_path_seconds = now - self._admitted if self._admitted else 0.0
+            self._release()
+
+    def mute(self) -> None:
+        """The listener hears nothing more."""
+        self._listener = None
+
+    def crash(self, error: Exception) -> None:
+        """The program failed on this episode: end it as "failed", with the error among its failures."""
+        self.episode.failures.append(f"{type(error).__name__}: {error}")
+        self.finish("failed")
+
+    def fail_agent(self, agent: Agent, why: str) -> None:
+        """``agent`` cannot go on, through no fault of its format; a worker's organizer gets an empty return."""
+        self.episode.failures.append(f"{_name(agent)}: {why}")
+        self._event("stop", agent, agent.trace.fork_index, text=why)
+        self._give_up(agent, "failed")
 
     # -- what agents ask for ------------------------------------------------------------------------------------
 
@@ -173,17 +224,17 @@ class EpisodeRun:
         if self.options.context == "shared":
             # The parent's last token was drawn just now and is not in its cache yet: the worker computes its own copy
             # and so starts in the very next step.
-            branch = self._cache.fork(parent.place)
-            worker = self._add(trace, branch, parent.trace.tokens)
-            worker.put(tokens[branch.length :])
+            worker = self._add(trace, self._cache.fork(parent.place), tokens)
+            worker.source = (parent, worker.place.length)
+            worker.put(tokens[worker.place.length :])
             worker.prompt(self._prompts.encode("worker_shared", subquery=action.subquery), 0, self.step)
         else:
-            branch, prompt = self._prompts.begin("worker_isolated", subquery=action.subquery)
-            worker = self._add(trace, branch)
-            worker.prompt(prompt, branch.length, self.step)
-        self.episode.kv_bytes_shared += branch.length * self._bytes_per_token
+            worker, _ = self._open(trace, "worker_isolated", subquery=action.subquery)
+        self._count_shared(worker, worker.place.length)
         self.workers[action.index] = worker
         self._event("fork", parent, action.index, trace.agent, action.subquery)
+        if self._full(worker.length):
+            self._run_out(worker)
 
     def _join(self, agent: Agent) -> None:
         """The worker that ``agent`` waits for is done: put its return and the closing tag into the queue."""
@@ -193,10 +244,13 @@ class EpisodeRun:
         index, text = worker.trace.fork_index, worker.trace.returned or ""
         (first, last), (head, tail) = worker.returned_span(text)
         lead, span, rest = self._codec.encode(head), worker.trace.tokens[first:last], self._codec.encode(tail)
+        closing = self._codec.encode(join_insert(index, ""))
         record = JoinRecord(index, worker.trace.agent, len(agent.trace.tokens), 0, self.options.join, lead=len(lead))
         record.length = len(lead) + len(span) + len(rest)
+        if self._full(agent.length + record.length + len(closing)):
+            self._run_out(agent)
+            return
         self._event("join", agent, index, worker.trace.agent, text)
-        closing = self._codec.encode(join_insert(index, ""))
         for token in [*lead, *span, *rest, *closing]:
             piece = agent.insert(token, self.step)
             self._tell(TokenEvent(agent.trace.agent, piece, False, self.step))
@@ -215,8 +269,10 @@ class EpisodeRun:
         size = (splice.stop - splice.start) * self._bytes_per_token
         if self.options.join == "append":
             self.episode.kv_bytes_copied += size
-        else:
+        elif splice.worker.trace.agent not in self._linked:
+            self._linked.add(splice.worker.trace.agent)
             self.episode.kv_bytes_shared += size
+        splice.worker.kept = False
         self._let_go(splice.worker)
 
     def _answer(self, agent: Agent, text: str) -> None:
@@ -240,7 +296,7 @@ class EpisodeRun:
     # -- how agents end -----------------------------------------------------------------------------------------
 
     def _limits(self, agent: Agent, new: int) -> None:
-        """Stop strings that end in the last ``new`` characters, and token budgets."""
+        """Stop strings that end in the last ``new`` characters, token budgets, positions of the model."""
         params, text = self.params, agent.text.text
         if any(text.find(stop, max(agent.prompt_chars, len(text) - new - len(stop) + 1)) >= 0 for stop in params.stop):
             self._close(agent, "stop")
@@ -250,6 +306,17 @@ class EpisodeRun:
             error = agent.parser.fail(BUDGET_EXCEEDED, f"{params.max_episode_tokens} tokens in the episode")
             self.episode.format_errors.append(str(error))
             self.finish("budget")
+        elif self._full(agent.length):
+            self._run_out(agent)
+
+    def _full(self, length: int) -> bool:
+        """Whether a context of ``length`` tokens leaves no position to draw another one."""
+        return self._max_length is not None and length >= self._max_length
+
+    def _run_out(self, agent: Agent) -> None:
+        """The model has no position left for the agent's next token."""
+        error = agent.parser.fail(BUDGET_EXCEEDED, f"{self._max_length} positions of the model")
+        self._fail(agent, error, "length")
 
     def _close(self, agent: Agent, reason: str) -> None:
         """The agent draws no more of its own accord: what is missing is a format error."""
@@ -260,9 +327,12 @@ class EpisodeRun:
             self._end(agent, reason)
 
     def _fail(self, agent: Agent, error: FormatError, reason: str = "error") -> None:
-        who = f"worker {agent.trace.fork_index}" if agent.trace.role == "worker" else agent.trace.role
-        self.episode.format_errors.append(f"{who}: {error}")
+        self.episode.format_errors.append(f"{_name(agent)}: {error}")
         self._event("error", agent, agent.trace.fork_index, text=str(error))
+        self._give_up(agent, reason)
+
+    def _give_up(self, agent: Agent, reason: str) -> None:
+        """End an agent without a result: the organizer's end is the episode's, and so is that of a lone trace."""
         self._end(agent, reason)
         if agent.trace.role == "organizer" or self.options.mode == "sequential":
             self.finish(reason)
@@ -285,11 +355,26 @@ class EpisodeRun:
 
     # -- bookkeeping --------------------------------------------------------------------------------------------
 
-    def _add(self, trace: Trace, branch: Branch | None, context: list[int] | None = None) -> Agent:
-        agent = Agent(trace, self._codec, branch, context or ())
+    def _add(self, trace: Trace, branch: Branch | None = None, context: Sequence[int] = ()) -> Agent:
+        agent = Agent(trace, self._codec, branch, context)
         self.agents.append(agent)
         self.episode.traces.append(trace)
         return agent
+
+    def _open(self, trace: Trace, template: str, **slots: str) -> tuple[Agent, list[int]]:
+        """An agent whose context begins with a prompt of its own, and the tokens of that prompt."""
+        begin = functools.partial(self._prompts.begin, template, **slots)
+        branch, tokens = begin()
+        agent = self._add(trace, branch)
+        agent.begin = begin
+        agent.prompt(tokens, branch.length, self.step)
+        return agent, tokens
+
+    def _count_shared(self, agent: Agent, tokens: int) -> None:
+        """Add what an agent reads in place to the episode's bytes, once, however often it is paused."""
+        if agent.trace.agent not in self._counted:
+            self._counted.add(agent.trace.agent)
+            self.episode.kv_bytes_shared += tokens * self._bytes_per_token
 
     def _let_go(self, agent: Agent) -> None:
         if agent.branch is not None:
@@ -312,5 +397,13 @@ class EpisodeRun:
         self._tell(event)
 
     def _tell(self, event: Event | TokenEvent) -> None:
-        if self._listener is not None:
+        if self._listener is None:
+            return
+        try:
             self._listener(event)
+        except Exception as error:
+            self.listener_error, self._listener = error, None
+
+
+def _name(agent: Agent) -> str:
+    return f"worker {agent.trace.fork_index}" if agent.trace.role == "worker" else agent.trace.role

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +21,7 @@ from asyncthink.protocol import DEFAULT_PROMPTS, PromptFormat
 from asyncthink.records import Episode, Event, TokenEvent
 from asyncthink.role_heads import RoleHeads
 from asyncthink.run import EpisodeRun, Listener
-from asyncthink.sampling import SamplingParams, draw
+from asyncthink.sampling import SamplingParams, draw, drawable
 from asyncthink.scheduler import Scheduler, Work
 from asyncthink.text import Codec
 from asyncthink_kernels.cache import OutOfPages
@@ -109,6 +113,9 @@ class ForkJoinSampler:
         self.cache = self.decoder.cache
         self.scheduler = Scheduler(self.cache, max_rows=max_rows, max_episodes=max_episodes)
         self.heads = RoleHeads(self.prompts, self.codec, self.decoder)
+        self._heads_of = self.decoder.weights_version()  # the weights that computed the heads
+        self._gate = self.decoder.gate
+        self._gate.users.add(self.scheduler)
 
     # -- the three ways to use it -------------------------------------------------------------------------------
 
@@ -128,40 +135,82 @@ class ForkJoinSampler:
             on_event: called with (number of the question, event) as things happen.
 
         Raises:
-            ValueError: no list of strings, another number of params, or a prompt longer than the whole cache.
+            ValueError: no list of strings, another number of params, or a prompt longer than the cache or the model
+                takes; nothing has run then.
+            RuntimeError: called by a listener of this decoder's samplers, from within their step.
+            Exception: the first one that ``on_event`` raised, after the other episodes have ended; or what the model
+                raised. All pages are released.
         """
-        if isinstance(questions, str):
-            raise ValueError("questions: expected a list of strings, got one string")
+        if isinstance(questions, str) or not isinstance(questions, Sequence):
+            got = "one string" if isinstance(questions, str) else type(questions).__name__
+            raise ValueError(f"questions: expected a list of strings, got {got}")
         params = params if params is not None else SamplingParams()
-        self.heads.prepare(self._roles)
         each = [params] * len(questions) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(questions):
             raise ValueError(f"params: expected one or {len(questions)} (one a question), got {len(each)}")
-        self._check_fit(questions)
-        runs = []
-        for number, (question, p) in enumerate(zip(questions, each, strict=True)):
-            runs.append(self._new(question, p, _numbered(number, on_event) if on_event else None))
-        self.scheduler.waiting.extend(runs)
-        try:
-            while not all(run.done for run in runs):
-                self.step()
-        finally:
-            for run in runs:
-                self.scheduler.drop(run, "cancelled")
+        for number, one in enumerate(each):
+            if not isinstance(one, SamplingParams):
+                raise ValueError(f"params[{number}]: expected SamplingParams, got {type(one).__name__}")
+        with self._gate.enter():
+            self._check_fit(questions)
+            self._prepare_heads()
+            runs = [
+                self._new(question, p, _numbered(number, on_event) if on_event else None)
+                for number, (question, p) in enumerate(zip(questions, each, strict=True))
+            ]
+            self.scheduler.waiting.extend(runs)
+            try:
+                while not all(run.done for run in runs):
+                    self._step()
+                    self._gate.catch_up()
+            finally:
+                self._abandon(runs)
+        for run in runs:
+            if run.listener_error is not None:
+                raise run.listener_error
         return [run.episode for run in runs]
 
     def stream(self, question: str, params: SamplingParams | None = None) -> EpisodeStream:
-        """One question; iterate over its events as they happen. Closing the iterator cancels the episode."""
-        self._check_fit([question])
-        self.heads.prepare(self._roles)
-        return EpisodeStream(self, question, params or SamplingParams())
+        """One question; iterate over its events as they happen. Closing or forgetting the iterator cancels the episode.
+
+        Raises ValueError as :meth:`generate` does.
+        """
+        params = params if params is not None else SamplingParams()
+        if not isinstance(params, SamplingParams):
+            raise ValueError(f"params: expected SamplingParams, got {type(params).__name__}")
+        with self._gate.enter():
+            self._check_fit([question])
+            self._prepare_heads()
+            return EpisodeStream(self, question, params)
 
     def step(self) -> int:
         """One forward pass that advances every runnable agent; returns the number of new tokens computed.
 
+        An episode on which the program fails ends alone, as "failed". An agent whose logits are not finite ends alone.
+
         Raises:
             Exception: whatever the model raises; every running episode is then ended as "cancelled" and released.
         """
+        with self._gate.enter():
+            return self._step()
+
+    def refresh(self) -> None:
+        """The model's weights changed: forget everything cached from the old ones, in all samplers of the decoder.
+
+        Raises:
+            RuntimeError: an episode is running, in this sampler or in another one of the same decoder.
+        """
+        with self._gate.enter():
+            if not all(user.idle for user in self._gate.users):
+                raise RuntimeError(
+                    "refresh: expected no running episode in any sampler of this decoder; finish or close them first"
+                )
+            self.decoder.refresh()
+            self._drop_stale_heads()
+
+    # -- one step -----------------------------------------------------------------------------------------------
+
+    def _step(self) -> int:
         scheduler = self.scheduler
         try:
             scheduler.admit()
@@ -174,24 +223,10 @@ class ForkJoinSampler:
             for run in scheduler.running:
                 run.after_step()
         except BaseException:
-            for run in list(scheduler.running):
-                scheduler.drop(run, "cancelled")
+            self._abandon(list(scheduler.running))
             raise
         scheduler.retire()
         return sum(count for _, count in work)
-
-    def refresh(self) -> None:
-        """The model's weights changed: forget everything cached from the old ones.
-
-        Raises:
-            RuntimeError: an episode is running.
-        """
-        if not self.scheduler.idle:
-            raise RuntimeError("refresh: expected no running episode; finish or close them first")
-        self.heads.clear()
-        self.decoder.refresh()
-
-    # -- one step -----------------------------------------------------------------------------------------------
 
     def _gather(self) -> Work:
         """Joins whose K/V can enter now do so; then the agents that step."""
@@ -220,11 +255,34 @@ class ForkJoinSampler:
                 drawing.append(agent)
                 rows.append(len(tokens) - 1)
         logits = self.decoder.forward(torch.tensor(tokens), plan, rows)
-        if drawing:
-            owner = {id(agent): run for run in self.scheduler.running for agent in run.agents}
-            runs = [owner[id(agent)] for agent in drawing]
-            for run, agent, (token, logprob) in zip(runs, drawing, self._draw(logits, runs, drawing), strict=True):
-                run.accept(agent, token, logprob)
+        if not drawing:
+            return
+        owner = {id(agent): run for run in self.scheduler.running for agent in run.agents}
+        runs = [owner[id(agent)] for agent in drawing]
+        for run, agent, drawn in zip(runs, drawing, self._draw_finite(logits, runs, drawing), strict=True):
+            try:
+                if drawn is None:
+                    run.fail_agent(agent, "its logits hold NaN or no finite value")
+                else:
+                    run.accept(agent, *drawn)
+            except Exception as error:  # one episode's trouble is not the others'
+                run.crash(error)
+
+    def _draw_finite(
+        self, logits: Tensor, runs: Sequence[EpisodeRun], agents: Sequence[Agent]
+    ) -> Sequence[tuple[int, float] | None]:
+        """:meth:`_draw`, with None for rows that cannot be drawn from. Looks at all logits only when a draw fails."""
+        try:
+            return self._draw(logits, runs, agents)
+        except ValueError:
+            sound = drawable(logits)
+            if all(sound):
+                raise
+        kept = [row for row, fine in enumerate(sound) if fine]
+        drawn = iter(
+            self._draw(logits[kept], [runs[row] for row in kept], [agents[row] for row in kept]) if kept else ()
+        )
+        return [next(drawn) if fine else None for fine in sound]
 
     def _draw(self, logits: Tensor, runs: Sequence[EpisodeRun], agents: Sequence[Agent]) -> list[tuple[int, float]]:
         """(token, log-probability) for each row of logits [N, V]; runs and agents are the rows' owners."""
@@ -232,6 +290,24 @@ class ForkJoinSampler:
         return list(zip(*draw(logits, [run.params for run in runs], *numbers), strict=True))
 
     # -- helpers ------------------------------------------------------------------------------------------------
+
+    def _abandon(self, runs: Sequence[EpisodeRun]) -> None:
+        """Cancel what is not done and release it, whatever a listener would raise."""
+        for run in runs:
+            run.mute()
+            self.scheduler.drop(run, "cancelled")
+
+    def _prepare_heads(self) -> None:
+        """The heads of prompts are in the cache, from the weights of now; without room agents compute their own."""
+        self._drop_stale_heads()
+        with contextlib.suppress(OutOfPages):
+            self.heads.prepare(self._roles)
+
+    def _drop_stale_heads(self) -> None:
+        version = self.decoder.weights_version()
+        if version != self._heads_of:
+            self.heads.clear()
+            self._heads_of = version
 
     def _new(self, question: str, params: SamplingParams, listener: Listener | None) -> EpisodeRun:
         return EpisodeRun(
@@ -242,6 +318,7 @@ class ForkJoinSampler:
             cache=self.cache,
             prompts=self.heads,
             bytes_per_token=self.decoder.storage.bytes_per_token,
+            max_length=self.decoder.max_length,
             listener=listener,
         )
 
@@ -263,28 +340,44 @@ class ForkJoinSampler:
                     f"questions[{number}]: expected fewer than {capacity} tokens (the K/V cache's "
                     f"{self.cache.num_pages} pages of {self.cache.page_size}), got {length}"
                 )
+            limit = self.decoder.max_length
+            if limit is not None and length >= limit:
+                raise ValueError(
+                    f"questions[{number}]: expected fewer than {limit} tokens (the positions of this model), "
+                    f"got {length}"
+                )
 
 
 class EpisodeStream(Iterator[Event | TokenEvent]):
-    """Events of one running episode; :attr:`episode` grows as it goes and is whole when the iterator ends."""
+    """Events of one running episode; :attr:`episode` grows as it goes and is whole when the iterator ends.
+
+    A stream that is closed, or that nobody holds any more, cancels its episode and releases its pages: at once, or,
+    when another call is at work on the decoder, as soon as that one is through.
+    """
 
     def __init__(self, sampler: ForkJoinSampler, question: str, params: SamplingParams) -> None:
         self._sampler = sampler
-        self._events: list[Event | TokenEvent] = []
+        self._events: deque[Event | TokenEvent] = deque()
+        # The run knows the events, never the stream: a stream that is forgotten can be collected while it runs.
         self._run = sampler._new(question, params, self._events.append)
         self.episode = self._run.episode
         sampler.scheduler.waiting.append(self._run)
+        drop = functools.partial(sampler.scheduler.drop, self._run, "cancelled")
+        self._cancel = weakref.finalize(self, sampler._gate.later, drop)
+        self._cancel.atexit = False
 
     def __next__(self) -> Event | TokenEvent:
         while not self._events:
             if self._run.done:
                 raise StopIteration
-            self._sampler.step()
-        return self._events.pop(0)
+            with self._sampler._gate.enter():
+                if not self._events and not self._run.done:
+                    self._sampler._step()
+        return self._events.popleft()
 
     def close(self) -> None:
         """Cancel the episode, if it still runs, and release its pages."""
-        self._sampler.scheduler.drop(self._run, "cancelled")
+        self._cancel()
 
     def __enter__(self) -> EpisodeStream:
         return self

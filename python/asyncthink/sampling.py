@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,20 +49,19 @@ class SamplingParams:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        _expect(0 <= _single(self.temperature) < math.inf, "temperature", ">= 0, finite", self.temperature)
-        _expect(self.top_k >= 0, "top_k", ">= 0 (0 keeps all)", self.top_k)
-        _expect(0 < _single(self.top_p) <= 1, "top_p", "in (0, 1]", self.top_p)
-        _expect(0 <= _single(self.min_p) <= 1, "min_p", "in [0, 1]", self.min_p)
-        _expect(self.max_tokens >= 1, "max_tokens", ">= 1", self.max_tokens)
-        _expect(
-            self.max_episode_tokens is None or self.max_episode_tokens >= 1,
-            "max_episode_tokens",
-            ">= 1 or None",
-            self.max_episode_tokens,
-        )
-        _expect(not isinstance(self.stop, str) and all(self.stop), "stop", "a tuple of non-empty strings", self.stop)
-        _expect(0 <= self.seed < 2**64, "seed", "in [0, 2**64)", self.seed)
-        _expect(self.timeout is None or self.timeout > 0, "timeout", "> 0 seconds or None", self.timeout)
+        _expect_number("temperature", self.temperature, ">= 0, finite", lambda t: 0 <= _single(t) < math.inf)
+        _expect_number("top_k", self.top_k, "an integer >= 0 (0 keeps all)", lambda k: k >= 0, whole=True)
+        _expect_number("top_p", self.top_p, "in (0, 1]", lambda p: 0 < _single(p) <= 1)
+        _expect_number("min_p", self.min_p, "in [0, 1]", lambda p: 0 <= _single(p) <= 1)
+        _expect_number("max_tokens", self.max_tokens, "an integer >= 1", lambda n: n >= 1, whole=True)
+        if self.max_episode_tokens is not None:
+            expected = "an integer >= 1 or None"
+            _expect_number("max_episode_tokens", self.max_episode_tokens, expected, lambda n: n >= 1, whole=True)
+        strings = isinstance(self.stop, tuple | list) and all(isinstance(one, str) and one for one in self.stop)
+        _expect(strings, "stop", "a tuple of non-empty strings", self.stop)
+        _expect_number("seed", self.seed, "an integer in [0, 2**64)", lambda seed: 0 <= seed < 2**64, whole=True)
+        if self.timeout is not None:
+            _expect_number("timeout", self.timeout, "> 0 seconds or None", lambda seconds: seconds > 0)
 
     def with_seed(self, seed: int) -> SamplingParams:
         """These parameters with another seed."""
@@ -72,9 +73,26 @@ def _expect(ok: bool, name: str, expected: str, got: object) -> None:
         raise ValueError(f"{name}: expected {expected}, got {got!r}")
 
 
+def _expect_number(
+    name: str, value: object, expected: str, fits: Callable[[Any], bool], *, whole: bool = False
+) -> None:
+    kinds = numbers.Integral if whole else numbers.Real
+    _expect(isinstance(value, kinds) and not isinstance(value, bool) and fits(value), name, expected, value)
+
+
 def _single(value: float) -> float:
     """Rounded to float32."""
     return torch.tensor(value, dtype=torch.float32).item()
+
+
+def drawable(logits: Tensor) -> list[bool]:
+    """For each row of logits [N, V] whether a token can be drawn from it: no NaN, and a finite value.
+
+    >>> drawable(torch.tensor([[0.0, -math.inf], [0.0, math.nan], [-math.inf, -math.inf]]))
+    [True, False, False]
+    """
+    highest = logits.amax(-1)  # NaN where a row holds one
+    return torch.isfinite(highest).tolist()
 
 
 def draw(

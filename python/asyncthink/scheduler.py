@@ -19,8 +19,8 @@ class Scheduler:
 
     Every runnable agent advances in every step: by one token when it decodes, by a chunk of its queue when it
     prefills, within ``max_rows`` rows a step (decoding agents come first). When the pages a step needs are not there,
-    the newest episode starts over later: its random streams are keyed by seed, agent and position, so it will draw
-    the same tokens again. An episode that is alone and still does not fit ends as "out_of_pages".
+    the newest episode gives its pages back and goes on later: what its agents drew stays, their K/V are computed again.
+    An episode that is alone and still does not fit ends as "out_of_pages".
 
     Args:
         cache: where pages are counted.
@@ -77,7 +77,7 @@ class Scheduler:
             self.retire()
             return
         self.running.pop()
-        victim.reset()
+        victim.pause()
         self.waiting.appendleft(victim)
         self.preemptions += 1
         self._full = True
