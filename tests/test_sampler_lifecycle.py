@@ -279,7 +279,7 @@ def test_arguments_are_checked_before_anything_runs():
     for call, message in (
         (lambda: s.generate("q"), "questions: expected a list of strings, got one string"),
         (lambda: s.generate(None), "questions: expected a list of strings, got NoneType"),
-        (lambda: s.generate(["q", 3]), r"questions\[1\]: expected a string, got int"),
+        (lambda: s.generate(["q", 3]), r"questions\[1\]: expected a string or a list of chat messages, got int"),
         (lambda: s.generate(["q"], [GREEDY, GREEDY]), "params: expected one or 1"),
         (lambda: s.generate(["q"], [None]), r"params\[0\]: expected SamplingParams, got NoneType"),
         (lambda: s.stream("q", {"seed": 3}), "params: expected SamplingParams, got dict"),

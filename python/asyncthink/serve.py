@@ -34,7 +34,7 @@ class Served:
             tokenizer = AutoTokenizer.from_pretrained(str(model))
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot load a tokenizer from {model}: {str(error).splitlines()[0]}") from error
-        return cls(Path(model).name, decoder, tokenizer, prompts_for(str(model), tokenizer))
+        return cls(Path(model).name, decoder, tokenizer, prompts_for(tokenizer, PromptFormat.find(model)))
 
     def sampler(self, **options: Any) -> ForkJoinSampler:
         """A sampler with ``mode``, ``pool``, ``context``, ``join`` of its own."""

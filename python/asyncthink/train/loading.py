@@ -129,7 +129,7 @@ def _open(options: ModelOptions, path: str | None) -> tuple[PreTrainedModel, Pre
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"model: cannot load {path!r}: {str(error).splitlines()[0]}") from None
-    return model, tokenizer, prompts_for(path, tokenizer)
+    return model, tokenizer, prompts_for(tokenizer, PromptFormat.find(path))
 
 
 def random_model(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
