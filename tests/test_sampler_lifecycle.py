@@ -17,7 +17,7 @@ from asyncthink import ForkJoinSampler, SamplingParams
 from asyncthink.model import Decoder
 from asyncthink.options import CONTEXTS, JOINS
 from asyncthink.records import Event, TokenEvent
-from scripted import PROMPTS, sampler
+from scripted import PROMPTS, ScriptedDecoder, sampler, tokenizer
 from test_sampler import GREEDY, ISOLATED, SHARED, clean
 
 EVENTS = 180  # more than an episode of SHARED has
@@ -218,16 +218,15 @@ def test_a_worker_of_nan_returns_nothing(monkeypatch):
 
 def test_an_episode_on_which_the_program_fails_ends_alone(monkeypatch):
     s = sampler([text.replace("O:q", f"O:{q}") for q in "qr" for text in SHARED])
-    encode = s.heads.encode
+    prompt, failed = s._texts.prompt, []
 
-    def fails(name, **slots):
-        if name == "worker_shared" and s.scheduler.running[0].step < 40 and len(failed) < 1:
+    def fails(name, subquery):
+        if not failed:
             failed.append(name)
             raise LookupError("no such word")
-        return encode(name, **slots)
+        return prompt(name, subquery)
 
-    failed: list[str] = []
-    monkeypatch.setattr(s.heads, "encode", fails)
+    monkeypatch.setattr(s._texts, "prompt", fails)
     broken, fine = s.generate(["q", "r"], GREEDY)
     assert broken.finish == "failed" and broken.failures == ["LookupError: no such word"]
     assert fine.answer == "42"
@@ -346,13 +345,14 @@ def test_new_weights_make_new_heads_in_every_sampler_of_a_decoder():
 
 
 def test_heads_without_room_are_left_out():
-    texts = [text.replace("O:q", "O:" + "q" * 60) for text in SHARED]
-    s = sampler([*texts, "I:" + "p" * 30 + "\n"], num_pages=46)
-    s.prompts = dataclasses.replace(PROMPTS, solo="p" * 150 + "{question}")
-    s.heads = type(s.heads)(s.prompts, s.codec, s.decoder)
-    with s.stream("q" * 60, GREEDY) as stream:
+    tok = tokenizer()
+    decoder = ScriptedDecoder(tok, [text.replace("O:q", "O:" + "q" * 60) for text in SHARED], num_pages=46)
+    prompts = dataclasses.replace(PROMPTS, solo="p" * 150 + "{question}")
+    organized = ForkJoinSampler(decoder, tok, prompts=prompts, max_rows=64)
+    alone = ForkJoinSampler(decoder, tok, prompts=prompts, mode="sequential")
+    with organized.stream("q" * 60, GREEDY) as stream:
         next(stream)
-        s.options = dataclasses.replace(s.options, mode="sequential")
-        (alone,) = s.generate(["z"], GREEDY)
-        assert alone.finish in ("end", "out_of_pages") and "solo" not in s.heads._branches
-    clean(s)
+        (episode,) = alone.generate(["z"], GREEDY)
+        assert episode.finish == "out_of_pages" and not alone.heads._branches
+        assert next(stream)
+    clean(organized)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import weakref
 from collections import deque
@@ -10,22 +9,24 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from asyncthink.agent import Agent
 from asyncthink.codec import Codec
-from asyncthink.messages import turns
+from asyncthink.detokenize import ModelTexts
+from asyncthink.episode.core import EpisodeCore
+from asyncthink.episode.modes import STRATEGIES
+from asyncthink.episode.params import SamplingParams
+from asyncthink.episode.recorder import Listener
+from asyncthink.local_engine import LocalEngine, draw_tokens
+from asyncthink.messages import Question, turns
 from asyncthink.model import Decoder
 from asyncthink.options import Options
 from asyncthink.prompts import FILE_NAME
 from asyncthink.protocol import DEFAULT_PROMPTS, PromptFormat
 from asyncthink.records import Episode, Event, TokenEvent
 from asyncthink.role_heads import RoleHeads
-from asyncthink.run import EpisodeRun, Listener
-from asyncthink.sampling import SamplingParams, draw, drawable
-from asyncthink.scheduler import Scheduler, Work
-from asyncthink_kernels.cache import OutOfPages
+from asyncthink.run import EpisodeRun
 
 __all__ = ["EpisodeStream", "ForkJoinSampler", "SamplingParams", "TokenEvent"]
 
@@ -112,17 +113,19 @@ class ForkJoinSampler:
         self.codec = Codec(tokenizer, _stop_ids(self.decoder.model))
         self.prompts = prompts or DEFAULT_PROMPTS
         self.cache = self.decoder.cache
-        self.scheduler = Scheduler(self.cache, max_rows=max_rows, max_episodes=max_episodes)
         self.heads = RoleHeads(self.prompts, self.codec, self.decoder)
-        self._heads_of = self.decoder.weights_version()  # the weights that computed the heads
+        self._texts = ModelTexts(self.codec, self.heads.encode)
+        self.engine = LocalEngine(
+            self.decoder, self.heads, lambda *rows: self._draw(*rows), max_rows=max_rows, max_episodes=max_episodes
+        )
+        self.scheduler = self.engine.scheduler
         self._gate = self.decoder.gate
-        self._gate.users.add(self.scheduler)
 
     # -- the three ways to use it -------------------------------------------------------------------------------
 
     def generate(
         self,
-        questions: Sequence[str],
+        questions: Sequence[Question],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         on_event: Callable[[int, Event | TokenEvent], None] | None = None,
@@ -153,25 +156,25 @@ class ForkJoinSampler:
             if not isinstance(one, SamplingParams):
                 raise ValueError(f"params[{number}]: expected SamplingParams, got {type(one).__name__}")
         with self._gate.enter():
-            self._check_fit(questions)
-            self._prepare_heads()
+            prompts = [self._prompt(question, f"questions[{number}]") for number, question in enumerate(questions)]
+            self.engine.prepare_heads(self._templates)
             runs = [
-                self._new(question, p, _numbered(number, on_event) if on_event else None)
-                for number, (question, p) in enumerate(zip(questions, each, strict=True))
+                self._new(question, prompt, p, _numbered(number, on_event) if on_event else None)
+                for number, (question, prompt, p) in enumerate(zip(questions, prompts, each, strict=True))
             ]
             self.scheduler.waiting.extend(runs)
             try:
                 while not all(run.done for run in runs):
-                    self._step()
+                    self.engine.step()
                     self._gate.catch_up()
             finally:
-                self._abandon(runs)
+                self.engine.abandon(runs)
         for run in runs:
-            if run.listener_error is not None:
-                raise run.listener_error
-        return [run.episode for run in runs]
+            if run.core.record.listener_error is not None:
+                raise run.core.record.listener_error
+        return [run.core.episode for run in runs]
 
-    def stream(self, question: str, params: SamplingParams | None = None) -> EpisodeStream:
+    def stream(self, question: Question, params: SamplingParams | None = None) -> EpisodeStream:
         """One question; iterate over its events as they happen. Closing or forgetting the iterator cancels the episode.
 
         Raises ValueError as :meth:`generate` does.
@@ -180,9 +183,9 @@ class ForkJoinSampler:
         if not isinstance(params, SamplingParams):
             raise ValueError(f"params: expected SamplingParams, got {type(params).__name__}")
         with self._gate.enter():
-            self._check_fit([question])
-            self._prepare_heads()
-            return EpisodeStream(self, question, params)
+            prompt = self._prompt(question, "questions[0]")
+            self.engine.prepare_heads(self._templates)
+            return EpisodeStream(self, question, prompt, params)
 
     def step(self) -> int:
         """One forward pass that advances every runnable agent; returns the number of new tokens computed.
@@ -193,7 +196,7 @@ class ForkJoinSampler:
             Exception: whatever the model raises; every running episode is then ended as "cancelled" and released.
         """
         with self._gate.enter():
-            return self._step()
+            return self.engine.step()
 
     def refresh(self) -> None:
         """The model's weights changed: forget everything cached from the old ones, in all samplers of the decoder.
@@ -207,145 +210,51 @@ class ForkJoinSampler:
                     "refresh: expected no running episode in any sampler of this decoder; finish or close them first"
                 )
             self.decoder.refresh()
-            self._drop_stale_heads()
-
-    # -- one step -----------------------------------------------------------------------------------------------
-
-    def _step(self) -> int:
-        scheduler = self.scheduler
-        try:
-            scheduler.admit()
-            before = (len(scheduler.running), scheduler.preemptions)
-            work = self._gather()
-            if work:
-                self._advance(work)
-            elif scheduler.running and before == (len(scheduler.running), scheduler.preemptions):
-                raise RuntimeError("no agent can step and none made room: the scheduler lost one")
-            for run in scheduler.running:
-                run.after_step()
-        except BaseException:
-            self._abandon(list(scheduler.running))
-            raise
-        scheduler.retire()
-        return sum(count for _, count in work)
-
-    def _gather(self) -> Work:
-        """Joins whose K/V can enter now do so; then the agents that step."""
-        for run in list(self.scheduler.running):
-            run.prepare()
-            for agent in run.agents:
-                while (splice := agent.splice) is not None:
-                    try:
-                        self.decoder.join(agent.place, splice.worker.place, splice.start, splice.stop, splice.mode)
-                    except OutOfPages:
-                        self.scheduler.make_room()
-                        return []
-                    agent.queue.popleft()
-                    run.spliced(splice)
-        return self.scheduler.select()
-
-    def _advance(self, work: Work) -> None:
-        plan = self.cache.plan([(agent.place, count) for agent, count in work])
-        drawing: list[Agent] = []
-        rows: list[int] = []  # of the last token of each agent that draws
-        tokens: list[int] = []
-        for agent, count in work:
-            draws = agent.draws(count)
-            tokens += agent.take(count)
-            if draws:
-                drawing.append(agent)
-                rows.append(len(tokens) - 1)
-        logits = self.decoder.forward(torch.tensor(tokens), plan, rows)
-        if not drawing:
-            return
-        owner = {id(agent): run for run in self.scheduler.running for agent in run.agents}
-        runs = [owner[id(agent)] for agent in drawing]
-        for run, agent, drawn in zip(runs, drawing, self._draw_finite(logits, runs, drawing), strict=True):
-            try:
-                if drawn is None:
-                    run.fail_agent(agent, "its logits hold NaN or no finite value")
-                else:
-                    run.accept(agent, *drawn)
-            except Exception as error:  # one episode's trouble is not the others'
-                run.crash(error)
-
-    def _draw_finite(
-        self, logits: Tensor, runs: Sequence[EpisodeRun], agents: Sequence[Agent]
-    ) -> Sequence[tuple[int, float] | None]:
-        """:meth:`_draw`, with None for rows that cannot be drawn from. Looks at all logits only when a draw fails."""
-        try:
-            return self._draw(logits, runs, agents)
-        except ValueError:
-            sound = drawable(logits)
-            if all(sound):
-                raise
-        kept = [row for row, fine in enumerate(sound) if fine]
-        drawn = iter(
-            self._draw(logits[kept], [runs[row] for row in kept], [agents[row] for row in kept]) if kept else ()
-        )
-        return [next(drawn) if fine else None for fine in sound]
-
-    def _draw(self, logits: Tensor, runs: Sequence[EpisodeRun], agents: Sequence[Agent]) -> list[tuple[int, float]]:
-        """(token, log-probability) for each row of logits [N, V]; runs and agents are the rows' owners."""
-        numbers = [agent.trace.agent for agent in agents], [agent.trace.decoded for agent in agents]
-        return list(zip(*draw(logits, [run.params for run in runs], *numbers), strict=True))
+            self.engine.drop_stale_heads()
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
-    def _abandon(self, runs: Sequence[EpisodeRun]) -> None:
-        """Cancel what is not done and release it, whatever a listener would raise."""
-        for run in runs:
-            run.mute()
-            self.scheduler.drop(run, "cancelled")
+    def _draw(self, logits: Tensor, runs: Sequence[EpisodeRun], agents: Sequence[Agent]) -> Sequence[tuple[int, float]]:
+        """(token, log-probability) for each row of logits [N, V]; a subclass may draw in its own way."""
+        return draw_tokens(logits, runs, agents)
 
-    def _prepare_heads(self) -> None:
-        """The heads of prompts are in the cache, from the weights of now; without room agents compute their own."""
-        self._drop_stale_heads()
-        with contextlib.suppress(OutOfPages):
-            self.heads.prepare(self._roles)
-
-    def _drop_stale_heads(self) -> None:
-        version = self.decoder.weights_version()
-        if version != self._heads_of:
-            self.heads.clear()
-            self._heads_of = version
-
-    def _new(self, question: str, params: SamplingParams, listener: Listener | None) -> EpisodeRun:
-        return EpisodeRun(
-            question,
+    def _new(
+        self, question: Question, prompt: Sequence[int], params: SamplingParams, listener: Listener | None
+    ) -> EpisodeRun:
+        core = EpisodeCore(
+            turns(question)[-1][1],
+            prompt,
             params,
             self.options,
-            codec=self.codec,
-            cache=self.cache,
-            prompts=self.heads,
-            bytes_per_token=self.decoder.storage.bytes_per_token,
+            self._texts,
             max_length=self.decoder.max_length,
             listener=listener,
         )
+        if not isinstance(question, str):
+            core.episode.meta["messages"] = [dict(message) for message in question]
+        return EpisodeRun(core, self.cache, self.heads, self.decoder.storage.bytes_per_token)
 
     @property
-    def _roles(self) -> list[str]:
+    def _templates(self) -> list[str]:
         """Templates whose heads agents branch from; the one that opens an episode comes first."""
-        if self.options.mode != "asyncthink":
-            return ["solo"]
-        return ["organizer"] + (["worker_isolated"] if self.options.context == "isolated" else [])
+        isolated = self.options.mode == "asyncthink" and self.options.context == "isolated"
+        return [STRATEGIES[self.options.mode].opening, *(["worker_isolated"] if isolated else [])]
 
-    def _check_fit(self, questions: Sequence[str]) -> None:
-        for number, question in enumerate(questions):
-            turns(question, f"questions[{number}]")
-            length = len(self.heads.encode(self._roles[0], question=question))
-            capacity = self.cache.num_pages * self.cache.page_size
-            if length >= capacity:
-                raise ValueError(
-                    f"questions[{number}]: expected fewer than {capacity} tokens (the K/V cache's "
-                    f"{self.cache.num_pages} pages of {self.cache.page_size}), got {length}"
-                )
-            limit = self.decoder.max_length
-            if limit is not None and length >= limit:
-                raise ValueError(
-                    f"questions[{number}]: expected fewer than {limit} tokens (the positions of this model), "
-                    f"got {length}"
-                )
+    def _prompt(self, question: Question, name: str) -> list[int]:
+        """The tokens that open an episode. Raises ValueError where the cache or the model cannot hold them."""
+        turns(question, name)
+        tokens = self.heads.encode(self._templates[0], question=question)
+        capacity, limit = self.cache.num_pages * self.cache.page_size, self.decoder.max_length
+        if len(tokens) >= capacity:
+            raise ValueError(
+                f"{name}: expected fewer than {capacity} tokens (the K/V cache's "
+                f"{self.cache.num_pages} pages of {self.cache.page_size}), got {len(tokens)}"
+            )
+        if limit is not None and len(tokens) >= limit:
+            raise ValueError(
+                f"{name}: expected fewer than {limit} tokens (the positions of this model), got {len(tokens)}"
+            )
+        return tokens
 
 
 class EpisodeStream(Iterator[Event | TokenEvent]):
@@ -355,14 +264,16 @@ class EpisodeStream(Iterator[Event | TokenEvent]):
     when another call is at work on the decoder, as soon as that one is through.
     """
 
-    def __init__(self, sampler: ForkJoinSampler, question: str, params: SamplingParams) -> None:
+    def __init__(
+        self, sampler: ForkJoinSampler, question: Question, prompt: Sequence[int], params: SamplingParams
+    ) -> None:
         self._sampler = sampler
         self._events: deque[Event | TokenEvent] = deque()
         # The run knows the events, never the stream: a stream that is forgotten can be collected while it runs.
-        self._run = sampler._new(question, params, self._events.append)
-        self.episode = self._run.episode
+        self._run = sampler._new(question, prompt, params, self._events.append)
+        self.episode = self._run.core.episode
         sampler.scheduler.waiting.append(self._run)
-        drop = functools.partial(sampler.scheduler.drop, self._run, "cancelled")
+        drop = functools.partial(sampler.engine.drop, self._run)
         self._cancel = weakref.finalize(self, sampler._gate.later, drop)
         self._cancel.atexit = False
 
@@ -372,7 +283,7 @@ class EpisodeStream(Iterator[Event | TokenEvent]):
                 raise StopIteration
             with self._sampler._gate.enter():
                 if not self._events and not self._run.done:
-                    self._sampler._step()
+                    self._sampler.engine.step()
         return self._events.popleft()
 
     def close(self) -> None:
