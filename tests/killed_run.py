@@ -30,7 +30,9 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 def config(out: Path) -> SFTConfig:
     return SFTConfig(
         out / "run",
-        model=ModelOptions(shape=Shape(layers=1, hidden=16, heads=1, kv_heads=1, head_dim=16, intermediate=16)),
+        model=ModelOptions(
+            shape=Shape(layers=1, hidden=16, heads=1, kv_heads=1, head_dim=16, intermediate=16), bfloat16=False
+        ),
         steps=3,
         length=100,
         warmup=1,
