@@ -38,9 +38,9 @@ class Steps:
     >>> weight.grad = torch.tensor([float("nan")])
     >>> steps.take(loss=2.0), float(weight), steps.left_out
     (nan, 1.0, LeftOut(silent=0, skipped=1, skipped_in_a_row=1))
-    >>> weight.grad = torch.tensor([3.0])
+    >>> weight.grad = torch.tensor([0.5])
     >>> steps.take(loss=2.0), float(weight)
-    (3.0, 0.5)
+    (0.5, 0.75)
     """
 
     def __init__(
