@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from asyncthink.train.distributed import World, gradients
+from asyncthink.train.distributed import World, device_for, gradients
 from asyncthink.train.steps import Steps
 
 
@@ -33,7 +33,7 @@ def state(weight: nn.Parameter, adam: torch.optim.AdamW) -> list[Tensor]:
 
 
 def main(out: Path) -> None:
-    with World.start(torch.device("cpu")) as world:
+    with World.start(device_for("cpu")) as world:
         weight, adam, steps = made()
         for culprit in (0, 1):
             give(weight, float("nan") if world.rank == culprit else 0.1, 0.1)
