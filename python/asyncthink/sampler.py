@@ -256,7 +256,10 @@ class ForkJoinSampler:
     def _check_fit(self, questions: Sequence[str]) -> None:
         for number, question in enumerate(questions):
             turns(question, f"questions[{number}]")
-            length = len(self.heads.encode(self._roles[0], question=question))
+            try:
+                length = len(self.heads.encode(self._roles[0], question=question))
+            except ValueError as error:
+                raise ValueError(f"questions[{number}]: {error}") from None
             capacity = self.cache.num_pages * self.cache.page_size
             if not length:
                 raise ValueError(f"questions[{number}]: expected a prompt of at least one token, got none")
