@@ -12,13 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from asyncthink import ForkJoinSampler, SamplingParams
+from asyncthink.codec import Codec
 from asyncthink.protocol import PromptFormat
 from asyncthink.records import Episode
-from asyncthink.tasks import Countdown, tasks
+from asyncthink.tasks import Countdown, Demonstration, Script, tasks
 from asyncthink.tasks.countdown import is_held_out
 from asyncthink.train.loading import TINY_PROMPTS
 from asyncthink.train.tokenizer import MOST_TAGS, build_tokenizer, tags
 from asyncthink.train.traces import Cutter, Mixture, encode, rows
+from scripted import PROMPTS as SCRIPT_PROMPTS
+from scripted import ScriptedDecoder
+from scripted import tokenizer as char_tokenizer
+from toy_tokenizers import KINDS
 
 TOKENIZER = build_tokenizer()
 TASK = Countdown()
@@ -173,3 +179,83 @@ def test_the_stream_keeps_the_split(held_out: bool) -> None:
         assert is_held_out(TASK.parse_prompt(question)) == held_out
         kinds |= {(row.role, row.context) for row in agents}
     assert kinds >= {("solo", "shared"), ("worker", "shared"), ("worker", "isolated"), ("organizer", "isolated")}
+
+
+OWN_PROMPTS = PromptFormat("Solve: {question}\n", "Work: {subquery}\n", "Work alone: {subquery}\n", "{question}\n")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "glued"])
+@pytest.mark.parametrize("join", ["exact", "append"])
+def test_any_tokenizer_keeps_the_text_of_prompts_and_joins(kind: str, join: str) -> None:
+    """Tags of many tokens, tokens that hold a part of a tag, dummy prefixes: nothing is assumed of any of them."""
+    tokenizer = KINDS[kind]()
+    codec = Codec(tokenizer)
+    for seed, context in ((0, "shared"), (1, "isolated"), (2, "shared")):
+        demonstration = TASK.demonstrate(TASK.sample(seed), seed, context=context)
+        made = encode(demonstration, tokenizer, OWN_PROMPTS, join)
+        organizer, *workers = made.traces
+        parts = OWN_PROMPTS.parts("organizer", question=demonstration.question)
+        prompt = codec.encode(parts)
+        assert organizer.tokens[: organizer.sampled.index(True)] == prompt
+        text_ = codec.decode(organizer.tokens)
+        assert text_ == codec.decode(prompt) + demonstration.scripts[0].text
+        for record in organizer.joins:
+            stop = record.at + record.length
+            worker = workers[record.worker - 1]
+            returned = demonstration.scripts[record.worker].text.partition("<RETURN>")[2].removesuffix("</RETURN>")
+            start = codec.decode(organizer.tokens[: record.at])
+            assert codec.decode(organizer.tokens[:stop]) == start + returned
+            closing = codec.encode([(f"</JOIN-{record.index}>", True)], continues=True)
+            assert organizer.tokens[stop : stop + len(closing)] == closing
+            assert (record.source is not None) == (join == "append")
+            if record.source:
+                begin, end = record.source
+                assert worker.tokens[begin:end] == organizer.tokens[record.at + record.lead :][: end - begin]
+        assert len(rows(made)[0].moves) == (len(organizer.joins) if join == "append" else 0)
+
+
+def written(context: str) -> Demonstration:
+    """Two workers; their returns begin and end inside tokens of :func:`char_tokenizer` with the words below."""
+    organizer, first, second = Script("organizer"), Script("worker", 1, 1, "a"), Script("worker", 2, 2, " b")
+    for text in ("<FORK-1>a</FORK-1>", "<FORK-2> b</FORK-2>", "so <JOIN-2>"):
+        organizer.say(text)
+    organizer.insert(" \nend</JOIN-2>")
+    organizer.say("and <JOIN-1>")
+    organizer.insert("</JOIN-1>")
+    organizer.say("<ANSWER>7</ANSWER>")
+    first.say("hm<RETURN></RETURN>")
+    second.say("well<RETURN> \nend</RETURN>")
+    return Demonstration("q", "asyncthink", context, 3, [organizer, first, second])
+
+
+@pytest.mark.parametrize("context", ["shared", "isolated"])
+@pytest.mark.parametrize("join", ["exact", "append"])
+def test_the_sampler_would_have_recorded_the_same(context: str, join: str) -> None:
+    """A sampler whose model says what the demonstration says makes the same tokens, marks and joins."""
+    tokenizer = char_tokenizer("d<", "N> ", "ll")
+    demonstration = written(context)
+    made = encode(demonstration, tokenizer, SCRIPT_PROMPTS, join)
+    organizer, *workers = made.traces
+    before = [organizer.tokens[: worker.fork_at] if context == "shared" else [] for worker in workers]
+    seen = [trace.tokens for trace in made.traces]
+    seen[1:] = [prefix + worker.tokens for prefix, worker in zip(before, workers, strict=True)]
+    decoder = ScriptedDecoder(tokenizer, [tokenizer.decode(tokens) for tokens in seen])
+    sampler = ForkJoinSampler(decoder, tokenizer, prompts=SCRIPT_PROMPTS, context=context, join=join)
+    (drawn,) = sampler.generate([demonstration.question], SamplingParams(temperature=0.0, max_tokens=200))
+    assert (drawn.answer, drawn.format_errors) == ("7", [])
+    for ours, theirs in zip(made.traces, drawn.traces, strict=True):
+        for name in ("tokens", "sampled", "fork_index", "fork_at", "text", "joins"):
+            assert getattr(ours, name) == getattr(theirs, name), name
+    assert [(record.lead, record.length, record.source is None) for record in organizer.joins] == [
+        (1, 5, join == "exact"),
+        (0, 0, True),
+    ]
+
+
+def test_a_demonstration_must_insert_what_was_returned() -> None:
+    demonstration = TASK.demonstrate(TASK.sample(0), 0)
+    script = demonstration.scripts[0]
+    number = next(k for k, piece in enumerate(script.pieces) if not piece.said)
+    script.pieces[number] = dataclasses.replace(script.pieces[number], text="9" + script.pieces[number].text)
+    with pytest.raises(ValueError, match=r"join \d: expected what the worker returned, .* got '9"):
+        encode(demonstration, TOKENIZER, TINY_PROMPTS)

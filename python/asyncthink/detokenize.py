@@ -73,6 +73,10 @@ class TextStream:
         """The text of any token but those of byte fallback."""
         lost = self._give_up() if self._bytes else ""
         self._invalid = False
+        alone = self._codec.alone(token)
+        if self._codec.concatenates and not self._held and _LOST not in alone:
+            self._tokens, self._before = [token], alone
+            return lost + alone
         tokens = [*self._tokens, token]
         text = self._codec.decode(tokens)
         held = text.endswith(_LOST)

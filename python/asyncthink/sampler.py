@@ -243,7 +243,10 @@ class ForkJoinSampler:
     def _prompt(self, question: Question, name: str) -> list[int]:
         """The tokens that open an episode. Raises ValueError where the cache or the model cannot hold them."""
         turns(question, name)
-        tokens = self.heads.encode(self._templates[0], question=question)
+        try:
+            tokens = self.heads.encode(self._templates[0], question=question)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         capacity, limit = self.cache.num_pages * self.cache.page_size, self.decoder.max_length
         if len(tokens) >= capacity:
             raise ValueError(
