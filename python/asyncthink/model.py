@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from asyncthink.model_compile import CompiledModel
-from asyncthink.model_gates import check_kind, one_line, record_layers, text_config, vocabulary
+from asyncthink.model_gates import check_kind, one_line, vocabulary
 from asyncthink.model_graph import CaptureError, CudaRecorder, Rerun, StepGraphs
 from asyncthink.model_hook import BorrowedModel, DecoderError
+from asyncthink.model_layers import record_layers
 from asyncthink.model_memory import chunk_for, num_pages_for
 from asyncthink.model_pack import packed_linears
 from asyncthink.model_probe import check_packed_fork
@@ -92,16 +93,14 @@ class Decoder:
         self._borrowed = BorrowedModel(model)
         self.device = next(model.parameters()).device
         changing = length_dependent(model)
-        trained = getattr(text_config(model), "max_position_embeddings", None)
-        limit = trained if changing is None else changing[1]
-        layers = record_layers(self._borrowed, kind, last_position=None if limit is None else limit - 1)
+        layers = record_layers(self._borrowed, kind, changes_at=None if changing is None else changing[1])
+        self.max_length = layers.max_length
         self.linears, unpacked = packed_linears(model, pack)
         self._borrowed.linears = self.linears
         check_packed_fork(self._borrowed, layers, kind, page_size)
 
         rotaries: tuple[Rotary, ...] | None = None
         self.why_not: dict[str, str] = {}
-        self.max_length: int | None = None
         try:
             if changing is not None:
                 raise NotRotaryError(f"its {changing[0]} RoPE changes in texts longer than {changing[1]} tokens")
@@ -109,7 +108,6 @@ class Decoder:
             rotaries = find_rotaries(model, keys, values, layers.positions)
         except NotRotaryError as error:
             self.why_not = dict.fromkeys(("append", "link"), f"{kind} can only join exactly: {error}")
-            self.max_length = limit
         self.join_modes = tuple(mode for mode in JOIN_MODES if mode not in self.why_not)
 
         token_bytes = sum(s.kv_heads * (s.head_dim + s.v_head_dim) for s in layers.shapes) * layers.dtype.itemsize
