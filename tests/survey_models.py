@@ -56,6 +56,7 @@ def _tiny_fields(config: PreTrainedConfig) -> dict[str, Any]:
 #: type -> what differs from the sizes by name.
 _ROPE = {"rope_type": "default", "rope_theta": 1e4}
 _HEADS_ALIKE = {"num_key_value_heads": 4}
+_NOTE = {**_HEADS_ALIKE, "head_dim": 32, "per_layer_config": None}
 _SHARED_KV = {
     "num_hidden_layers": 4,
     "num_kv_shared_layers": 2,
@@ -82,8 +83,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "ffn_config": DbrxFFNConfig(hidden_size=64, ffn_hidden_size=64),
     },
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_shared_experts": 1},
-    "dots3_note": {"text_config": {**_HEADS_ALIKE, "per_layer_config": None}},
-    "dots3_note_text": {**_HEADS_ALIKE, "per_layer_config": None},
+    "dots3_note": {"text_config": _NOTE, "vision_config": {"per_layer_config": None}},
+    "dots3_note_text": _NOTE,
     "gemma3n_text": {**_SHARED_KV, "intermediate_size": [64] * 4, "activation_sparsity_pattern": [0.95, 0.0] * 2},
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
     "gemma4_unified_assistant": {"text_config": {"num_kv_shared_layers": 4}},
@@ -97,7 +98,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen4_exp": {"text_config": _INDEXED},
     "qwen4_exp_text": _INDEXED,
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [32, 32]},
-    "zamba": {"attn_layer_period": 3, "attn_layer_offset": 2},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zamba2": {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
     "zaya": {"num_experts_per_tok": 1},
 }

