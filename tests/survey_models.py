@@ -139,7 +139,9 @@ def build(kind: str, **changes: Any) -> nn.Module:
     model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2 or "norm" not in name.lower():
+            if name.endswith("q_norm.weight"):  # else some have attention so sharp that rounding grows
+                parameter *= len(parameter) ** -0.5
+            elif parameter.ndim >= 2 or "norm" not in name.lower():
                 nn.init.normal_(parameter, std=0.1)
     return model.eval()
 
