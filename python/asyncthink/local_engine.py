@@ -141,7 +141,7 @@ class LocalEngine:
             if draws:
                 drawing.append((run, agent))
                 rows.append(len(tokens) - 1)
-        logits = self.decoder.forward(torch.tensor(tokens), plan, rows)
+        logits = self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, rows)
         for (run, agent), drawn in zip(drawing, self._drawn(logits, drawing), strict=True):
             self._tell(run, _accept, run, agent.speaker.number, drawn)
 
