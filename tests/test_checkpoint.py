@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import asyncthink
 from asyncthink.evaluation import evaluate, held_out, settings
+from asyncthink.model_load import LoadedModel
 from asyncthink.sampler import ForkJoinSampler, SamplingParams
-from asyncthink.serve import Served
 from asyncthink.tasks import task
 from asyncthink.train.logprobs import logits_of
 from asyncthink.train.packed_attention import use_packed_attention
@@ -51,7 +51,8 @@ def test_training_sees_what_the_sampler_saw(context: str, join: Literal["exact",
 
 
 def test_it_solves_held_out_puzzles_in_every_setting() -> None:
-    served, params, countdown = Served.load(BOX), SamplingParams(temperature=0.0, max_tokens=700), task("countdown")
+    served, params = LoadedModel.load(BOX), SamplingParams(temperature=0.0, max_tokens=700)
+    countdown = task("countdown")
     options = settings("sequential,asyncthink", "shared,isolated", "exact,append,link")
     puzzles = held_out(countdown, 20)
     alone, *organized = [evaluate(served.sampler(**o), countdown, puzzles, params) for o in options]

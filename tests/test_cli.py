@@ -19,9 +19,9 @@ from asyncthink import demo as demo_module
 from asyncthink.chat import chat_prompts, prompts_for
 from asyncthink.cli import app
 from asyncthink.live import LiveLanes, PlainLines, watcher
+from asyncthink.model_load import LoadedModel
 from asyncthink.protocol import DEFAULT_PROMPTS, PromptFormat
 from asyncthink.records import Episode, Event, TokenEvent
-from asyncthink.serve import Served
 from asyncthink.tasks import Countdown
 from asyncthink.train.tokenizer import build_tokenizer
 from scripted import PROMPTS, ScriptedDecoder
@@ -56,7 +56,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def scripted(seed: int) -> Served:
+def scripted(seed: int) -> LoadedModel:
     """A model that says, word by word, what a written demonstration of the demo's puzzle says."""
     task, tokenizer = Countdown(), build_tokenizer()
     puzzle = task.sample(seed, held_out=True)
@@ -67,7 +67,7 @@ def scripted(seed: int) -> Served:
     for worker in workers:
         before = "".join(piece.text for piece in organizer.pieces[: worker.fork_at])
         scripts.append(begin + before + PROMPTS.fill("worker_shared", subquery=worker.subquery) + worker.text)
-    return Served("box", ScriptedDecoder(tokenizer, scripts), tokenizer, PROMPTS)
+    return LoadedModel("box", ScriptedDecoder(tokenizer, scripts), tokenizer, PROMPTS)
 
 
 def call(*args: object) -> Result:
@@ -97,7 +97,7 @@ def test_the_model_in_the_box_solves_the_demo_puzzle(tmp_path: Path) -> None:
 
 def test_the_demo_tells_what_happened(tmp_path: Path, monkeypatch) -> None:
     served, task = scripted(3), Countdown()
-    monkeypatch.setattr(Served, "load", lambda _: served)
+    monkeypatch.setattr(LoadedModel, "load", lambda _: served)
     monkeypatch.setattr(demo_module, "_ROUNDS", 1)
     base = ("demo", "--model", "box", "--seed", 3, "--join", "append", "--out", tmp_path / "t.html")
     told = json.loads(call(*base, "--json").stdout)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from asyncthink.prompts import FILE_NAME, PromptFormat
+from asyncthink.prompts import PromptFormat
 from asyncthink.protocol import DEFAULT_PROMPTS
 
 _MARK = "(the organizer's words)"
 
 
-def prompts_for(path: str, tokenizer: Any) -> PromptFormat:
-    """The templates to use with a model: those beside its checkpoint, else the default ones, in its chat format.
+def prompts_for(tokenizer: Any, saved: PromptFormat | None = None) -> PromptFormat:
+    """The templates to use with a model: those saved with it, else the default ones, in its chat format.
 
     A model without a chat template gets the plain text, after its begin-of-text token where it has one.
     """
-    if (Path(path) / FILE_NAME).is_file():
-        return PromptFormat.load(path)
+    if saved is not None:
+        return saved
     if getattr(tokenizer, "chat_template", None):
         return chat_prompts(tokenizer, DEFAULT_PROMPTS)
     begin = _begin(tokenizer)
