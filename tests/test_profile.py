@@ -89,9 +89,10 @@ def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "message"),
     [
         (["--shape", "other"], "--shape: expected one of qwen3-0.6b, got 'other'"),
-        (["--dtype", "int8"], "--dtype: expected bfloat16 or float32, got 'int8'"),
+        (["--dtype", "int8"], "dtype: expected one of auto, float32, bfloat16, float16, float64, got 'int8'"),
         (["--shape", "qwen3-0.6b", "--model", "x"], "give --model or --shape, got both"),
-        (["--model", "./nowhere"], "no model at ./nowhere"),
+        (["--model", "./nowhere"], "cannot load a causal language model from ./nowhere: there is no such folder"),
+        (["--shape", "qwen3-0.6b", "--revision", "v1"], "--revision: expected none beside --shape, got 'v1'"),
     ],
 )
 def test_bad_options(options: list[str], message: str) -> None:
