@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from asyncthink.codec import Codec
+from asyncthink.detokenize import TextStream
 from asyncthink.protocol import Parser
 from asyncthink.records import Trace
-from asyncthink.text import Codec, TextStream
 
 if TYPE_CHECKING:
     from asyncthink_kernels.cache import Branch
@@ -93,20 +94,16 @@ class Agent:
         """Begin with the agent's own prompt, of which the first ``cached`` tokens are in the branch already."""
         for token in tokens:
             self.trace.add(token, False, 0.0, step, self.text.push(token))
+        self.flush()
         self.prompt_chars = len(self.text.text)
         self.put(list(tokens[cached:]))
 
-    def returned_span(self, text: str) -> tuple[tuple[int, int], tuple[str, str]]:
-        """Own tokens [first, last) that lie wholly inside the returned ``text``, and what of it is left on each side.
-
-        Those tokens can enter another context as they are; what a tag has cut off must be encoded anew.
-        """
-        begin, end = self.returned
-        first, last = self.text.span(begin, end)
-        if first == last:
-            return (first, last), (text, "")
-        start = self.text.ends[first - 1] if first else 0
-        return (first, last), (text[: start - begin], text[self.text.ends[last - 1] - begin :])
+    def flush(self) -> str:
+        """Text that was held back for the rest of a character comes out; nothing else belongs to that character."""
+        piece = self.text.flush()
+        if piece:
+            self.trace.pieces[-1] += piece
+        return piece
 
     def insert(self, token: int, step: int) -> str:
         """Take a token that the runtime puts in; its text never acts."""

@@ -85,14 +85,17 @@ def open_weights(path: str | Path, dtype: torch.dtype | str, revision: str | Non
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
-    """The tokenizer at ``path``. Raises ValueError, one line, where it cannot be loaded."""
+    """The tokenizer at ``path``. Raises ValueError, one line, where it cannot be loaded or has no vocabulary."""
     from transformers import AutoTokenizer
 
     source = _source(path, revision)
     try:
-        return AutoTokenizer.from_pretrained(**source)
+        found: Any = AutoTokenizer.from_pretrained(**source)
     except Exception as error:
         raise ValueError(f"cannot load a tokenizer from {path}: {one_line(error)}") from error
+    if set(found.get_vocab()) <= set(found.all_special_tokens):  # what transformers makes up where files are missing
+        raise ValueError(f"cannot load a tokenizer from {path}: its vocabulary is empty, so its files are missing")
+    return found
 
 
 def saved_prompts(path: str | Path, revision: str | None = None) -> PromptFormat | None:

@@ -7,10 +7,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from asyncthink.files import write_whole
+from asyncthink.messages import Question, turns
 
+#: (text, trusted): only text that a template wrote may hold control tokens.
+Part: TypeAlias = tuple[str, bool]
 #: The file beside a checkpoint's config.json whose "prompts" entry holds its templates.
 FILE_NAME = "asyncthink.json"
 _SLOT = re.compile(r"\{(question|subquery)\}")
@@ -37,32 +40,44 @@ class PromptFormat:
             if slot not in template:
                 raise ValueError(f"prompt {name!r}: expected {slot} in it, got {template!r}")
 
-    def fill(self, name: str, *, question: str = "", subquery: str = "") -> str:
-        """Template ``name`` with its slots filled; braces in the question or sub-query are just characters.
+    def parts(self, name: str, *, question: Question = "", subquery: str = "") -> list[Part]:
+        """Template ``name`` with its slots filled: (text, trusted) in order, trusted where the template wrote it.
+
+        Braces in the question or sub-query are just characters. Raises ValueError for a question that is not text or
+        one message of the user's: these templates hold no conversation.
+
+        >>> PromptFormat("Q {question}.", "", "S {subquery}", "{question}").parts("organizer", question="{subquery}")
+        [('Q ', True), ('{subquery}', False), ('.', True)]
+        """
+        conversation = turns(question)
+        if len(conversation) > 1:
+            raise ValueError(
+                "question: expected text or one message of the user's (these templates hold no conversation), "
+                f"got {len(conversation)} messages"
+            )
+        values = {"question": conversation[0][1], "subquery": subquery}
+        pieces = _SLOT.split(getattr(self, name))  # text, slot, text, slot, ... text
+        made = [(values[piece], False) if k % 2 else (piece, True) for k, piece in enumerate(pieces)]
+        return [part for part in made if part[0]]
+
+    def fill(self, name: str, *, question: Question = "", subquery: str = "") -> str:
+        """The text of :meth:`parts`.
 
         >>> PromptFormat("Q {question}", "", "S {subquery}", "{question}").fill("organizer", question="{a} {subquery}")
         'Q {a} {subquery}'
         """
-        return "".join(self.split(name, question=question, subquery=subquery))
+        return "".join(text for text, _ in self.parts(name, question=question, subquery=subquery))
 
-    def split(self, name: str, *, question: str = "", subquery: str = "") -> tuple[str, str]:
-        """Template ``name`` cut in front of its first slot: the constant head, and the rest with its slots filled.
-
-        >>> PromptFormat("Q {question}", "", "S {subquery}", "Q {question}").split("organizer", question="7")
-        ('Q ', '7')
-        """
-        template = getattr(self, name)
-        slot = _SLOT.search(template)
-        cut = slot.start() if slot else len(template)
-        values = {"question": question, "subquery": subquery}
-        return template[:cut], _SLOT.sub(lambda match: values[match[1]], template[cut:])
+    def head(self, name: str) -> str:
+        """The constant text of template ``name`` before its first slot."""
+        return _SLOT.split(getattr(self, name), maxsplit=1)[0]
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PromptFormat:
-        names = {f.name for f in dataclasses.fields(cls)}
+        names = set(_NAMES)
         if set(data) != names or not all(isinstance(value, str) for value in data.values()):
             raise ValueError(f"prompts: expected strings named {', '.join(sorted(names))}, got {sorted(data)}")
-        return cls(**data)
+        return PromptFormat(**data)
 
     @classmethod
     def load(cls, checkpoint: str | Path) -> PromptFormat:
@@ -73,12 +88,20 @@ class PromptFormat:
             raise ValueError(f'{path}: expected a "prompts" entry, got {sorted(settings)}')
         return cls.from_dict(settings["prompts"])
 
+    @classmethod
+    def find(cls, checkpoint: str | Path) -> PromptFormat | None:
+        """As :meth:`load`; None where ``checkpoint`` is no folder with such a file."""
+        return cls.load(checkpoint) if (Path(checkpoint) / FILE_NAME).is_file() else None
+
     def save(self, checkpoint: str | Path) -> None:
         """Write the "prompts" of ``checkpoint/asyncthink.json``, leaving its other entries as they are."""
         path = Path(checkpoint) / FILE_NAME
         settings = _read(path) if path.exists() else {}
-        settings["prompts"] = dataclasses.asdict(self)
+        settings["prompts"] = {name: getattr(self, name) for name in _NAMES}
         write_whole(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+_NAMES = tuple(field.name for field in dataclasses.fields(PromptFormat))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -36,6 +36,7 @@ __all__ = [
     "Parser",
     "PromptFormat",
     "Return",
+    "is_tag",
     "join_insert",
     "render",
 ]
@@ -151,6 +152,11 @@ def render(action: Fork | Join | Answer | Return) -> str:
 def join_insert(index: int, returned: str) -> str:
     """What the runtime inserts after ``<JOIN-index>``: the worker's return, verbatim, and the closing tag."""
     return f"{returned}</JOIN-{_checked_index(index)}>"
+
+
+def is_tag(text: str) -> bool:
+    """Whether ``text`` is one protocol tag, as ``</ANSWER>``, and nothing else."""
+    return _TAG.fullmatch(text) is not None
 
 
 def _checked_index(index: int) -> int:

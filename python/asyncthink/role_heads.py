@@ -7,48 +7,70 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from asyncthink.codec import Codec
+from asyncthink.messages import Question
 from asyncthink.prompts import PromptFormat
-from asyncthink.text import Codec
 
 if TYPE_CHECKING:
     from asyncthink.model import Decoder
     from asyncthink_kernels.cache import Branch
 
+_RECENT = 128  # prompts whose tokens are kept: a prompt is asked for when it is checked, admitted and begun
+
 
 class RoleHeads:
     """Encodes prompts, and keeps for each role a branch that holds its constant head.
 
-    A template is encoded in two pieces, the head before its first slot and the filled rest, whether or not the head is
-    cached: so the tokens of a prompt never depend on what ran before. Heads are computed by a forward pass of their own
+    A prompt is encoded once, as a whole. An agent branches from the head where the tokens of both really agree, at a
+    place that leaves at least one token of the prompt to compute. Heads are computed by a forward pass of their own
     (not beside an agent), so the K/V that agents branch from is always the same.
     """
 
     def __init__(self, prompts: PromptFormat, codec: Codec, decoder: Decoder) -> None:
         self._prompts, self._codec, self._decoder = prompts, codec, decoder
         self._branches: dict[str, Branch] = {}
+        self._heads: dict[str, list[int]] = {}
+        self._recent: dict[tuple[str, str, str], list[int]] = {}
 
-    def encode(self, name: str, **slots: str) -> list[int]:
-        """Tokens of template ``name`` with its slots filled."""
-        head, tail = self._prompts.split(name, **slots)
-        return self._codec.encode(head) + self._codec.encode(tail)
+    def encode(self, name: str, *, question: Question = "", subquery: str = "") -> list[int]:
+        """Tokens of template ``name`` with its slots filled; those of ``worker_shared`` continue other tokens."""
+        key = name, repr(question), subquery
+        if key not in self._recent:
+            parts = self._prompts.parts(name, question=question, subquery=subquery)
+            self._recent[key] = self._codec.encode(parts, continues=name == "worker_shared")
+            if len(self._recent) > _RECENT:
+                del self._recent[next(iter(self._recent))]
+        return list(self._recent[key])
 
     def prepare(self, names: Iterable[str]) -> None:
         """Compute the heads of these templates that are not in the cache yet. Raises OutOfPages."""
         for name in names:
-            head = self._codec.encode(self._prompts.split(name)[0])
-            if head and name not in self._branches:
-                self._branches[name] = self._prefill(head)
+            if name in self._branches:
+                continue
+            head = self._codec.encode([(self._prompts.head(name), True)])
+            if head:
+                self._branches[name], self._heads[name] = self._prefill(head), head
 
-    def begin(self, name: str, **slots: str) -> tuple[Branch, list[int]]:
-        """A new branch that holds the prepared head of template ``name``, and all tokens of the filled template."""
-        cache, head = self._decoder.cache, self._branches.get(name)
-        return cache.root() if head is None else cache.fork(head), self.encode(name, **slots)
+    def begin(self, name: str, *, question: Question = "", subquery: str = "") -> tuple[Branch, list[int]]:
+        """A new branch that holds the first tokens of the prompt, as many as are cached, and all its tokens.
+
+        Raises ValueError for a prompt without any token: there is nothing to draw from.
+        """
+        tokens = self.encode(name, question=question, subquery=subquery)
+        if not tokens:
+            raise ValueError(f"prompt {name!r}: expected at least one token, got none")
+        head = self._heads.get(name, [])
+        limit = min(len(head), len(tokens) - 1)
+        shared = next((k for k in range(limit) if head[k] != tokens[k]), limit)
+        cache = self._decoder.cache
+        return cache.fork(self._branches[name], shared) if shared else cache.root(), tokens
 
     def clear(self) -> None:
         """Give the heads' pages back; they are computed again when needed."""
         for branch in self._branches.values():
             self._decoder.cache.release(branch)
         self._branches.clear()
+        self._heads.clear()
 
     def _prefill(self, tokens: list[int]) -> Branch:
         cache = self._decoder.cache

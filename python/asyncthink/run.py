@@ -8,12 +8,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from asyncthink.agent import Agent, Splice
+from asyncthink.codec import Codec
+from asyncthink.detokenize import join_tokens
+from asyncthink.messages import Question
 from asyncthink.options import Options, combine
-from asyncthink.protocol import BUDGET_EXCEEDED, POOL_OVERFLOW, Answer, Fork, FormatError, Join, Return, join_insert
+from asyncthink.protocol import BUDGET_EXCEEDED, POOL_OVERFLOW, Answer, Fork, FormatError, Join, Return
 from asyncthink.records import Episode, Event, Role, TokenEvent, Trace
 from asyncthink.records import Join as JoinRecord
 from asyncthink.sampling import SamplingParams
-from asyncthink.text import Codec
 
 if TYPE_CHECKING:
     from asyncthink_kernels.cache import Branch, TreeCache
@@ -24,9 +26,9 @@ Listener = Callable[[Event | TokenEvent], None]
 class Prompts(Protocol):
     """Where agents begin: a branch that already holds the role's prompt head (or None), and all prompt tokens."""
 
-    def begin(self, name: str, **slots: str) -> tuple[Branch, list[int]]: ...
+    def begin(self, name: str, *, question: Question = "", subquery: str = "") -> tuple[Branch, list[int]]: ...
 
-    def encode(self, name: str, **slots: str) -> list[int]: ...
+    def encode(self, name: str, *, question: Question = "", subquery: str = "") -> list[int]: ...
 
 
 class EpisodeRun:
@@ -191,12 +193,12 @@ class EpisodeRun:
         assert worker is not None
         assert worker.trace.fork_index is not None
         index, text = worker.trace.fork_index, worker.trace.returned or ""
-        (first, last), (head, tail) = worker.returned_span(text)
-        lead, span, rest = self._codec.encode(head), worker.trace.tokens[first:last], self._codec.encode(tail)
-        record = JoinRecord(index, worker.trace.agent, len(agent.trace.tokens), 0, self.options.join, lead=len(lead))
-        record.length = len(lead) + len(span) + len(rest)
+        insert = join_tokens(self._codec, index, worker.text, worker.trace.tokens, worker.returned)
+        (first, last), lead, rest, closing = insert.span, insert.lead, insert.rest, insert.closing
+        span = worker.trace.tokens[first:last]
+        record = JoinRecord(index, worker.trace.agent, len(agent.trace.tokens), insert.length, self.options.join)
+        record.lead = len(lead)
         self._event("join", agent, index, worker.trace.agent, text)
-        closing = self._codec.encode(join_insert(index, ""))
         for token in [*lead, *span, *rest, *closing]:
             piece = agent.insert(token, self.step)
             self._tell(TokenEvent(agent.trace.agent, piece, False, self.step))
@@ -275,6 +277,8 @@ class EpisodeRun:
             return
         agent.done = True
         agent.trace.finish = reason
+        if piece := agent.flush():
+            self._tell(TokenEvent(agent.trace.agent, piece, True, self.step))
         agent.trace.text = agent.text.text[agent.prompt_chars :]
         if agent.trace.role != "worker" or self.done:
             return

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from asyncthink.agent import Agent
+from asyncthink.codec import Codec
+from asyncthink.messages import turns
 from asyncthink.model import Decoder
 from asyncthink.model_open import open_model
 from asyncthink.options import Options
@@ -19,7 +21,6 @@ from asyncthink.role_heads import RoleHeads
 from asyncthink.run import EpisodeRun, Listener
 from asyncthink.sampling import SamplingParams, draw
 from asyncthink.scheduler import Scheduler, Work
-from asyncthink.text import Codec
 from asyncthink_kernels.cache import OutOfPages
 
 __all__ = ["EpisodeStream", "ForkJoinSampler", "SamplingParams", "TokenEvent"]
@@ -257,8 +258,7 @@ class ForkJoinSampler:
 
     def _check_fit(self, questions: Sequence[str]) -> None:
         for number, question in enumerate(questions):
-            if not isinstance(question, str):
-                raise ValueError(f"questions[{number}]: expected a string, got {type(question).__name__}")
+            turns(question, f"questions[{number}]")
             length = len(self.heads.encode(self._roles[0], question=question))
             capacity = self.cache.num_pages * self.cache.page_size
             if length >= capacity:
