@@ -114,6 +114,9 @@ def demo(
     console.print(f"timeline: {out}", highlight=False, soft_wrap=True)
 
 
+app.command(name="run")(guarded(ask))
+
+
 @app.command()
 @guarded
 def view(
@@ -127,7 +130,6 @@ def view(
     print(out)
 
 
-app.command(name="run")(guarded(ask))
 app.command(name="eval")(guarded(evaluate))
 app.command(name="profile")(guarded(profile_step))
 
