@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from asyncthink.protocol import PromptFormat
+from asyncthink.codec import Codec
+from asyncthink.detokenize import TextStream, join_tokens
+from asyncthink.protocol import Parser, PromptFormat, Return, join_insert
 from asyncthink.records import Episode, Join, Trace
 from asyncthink.tasks import Demonstration, Script, Task
 from asyncthink.train.packing import Batch, Move, Row, pack
@@ -20,39 +22,79 @@ def encode(
 ) -> Episode:
     """The episode that a sampler would have recorded, had the agents said what the demonstration says.
 
-    ``join`` is "exact" or "append": whether the organizer sees its own K/V of a returned text or the worker's.
+    Prompts and joins have the ids that the sampler gives them, through the same functions. ``join`` is "exact" or
+    "append": whether the organizer sees its own K/V of a returned text or the worker's. Raises ValueError when the
+    demonstration inserts another text than the worker returned.
     """
+    codec = Codec(tokenizer)
     made = Episode(demonstration.question, demonstration.mode, demonstration.context, join, demonstration.pool)
-    offsets: list[int] = []  # of the organizer: number of tokens before each piece
     for agent, script in enumerate(demonstration.scripts):
-        trace = Trace(agent, script.role)
+        made.traces.append(Trace(agent, script.role, text=script.text))
+        _extend(made.traces[agent], _prompt(codec, script, demonstration, prompts), sampled=False)
+    workers = {
+        script.fork_index: trace
+        for script, trace in zip(demonstration.scripts, made.traces, strict=True)
+        if script.role == "worker"
+    }
+    for trace in workers.values():
+        for piece in demonstration.scripts[trace.agent].pieces:
+            _extend(trace, codec.encode([(piece.text, True)], continues=True), sampled=True)
+    for script, trace in zip(demonstration.scripts, made.traces, strict=True):
         if script.role == "worker":
-            trace.parent, trace.fork_index, trace.fork_at = 0, script.fork_index, offsets[script.fork_at]
-        _extend(trace, tokenizer, _prompt(script, demonstration, prompts), sampled=False)
+            continue
+        offsets: list[int] = []  # number of tokens before each piece
         for piece in script.pieces:
-            if agent == 0:
-                offsets.append(len(trace.tokens))
-            start = len(trace.tokens)
-            _extend(trace, tokenizer, piece.text, sampled=piece.said)
-            if not piece.said:
-                index = int(piece.text.rpartition("-")[2].rstrip(">"))
-                trace.joins.append(Join(index, index, start, len(trace.tokens) - start - 1, join))
-        trace.text = script.text
-        made.traces.append(trace)
-    if join == "append":
-        for record in made.traces[0].joins:
-            end = len(made.traces[record.worker].tokens) - 1  # of the returned text: </RETURN> is one token
-            record.source = (end - record.length, end)
+            offsets.append(len(trace.tokens))
+            if piece.said:
+                _extend(trace, codec.encode([(piece.text, True)], continues=True), sampled=True)
+            else:
+                _insert(codec, trace, workers, piece.text, join)
+        for worker in workers.values() if trace.agent == 0 else ():
+            worker_script = demonstration.scripts[worker.agent]
+            worker.parent, worker.fork_index = 0, worker_script.fork_index
+            worker.fork_at = offsets[worker_script.fork_at]
     return made
 
 
-def _prompt(script: Script, demonstration: Demonstration, prompts: PromptFormat) -> str:
+def _prompt(codec: Codec, script: Script, demonstration: Demonstration, prompts: PromptFormat) -> list[int]:
     name = f"worker_{demonstration.context}" if script.role == "worker" else script.role
-    return prompts.fill(name, question=demonstration.question, subquery=script.subquery)
+    parts = prompts.parts(name, question=demonstration.question, subquery=script.subquery)
+    return codec.encode(parts, continues=name == "worker_shared")
 
 
-def _extend(trace: Trace, tokenizer: PreTrainedTokenizerBase, text: str, sampled: bool) -> None:
-    for token in tokenizer.encode(text, add_special_tokens=False):
+def _insert(codec: Codec, trace: Trace, workers: dict[int | None, Trace], text: str, join: str) -> None:
+    """The runtime's part of a join: ``text`` is what the worker returned and the closing tag."""
+    index = int(text.rpartition("-")[2].rstrip(">"))
+    worker = workers[index]
+    stream, (begin, end) = _replay(codec, worker)
+    if text != join_insert(index, stream.text[begin:end]):
+        raise ValueError(f"join {index}: expected what the worker returned, {stream.text[begin:end]!r}, got {text!r}")
+    insert = join_tokens(codec, index, stream, worker.tokens, (begin, end))
+    record = Join(index, worker.agent, len(trace.tokens), insert.length, join, lead=len(insert.lead))
+    if join == "append" and insert.span[0] < insert.span[1]:
+        record.source = insert.span
+    trace.joins.append(record)
+    span = worker.tokens[slice(*insert.span)]
+    _extend(trace, [*insert.lead, *span, *insert.rest, *insert.closing], sampled=False)
+
+
+def _replay(codec: Codec, worker: Trace) -> tuple[TextStream, tuple[int, int]]:
+    """The worker's text as the sampler would have read it, and the characters of it that are its return."""
+    stream, parser, start, returned = TextStream(codec), Parser("worker"), 0, (0, 0)
+    for token, drawn in zip(worker.tokens, worker.sampled, strict=True):
+        piece = stream.push(token)
+        if not drawn:
+            stream.flush()
+            start = len(stream.text)
+            continue
+        for action in parser.feed(piece):
+            if isinstance(action, Return):
+                returned = start + action.span.begin, start + action.span.end
+    return stream, returned
+
+
+def _extend(trace: Trace, tokens: Sequence[int], sampled: bool) -> None:
+    for token in tokens:
         trace.add(token, sampled, 0.0, 0)
 
 
