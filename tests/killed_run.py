@@ -15,12 +15,16 @@ import os
 import random
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asyncthink.records import Episode
+from asyncthink.tasks import Task
 from asyncthink.train.grpo import Objective
 from asyncthink.train.grpo_loop import GRPOConfig, train_grpo
 from asyncthink.train.loading import ModelOptions, Shape
+from asyncthink.train.rewards import Reward, RewardRule
 from asyncthink.train.sft import SFTConfig, train_sft
 
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree"}
@@ -30,7 +34,9 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 def config(out: Path) -> SFTConfig:
     return SFTConfig(
         out / "run",
-        model=ModelOptions(shape=Shape(layers=1, hidden=16, heads=1, kv_heads=1, head_dim=16, intermediate=16)),
+        model=ModelOptions(
+            shape=Shape(layers=1, hidden=16, heads=1, kv_heads=1, head_dim=16, intermediate=16), bfloat16=False
+        ),
         steps=3,
         length=100,
         warmup=1,
@@ -42,16 +48,25 @@ def config(out: Path) -> SFTConfig:
     )
 
 
+@dataclass(frozen=True)
+class ByTokens(RewardRule):
+    """Rewards that differ among episodes of whatever quality."""
+
+    def __call__(self, task: Task, puzzle: Any, episode: Episode) -> Reward:
+        return Reward(0.0, 0.0, 0.0, False, float(sum(episode.traces[0].tokens) % 5))
+
+
 def grpo_config(out: Path) -> GRPOConfig:
-    """From the weights of OUT/cold. They know nothing of the protocol; a KL term has a gradient all the same."""
+    """From the weights of OUT/cold. They know nothing of the protocol, hence the rule."""
     return GRPOConfig(
         out / "run",
         ModelOptions(str(out.parent / "cold/export"), bfloat16=False),
         budget=6,
         prompts=1,
-        group=2,
+        group=4,
         steps=3,
         warmup=1,
+        rule=ByTokens(),
         objective=Objective(kl=0.1),
         save_every=1,
         export=out / "export",

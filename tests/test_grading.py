@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import pytest
 
 from asyncthink.grading import final_answer, grade, how_to_aggregate
@@ -51,3 +55,31 @@ def test_tasks_without_a_union_vote() -> None:
         grade(sudoku, sudoku.sample(0), parallel("a"), "union")
     with pytest.raises(ValueError, match="aggregate: expected one of vote, union, got 'best'"):
         grade(COUNTDOWN, PUZZLE, parallel("a"), "best")
+
+
+@dataclass(frozen=True)
+class Grader:
+    """A task that gives back, or raises, what it was made with."""
+
+    result: Any
+    name: str = "odd"
+    asked: int = 1
+
+    def verify(self, puzzle: Any, answer: str | None) -> Any:
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self.result
+
+
+def test_a_grader_that_fails_is_named_with_the_answer() -> None:
+    asked = Episode("q", "sequential", answer="4 2")
+    with pytest.raises(ValueError, match=r"task: odd cannot grade the answer '4 2': KeyError: 'x'"):
+        grade(Grader(KeyError("x")), None, asked)
+    with pytest.raises(ImportError, match="install it"):
+        grade(Grader(ImportError("install it")), None, asked)
+    for result in (None, "1.0", [1.0]):
+        with pytest.raises(ValueError, match="task: expected a number from verify of odd, got"):
+            grade(Grader(result), None, asked)
+    for result in (True, 1, 1.0, np.float32(1)):
+        share = grade(Grader(result), None, asked)
+        assert (share, type(share)) == (1.0, float)

@@ -40,7 +40,7 @@ def cold(tmp_path_factory: pytest.TempPathFactory, toy: None) -> Path:
         SFTConfig(
             out=out,
             task="counting",
-            model=ModelOptions(shape=SMALL),
+            model=ModelOptions(shape=SMALL, bfloat16=False),
             mixture=Mixture(solo=0.2, shared=0.5, isolated=0.3),
             steps=450,
             length=800,

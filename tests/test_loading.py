@@ -92,7 +92,7 @@ def gradients(options: ModelOptions, dtype: torch.dtype = torch.float64) -> dict
 
 @pytest.mark.parametrize("lora", [0, 2])
 def test_checkpointing_changes_no_gradient(lora: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = ModelOptions(shape=SHAPE, lora=lora)
+    plain = ModelOptions(shape=SHAPE, lora=lora, bfloat16=False)
     one = gradients(plain)
     runs = []
     part = type(load(plain).model.model.layers[0].mlp)
@@ -120,7 +120,7 @@ def test_the_dtype_of_weights_and_of_products_are_two_things() -> None:
 
 def test_bfloat16_weights_learn_and_resume(tmp_path: Path) -> None:
     def config(name: str, **changes: Any) -> SFTConfig:
-        model = ModelOptions(shape=SHAPE, weights="bfloat16")
+        model = ModelOptions(shape=SHAPE, weights="bfloat16", bfloat16=True)
         rest: dict[str, Any] = {"steps": 20, "length": 300, "warmup": 1, "decay": 0.0, "learning_rate": 4e-3}
         return SFTConfig(tmp_path / name, model=model, evaluate_episodes=1, log_every=1, **(rest | changes))
 
@@ -164,14 +164,14 @@ def test_an_instruct_model_is_trained_by_the_documented_commands(qwen3: Path, tm
 
 
 def test_appended_returns_need_tags_of_one_token(qwen3: Path, tmp_path: Path) -> None:
-    config = SFTConfig(tmp_path / "run", model=ModelOptions(str(qwen3)), mixture=Mixture(append=0.5))
+    config = SFTConfig(tmp_path / "run", model=ModelOptions(str(qwen3), bfloat16=False), mixture=Mixture(append=0.5))
     with pytest.raises(ValueError, match=r"append: expected a tokenizer in which </RETURN> is one token, got \d"):
         train_sft(config)
     assert not config.out.exists()
 
 
 def test_loaded_names_what_it_is() -> None:
-    loaded = load(ModelOptions(shape=SHAPE))
+    loaded = load(ModelOptions(shape=SHAPE, bfloat16=False))
     assert isinstance(loaded, Loaded)
     assert loaded.model.training
     assert loaded.device.type in ("cpu", "cuda")

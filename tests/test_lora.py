@@ -30,7 +30,7 @@ ADAPTED = ModelOptions(BOX, lora=4, bfloat16=False)
 
 
 def config(out: Path, **changes: Any) -> SFTConfig:
-    model = ModelOptions(shape=SHAPE, lora=3)
+    model = ModelOptions(shape=SHAPE, lora=3, bfloat16=False)
     rest = {"steps": 4, "length": 300, "warmup": 1, "decay": 0.0, "log_every": 1, "save_every": 2}
     return SFTConfig(out, model=model, evaluate_episodes=2, learning_rate=1e-2, **(rest | changes))  # type: ignore[arg-type]
 
@@ -120,7 +120,7 @@ def test_transposed_weights_merge_too() -> None:
 
 def test_a_checkpoint_opens_with_peft_and_with_transformers_alone(tmp_path: Path) -> None:
     last = train_sft(config(tmp_path / "run", export=tmp_path / "export"))
-    base = load(ModelOptions(shape=SHAPE)).model
+    base = load(ModelOptions(shape=SHAPE, bfloat16=False)).model
     start = logits(base)
     adapted = peft.PeftModel.from_pretrained(base, last / FOLDER)
     for folder in (last, tmp_path / "export"):
@@ -153,7 +153,7 @@ def test_a_run_goes_on_with_the_adapters_it_has(tmp_path: Path) -> None:
         other = dataclasses.replace(made.model, **changed)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=message):
             train_sft(dataclasses.replace(made, steps=4, resume=True, model=other))
-    plain = dataclasses.replace(made, out=tmp_path / "plain", model=ModelOptions(shape=SHAPE))
+    plain = dataclasses.replace(made, out=tmp_path / "plain", model=ModelOptions(shape=SHAPE, bfloat16=False))
     train_sft(plain)
     with pytest.raises(ValueError, match="holds no adapter"):
         train_sft(dataclasses.replace(plain, steps=4, resume=True, model=made.model))

@@ -93,6 +93,54 @@ def test_published_fields_are_read_from_every_kind_of_file(tmp_path: Path, endin
         ("1,000", "1000", 1.0),
         ("(1,2)", "(1, 2)", 1.0),
         ("(1,2)", "(2, 1)", 0.0),
+        # Signs of currency
+        ("\\$18.90", "\\$18.90", 1.0),
+        ("\\$18.90", "18.90", 1.0),
+        ("\\$18.90", "18.9", 1.0),
+        ("\\$18.90", "18.91", 0.0),
+        ("18.90", "$\\$18.90$", 1.0),
+        ("18.90", "\\boxed{\\$18.90}", 1.0),
+        ("18", "\\$18", 1.0),
+        ("18", "$18", 1.0),
+        ("18", "US$18", 1.0),
+        ("18", "€18", 1.0),
+        ("18", "$180", 0.0),
+        ("-5", "-\\$5", 1.0),
+        ("-5", "−5", 1.0),
+        ("\\$1,000.50", "1000.5", 1.0),
+        # Words around a number
+        ("18", "18 dollars", 1.0),
+        ("18", "18 dollars.", 1.0),
+        ("18", "180 dollars", 0.0),
+        ("18", "The answer is 18.", 1.0),
+        ("18", "it costs $18 each", 1.0),
+        ("36", "18 dollars each, so 36 dollars in total", 1.0),
+        ("18", "18 dollars each, so 36 dollars in total", 0.0),
+        ("27", "27 apples or 28 apples", 0.0),
+        ("28", "27 apples or 28 apples", 0.0),
+        ("\\frac{3}{4}", "3/4 of a mile", 1.0),
+        ("2\\sqrt{3}", "2\\sqrt{3} meters", 1.0),
+        ("2", "2\\sqrt{3} meters", 0.0),
+        ("2", "2*sqrt(3) meters", 0.0),
+        ("2", "2xyz", 0.0),
+        ("2", "log 2", 0.0),
+        # Emphasis
+        ("73", "**73**", 1.0),
+        ("**73**", "73", 1.0),
+        ("73", "*73*", 1.0),
+        ("73", "`73`", 1.0),
+        ("73", "_73_", 1.0),
+        ("73", "**74**", 0.0),
+        ("73", "**Answer:** 73", 1.0),
+        ("73", "The answer is **73**.", 1.0),
+        ("73", "**\\boxed{73}**", 1.0),
+        ("73", "**$73$**", 1.0),
+        ("23", "2**3", 0.0),
+        # The same text, whatever it is
+        ("no solution", "no solution", 1.0),
+        ("$", "$", 1.0),
+        ("27 or 28", "27 or 28", 1.0),
+        ("x" * 2 * MOST_CHARACTERS, "x" * 2 * MOST_CHARACTERS, 1.0),
     ],
 )
 def test_answers_are_compared_by_meaning(right: str, answer: str | None, share: float) -> None:
@@ -105,6 +153,20 @@ def test_answers_are_compared_by_meaning(right: str, answer: str | None, share: 
 def test_any_text_is_graded(answer: str) -> None:
     known = Math("math", Shelf(Path("x"), (), ()))
     assert known.verify(Problem("?", "27"), answer) in {0.0, 1.0}
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1, max_size=40))
+def test_the_same_text_is_right(answer: str) -> None:
+    assert Math("math", Shelf(Path("x"), (), ())).verify(Problem("?", answer), answer) == 1.0
+
+
+@settings(deadline=None)
+@given(st.integers(-(10**6), 10**6), st.sampled_from(["**{}**", "\\${}", "{} dollars", "$\\${}$", "`{}`", "it is {}."]))
+def test_what_surrounds_a_number_means_nothing(number: int, form: str) -> None:
+    known = Math("math", Shelf(Path("x"), (), ()))
+    assert known.verify(Problem("?", str(number)), form.format(number)) == 1.0
+    assert known.verify(Problem("?", form.format(number)), str(number + 1)) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -138,8 +200,9 @@ def test_the_split_is_by_question_and_every_record_comes_once(tmp_path: Path) ->
 
 
 def test_records_without_an_answer_are_left_out_aloud(tmp_path: Path) -> None:
-    path = as_lines(tmp_path / "p.jsonl", [AMC_23, {"problem": "?", "answer": ""}, {"problem": "!", "solution": "no"}])
-    with pytest.warns(UserWarning, match="2 of 3 records have no answer"):
+    empty = [{"answer": ""}, {"answer": None}, {"answer": float("nan")}, {"solution": "no"}]
+    path = as_lines(tmp_path / "p.jsonl", [AMC_23, *({"problem": "?", **fields} for fields in empty)])
+    with pytest.warns(UserWarning, match="4 of 5 records have no answer"):
         known = Math.load(path, test=True)
     assert [problem.answer for problem in known.problems.held_out] == ["27"]
 

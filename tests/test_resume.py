@@ -47,6 +47,7 @@ def test_killed_at_any_change_and_resumed_is_bitwise_the_same(tmp_path: Path, ki
     whole = files(tmp_path / "whole")
     assert [folder.name for folder in checkpoints(tmp_path / "whole/run")] == ["step-000002", "step-000003"]
     assert [line["step"] for line in whole["run/metrics.jsonl"]] == reports
+    assert all(line["gradient_norm"] > 0 for line in whole["run/metrics.jsonl"] if "loss" in line)
     for number, kill in enumerate(kills):
         made = files(tmp_path / str(number))
         assert made.keys() == whole.keys(), kill

@@ -32,7 +32,7 @@ SHAPE = Shape(layers=1, hidden=32, heads=2, kv_heads=1, head_dim=16, intermediat
 def config(out: Path, **changes: Any) -> SFTConfig:
     small = SFTConfig(
         out=out,
-        model=ModelOptions(shape=SHAPE),
+        model=ModelOptions(shape=SHAPE, bfloat16=False),
         steps=6,
         length=400,
         warmup=2,
@@ -137,7 +137,7 @@ def test_a_run_is_not_overwritten_and_not_invented(tmp_path: Path) -> None:
 
 def test_training_goes_on_from_a_folder(tmp_path: Path) -> None:
     first = train_sft(config(tmp_path / "first", steps=30, learning_rate=1e-2, evaluate_every=30, save_every=30))
-    train_sft(config(tmp_path / "second", model=ModelOptions(str(first)), steps=1, learning_rate=1e-4))
+    train_sft(config(tmp_path / "second", model=ModelOptions(str(first), bfloat16=False), steps=1, learning_rate=1e-4))
     assert losses(tmp_path / "second")[1] < losses(tmp_path / "first")[1] - 1
 
 

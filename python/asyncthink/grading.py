@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 from asyncthink.options import AGGREGATES, combine
@@ -21,9 +22,20 @@ class Unites(Protocol):
 def grade(task: Task, puzzle: Any, episode: Episode, aggregate: str | None = None) -> float:
     """``task.verify`` of :func:`final_answer`: the correct share in [0, 1], 0 where there is no answer.
 
-    Raises ValueError as :func:`final_answer` does.
+    Raises ValueError as :func:`final_answer` does, and where ``task.verify`` raises or returns no number; it names the
+    task and the answer. ImportError passes as it is.
     """
-    return task.verify(puzzle, final_answer(task, puzzle, episode, aggregate))
+    answer = final_answer(task, puzzle, episode, aggregate)
+    try:
+        share = task.verify(puzzle, answer)
+    except ImportError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"task: {task.name} cannot grade the answer {answer!r:.80}: {reason}") from error
+    if not isinstance(share, Real):
+        raise ValueError(f"task: expected a number from verify of {task.name}, got {share!r:.80}")
+    return float(share)
 
 
 def final_answer(task: Task, puzzle: Any, episode: Episode, aggregate: str | None = None) -> str | None:

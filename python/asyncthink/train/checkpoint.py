@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from asyncthink.protocol import PromptFormat
 from asyncthink.train.lora import FOLDER, has_lora, merged, save_adapter
+from asyncthink.train.steps import LeftOut, check_finite
 
 STATE_TENSORS = "training_state.safetensors"
 STATE_NUMBERS = "training_state.json"
@@ -28,11 +29,12 @@ STATE_NUMBERS = "training_state.json"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands: steps done, training tokens seen, seconds spent."""
+    """Where a run stands: steps done, training tokens seen, seconds spent, optimizer steps that moved nothing."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def save_model(
@@ -45,8 +47,10 @@ def save_model(
     """Write a folder that transformers and the sampler open; an existing one is replaced file by file.
 
     Adapters are added to the weights and also written alone, to ``folder/adapter``. ``settings`` are further entries
-    of ``asyncthink.json`` beside the prompts (task, suggested sampling).
+    of ``asyncthink.json`` beside the prompts (task, suggested sampling). Raises ValueError before it touches a file
+    when a weight is not finite.
     """
+    check_finite("weights", model.named_parameters())
     draft = _draft(folder)
     try:
         _write_model(draft, model, tokenizer, prompts, settings)
@@ -86,15 +90,19 @@ def _write_model(
 
 def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Add to a checkpoint folder what a resume needs besides the weights: moments, random state, progress."""
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    state = optimizer.state_dict()["state"]
-    tensors = {f"{key}.{names[index]}": value for index, entry in state.items() for key, value in entry.items()}
+    tensors = moments(model, optimizer)
     tensors["random"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random_cuda"] = torch.cuda.get_rng_state()
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / STATE_TENSORS)
-    numbers = {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds}
-    (folder / STATE_NUMBERS).write_text(json.dumps(numbers) + "\n", encoding="utf-8")
+    (folder / STATE_NUMBERS).write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
+
+
+def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What the optimizer holds of each trainable parameter, as ``kind.name of the parameter``."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    state = optimizer.state_dict()["state"]
+    return {f"{key}.{names[index]}": value for index, entry in state.items() for key, value in entry.items()}
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
@@ -112,7 +120,9 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
         key, _, parameter = name.partition(".")
         state.setdefault(names.index(parameter), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return Progress(**json.loads((folder / STATE_NUMBERS).read_text(encoding="utf-8")))
+    numbers = json.loads((folder / STATE_NUMBERS).read_text(encoding="utf-8"))
+    left_out = LeftOut(**numbers.pop("left_out", {}))  # a checkpoint of an earlier version has none
+    return Progress(**numbers, left_out=left_out)
 
 
 def save_checkpoint(
@@ -126,8 +136,11 @@ def save_checkpoint(
 ) -> Path:
     """Write ``out/step-N`` whole; of the older ones the newest stays.
 
-    Its appearance is the last change that is made, so a run is at its end when its last checkpoint is there.
+    Its appearance is the last change that is made, so a run is at its end when its last checkpoint is there. Raises
+    ValueError before it touches a file when a weight or a moment is not finite.
     """
+    check_finite("weights", model.named_parameters())
+    check_finite("moments", moments(model, optimizer).items())
     folder = out / f"step-{progress.step:06d}"
     draft = _draft(folder)
     try:

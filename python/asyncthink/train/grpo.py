@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
@@ -38,11 +39,11 @@ class Objective:
 
     def __post_init__(self) -> None:
         for name in ("clip_low", "clip_high", "kl"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < inf:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if self.normaliser not in NORMALISERS:
             raise ValueError(f"normaliser: expected one of {', '.join(NORMALISERS)}, got {self.normaliser!r}")
-        if self.constant <= 0:
+        if not 0 < self.constant < inf:
             raise ValueError(f"constant: expected more than 0, got {self.constant}")
 
     def weights(self, episodes: Sequence[Episode]) -> list[float]:

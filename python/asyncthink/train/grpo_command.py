@@ -14,6 +14,7 @@ from asyncthink.train.options import (
     Lora,
     LoraAlpha,
     LoraTargets,
+    MaxSkipped,
     Plot,
     Resume,
     Tensorboard,
@@ -63,6 +64,7 @@ def grpo(
     lora_targets: LoraTargets = "all-linear",
     checkpointing: Checkpointing = False,
     device: Device = "auto",
+    max_skipped: MaxSkipped = 5,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 10,
     export: Export = None,
     plot: Plot = False,
@@ -71,7 +73,8 @@ def grpo(
 ) -> None:
     """Learn to organize (or to solve alone) by group-relative policy optimisation."""
     from asyncthink.train.grpo import Objective
-    from asyncthink.train.grpo_loop import GRPOConfig, train_grpo
+    from asyncthink.train.grpo_config import GRPOConfig
+    from asyncthink.train.grpo_loop import train_grpo
     from asyncthink.train.loading import ModelOptions
     from asyncthink.train.rewards import RewardRule
 
@@ -109,6 +112,7 @@ def grpo(
         rule=RewardRule(format_error, eta_weight, eta_threshold, eta_reading, aggregate),  # type: ignore[arg-type]
         objective=Objective(clip_low, clip_high, kl, normaliser, constant or float(budget)),  # type: ignore[arg-type]
         save_every=save_every,
+        max_skipped=max_skipped,
         threads=threads,
         resume=resume,
         export=export,

@@ -7,9 +7,9 @@ uninterrupted one exactly (same thread count, same machine).
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,90 +22,35 @@ from asyncthink.sampler import ForkJoinSampler, SamplingParams
 from asyncthink.tasks import tasks
 from asyncthink.train.checkpoint import Progress, load_state, save_checkpoint, save_model
 from asyncthink.train.distributed import World, gradients
-from asyncthink.train.grpo import Objective, Terms, grpo_terms
-from asyncthink.train.loading import Loaded, ModelOptions, load, optimizer
+from asyncthink.train.grpo import Terms, grpo_terms
+from asyncthink.train.grpo_config import GRPOConfig
+from asyncthink.train.loading import Loaded, load, optimizer
 from asyncthink.train.logprobs import token_logprobs
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packing import IGNORED, pack
 from asyncthink.train.progress import Reporter
-from asyncthink.train.rewards import RewardRule
-from asyncthink.train.rollout import Rollout, drawn, figures, packs, questions, roll_out
+from asyncthink.train.rollout import Rollout, drawn, figures, measures, packs, questions, roll_out
 from asyncthink.train.runs import begin_run, find_run
-from asyncthink.train.schedule import check_decay, learning_rate
+from asyncthink.train.steps import Steps
 from asyncthink.train.traces import rows
 
-
-@dataclass(frozen=True, slots=True)
-class GRPOConfig:
-    """``steps`` updates on ``prompts`` questions x ``group`` episodes each, drawn at ``temperature``; no agent draws
-    more than ``budget`` tokens. ``minibatches``: optimizer steps on the episodes of one rollout. ``length``: tokens
-    of a packed batch, which bounds memory and changes nothing else; ``cached``: tokens that the sampler's K/V cache
-    holds (episodes that find no room wait). ``normalise``: divide advantages by the group's standard deviation.
-    The learning rate warms up, stays flat, then falls to zero over the last ``decay`` of the steps (:mod:`.schedule`).
-    Raises ValueError for numbers outside their range.
-    """
-
-    out: Path
-    model: ModelOptions
-    task: str = "countdown"
-    mode: str = "asyncthink"
-    pool: int = 4
-    context: str = "shared"
-    join: str = "exact"
-    budget: int = 1024
-    temperature: float = 1.0
-    prompts: int = 8
-    group: int = 8
-    steps: int = 100
-    minibatches: int = 1
-    length: int = 8192
-    cached: int = 65536
-    learning_rate: float = 1e-4
-    warmup: int = 5
-    decay: float = 0.0
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    seed: int = 0
-    normalise: bool = True
-    rule: RewardRule = field(default_factory=RewardRule)
-    objective: Objective = field(default_factory=Objective)
-    save_every: int = 10
-    threads: int = 1
-    resume: bool = False
-    export: Path | None = None
-    plot: bool = False
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "prompts", "minibatches", "length", "cached", "save_every", "budget"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.group < 2:
-            raise ValueError(f"group: expected at least 2 (an advantage is relative to the others), got {self.group}")
-        if self.prompts < self.minibatches:
-            raise ValueError(f"minibatches: expected at most {self.prompts} (a question each), got {self.minibatches}")
-        check_decay(self.decay)
-        if self.model.bfloat16:
-            raise ValueError("bfloat16: expected False: the sampler would draw in other numbers than the trainer's")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature: expected more than 0, got {self.temperature}")
-
-    def rate(self, step: int) -> float:
-        """Learning rate of step 0, 1, ..., ``steps`` - 1."""
-        return learning_rate(step, self.steps, self.learning_rate, self.warmup, self.decay)
+__all__ = ["GRPOConfig", "Trainer", "train_grpo"]
 
 
 def train_grpo(config: GRPOConfig) -> Path:
     """Run (or resume) the training; returns the folder of the last checkpoint.
 
     Writes ``out/config.json``, ``out/metrics.jsonl`` and ``out/step-N``. Raises ValueError for a bad configuration, for
-    an ``out`` that already holds a run without ``resume``, and for ``resume`` without one.
+    an ``out`` that already holds a run without ``resume``, for ``resume`` without one, and rather than save a weight
+    that is not finite; RuntimeError after ``max_skipped`` skipped steps in a row.
     """
     found = find_run(config.out, config.resume)
     if config.plot:
         import asyncthink.train.curve  # noqa: F401 - a missing package must not end a run at its first checkpoint
     with World.start(device_for(config.model.device)) as world:
         torch.set_num_threads(config.threads)
+        if config.model.bfloat16 == "auto":  # the sampler decodes in the dtype of the weights
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, bfloat16=False))
         trainer = Trainer(config, load(config.model, found), world, found)
         begin_run(config.out, config, world)
         return trainer.run()
@@ -124,6 +69,7 @@ class Trainer:
         use_packed_attention(self.model, moves=config.join != "exact")
         self.optimizer = optimizer(self.model, config.learning_rate, config.weight_decay)
         self.progress = load_state(newest, self.model, self.optimizer) if newest else Progress()
+        self.steps = Steps(self.optimizer, config.clip, config.max_skipped, self.progress.left_out)
         if self.progress.step >= config.steps:
             raise ValueError(f"steps: expected more than the {self.progress.step} that are done, got {config.steps}")
         if config.prompts % world.size:
@@ -159,7 +105,8 @@ class Trainer:
             for step in range(self.progress.step, config.steps):
                 values = self.step(step)
                 tokens = self.progress.tokens + round(values["total_tokens"] * values["episodes"])
-                self.progress = Progress(step + 1, tokens, before + time.perf_counter() - start)
+                seconds = before + time.perf_counter() - start
+                self.progress = Progress(step + 1, tokens, seconds, self.steps.left_out)
                 shown = "reward {reward:.3f} solved {solved:.0%} errors {format_errors:.0%} eta {eta:.2f}"
                 reporter.step(self.progress, values, shown.format(**values))
                 if self.progress.step % config.save_every == 0 or self.progress.step == config.steps:
@@ -176,17 +123,20 @@ class Trainer:
         rolled = time.perf_counter()
         losses = [self._update(part, config.rate(step)) for part in self._minibatches(groups)]
         self.sampler.refresh()
-        flat = [rollout for group in groups for rollout in group]
-        values = figures(flat) | _means(losses)
-        values |= {"seconds_rollout": rolled - clock, "seconds_update": time.perf_counter() - rolled}
-        values = _means(self.world.gather([values]))
-        return values | {"episodes": len(flat) * self.world.size, "learning_rate": config.rate(step)}
+        drew = figures(self.world.gather([measures(rollout) for group in groups for rollout in group]))
+        seconds = {"seconds_rollout": rolled - clock, "seconds_update": time.perf_counter() - rolled}
+        means = _means(self.world.gather([_means(losses) | seconds]))
+        counts = {"silent": self.steps.left_out.silent, "skipped": self.steps.left_out.skipped}
+        return drew | means | counts | {"learning_rate": config.rate(step)}
 
     def _minibatches(self, groups: Sequence[list[Rollout]]) -> list[list[Rollout]]:
-        """This process's episodes of each minibatch, perhaps none; a question's place decides, whoever drew it."""
+        """This process's episodes of each minibatch, perhaps none; a question's place decides, whoever drew it.
+
+        Episodes that are left out of their group are left out here.
+        """
         parts: list[list[Rollout]] = [[] for _ in range(self.config.minibatches)]
         for place, group in zip(self.world.mine(range(self.config.prompts)), groups, strict=True):
-            parts[place % self.config.minibatches] += group
+            parts[place % self.config.minibatches] += [rollout for rollout in group if rollout.usable]
         return parts
 
     def _update(self, rollouts: Sequence[Rollout], rate: float) -> dict[str, float]:
@@ -206,14 +156,14 @@ class Trainer:
             sums["loss"] += float(terms.loss.detach()) / divisor
             for name in ("clipped", "kl", "off_policy", "tokens"):
                 sums[name] += getattr(terms, name)
-        self.world.sum_(gradients(self.model.parameters()))
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         everyone = self.world.gather([sums])
         total = {name: sum(each[name] for each in everyone) for name in sums}
+        self.world.sum_(gradients(self.model.parameters()))
+        # A mean over no episode is none: the step is skipped, not silent.
+        loss = total["loss"] if divisor else math.nan
+        norm = self.steps.take(loss)
         means = {name: total[name] / max(1.0, total["tokens"]) for name in ("clipped", "kl", "off_policy")}
-        return {"loss": total["loss"], **means, "gradient_norm": float(norm)}
+        return {"loss": loss, **means, "gradient_norm": norm}
 
     def _terms(self, rollouts: Sequence[Rollout], weights: Sequence[float]) -> Terms:
         """The loss terms of some episodes in one packed batch."""

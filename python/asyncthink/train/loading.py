@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from asyncthink.auto_dtype import choose_dtype
 from asyncthink.chat import prompts_for
 from asyncthink.model_files import device_for, load_tokenizer, open_weights, saved_prompts
 from asyncthink.protocol import PromptFormat
@@ -45,7 +47,8 @@ class ModelOptions:
 
     Args:
         model: a folder or hub id; None: random weights of ``shape``, by ``seed``, with the number-level tokenizer.
-        bfloat16: multiply matrices in bfloat16 (autocast); all else stays in the weights' dtype.
+        bfloat16: multiply matrices in bfloat16 (autocast); all else stays in the weights' dtype. "auto": where that
+            is faster on this machine (:func:`asyncthink.auto_dtype.choose_dtype`).
         weights: dtype the weights are held in. "bfloat16" halves them, their gradients and their moments, but loses
             updates smaller than 1/256 of a weight; it is meant for LoRA, whose adapters are float32 all the same.
         lora: rank of the adapters; 0 trains all weights. ``lora_alpha``: None means twice the rank. ``lora_targets``:
@@ -53,13 +56,13 @@ class ModelOptions:
         checkpointing: keep only each layer's input for the backward pass and compute the rest again.
         device: "auto" (this process's GPU, else the CPU), "cpu" or "cuda".
 
-    Raises ValueError for a negative rank, an alpha that is not positive, an unknown dtype.
+    Raises ValueError for a negative rank, an alpha that is not positive, an unknown dtype, another ``bfloat16``.
     """
 
     model: str | None = None
     shape: Shape = field(default_factory=Shape)
     seed: int = 0
-    bfloat16: bool = True
+    bfloat16: bool | Literal["auto"] = "auto"
     weights: str = "float32"
     lora: int = 0
     lora_alpha: int | None = None
@@ -70,6 +73,8 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {self.weights!r}")
+        if not isinstance(self.bfloat16, bool) and self.bfloat16 != "auto":
+            raise ValueError(f"bfloat16: expected True, False or 'auto', got {self.bfloat16!r}")
         if self.lora < 0:
             raise ValueError(f"lora: expected a rank of at least 0, got {self.lora}")
         if self.lora_alpha is not None and self.lora_alpha < 1:
@@ -89,6 +94,12 @@ class Loaded:
     def autocast(self) -> AbstractContextManager[object]:
         """The numbers in which matrices are multiplied: bfloat16, or those of the weights."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+
+def bfloat16_for(options: ModelOptions) -> tuple[bool, str]:
+    """Whether "auto" means bfloat16 products for this model on this machine, and why, in one sentence."""
+    choice = choose_dtype(device_for(options.device), WEIGHTS[options.weights], use="training")
+    return choice.dtype is torch.bfloat16, choice.why
 
 
 def load(options: ModelOptions, resume: Path | None = None) -> Loaded:
@@ -111,7 +122,8 @@ def load(options: ModelOptions, resume: Path | None = None) -> Loaded:
         old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"  # renamed in transformers 5
         getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
     model.to(device)  # type: ignore[arg-type]
-    return Loaded(model.train(), tokenizer, prompts, device, options.bfloat16)
+    bfloat16 = bfloat16_for(options)[0] if options.bfloat16 == "auto" else options.bfloat16
+    return Loaded(model.train(), tokenizer, prompts, device, bfloat16)
 
 
 def _open(options: ModelOptions, path: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PromptFormat]:

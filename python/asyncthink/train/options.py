@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-Bfloat16 = Annotated[bool, typer.Option(help="Multiply matrices in bfloat16.")]
+Bfloat16 = Annotated[
+    bool | None,
+    typer.Option("--bfloat16/--no-bfloat16", help="Multiply matrices in bfloat16; where it is faster if absent."),
+]
+MaxSkipped = Annotated[
+    int, typer.Option(help="Steps in a row without a finite loss and gradient that stop the training.")
+]
 Weights = Annotated[str, typer.Option(help="Dtype the weights are held in: float32, or bfloat16 (for LoRA).")]
 Lora = Annotated[int, typer.Option(help="Rank of LoRA adapters; 0 trains all weights.")]
 LoraAlpha = Annotated[int | None, typer.Option(help="Scale of the adapters; twice the rank if absent.")]

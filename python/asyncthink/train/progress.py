@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -21,9 +22,9 @@ ALONE = World()
 class Reporter:
     """Appends reports to ``metrics.jsonl``; those after ``first_step`` (of an interrupted run) are dropped first.
 
-    Each line has ``step``, ``tokens``, ``seconds`` and the figures of the report. ``tensorboard`` also writes the
-    figures as event files in the folder ``tensorboard`` beside. Of several processes only the main one writes and
-    speaks.
+    Each line has ``step``, ``tokens``, ``seconds`` and the figures of the report; one that is not finite is null, for
+    JSON has no NaN. ``tensorboard`` also writes the finite figures as event files in the folder ``tensorboard``
+    beside. Of several processes only the main one writes and speaks.
 
     Raises ValueError when a line of the file, other than a half-written last one, is no report; ImportError when
     TensorBoard is asked for and not installed.
@@ -89,12 +90,14 @@ class Reporter:
     def _write(self, progress: checkpoint.Progress, figures: dict[str, Any]) -> None:
         if self._file is None:
             return
+        figures = finite(figures)
         line = {"step": progress.step, "tokens": progress.tokens, "seconds": round(progress.seconds, 2), **figures}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         if self._events is not None:
             for name, value in flat(figures):
-                self._events.add_scalar(name, value, progress.step)
+                if value is not None:
+                    self._events.add_scalar(name, value, progress.step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -115,7 +118,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return made
 
 
-def flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def finite(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures with None in place of each number that is not finite.
+
+    >>> finite({"loss": float("nan"), "held_out": {"solo/exact": 0.5}})
+    {'loss': None, 'held_out': {'solo/exact': 0.5}}
+    """
+    return {
+        name: finite(value) if isinstance(value, dict) else value if math.isfinite(value) else None
+        for name, value in figures.items()
+    }
+
+
+def flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
     """(name, number) of every figure; names of nested ones are joined by slashes.
 
     >>> dict(flat({"loss": 2.0, "held_out": {"solo/exact": 0.5}}))

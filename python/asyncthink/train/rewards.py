@@ -52,7 +52,7 @@ class RewardRule:
     concurrency ratio above which more is not rewarded; ``reading``: which ratio (:func:`eta`); ``aggregate``: how
     ``parallel`` traces become one answer (:func:`asyncthink.grading.final_answer`).
 
-    Raises ValueError for a weight below 0 or a threshold outside (0, 1].
+    Raises ValueError for a format error that is not finite, a weight below 0 or a threshold outside (0, 1].
     """
 
     format_error: float = -0.5
@@ -62,7 +62,9 @@ class RewardRule:
     aggregate: str | None = None
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
+        if not math.isfinite(self.format_error):
+            raise ValueError(f"format_error: expected a finite number, got {self.format_error}")
+        if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight: expected at least 0, got {self.weight}")
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold: expected a ratio in (0, 1], got {self.threshold}")
@@ -103,16 +105,22 @@ def advantages(rewards: Sequence[float], normalise: bool = True) -> list[float]:
     """Group-relative advantages: ``A_g = (R_g - mean) / std``, over the G episodes of one question.
 
     Without ``normalise`` the division is left out (Dr. GRPO, arXiv 2503.20783). A group without differences has
-    advantages of 0. Raises ValueError for an empty group.
+    advantages of 0. A reward that is not finite has no say in those of the others and an advantage of 0 itself. Raises
+    ValueError for an empty group.
 
     >>> advantages([1.0, 0.0]), advantages([1.0, 1.0]), advantages([1.0, 0.0], normalise=False)
     ([1.0, -1.0], [0.0, 0.0], [0.5, -0.5])
+    >>> advantages([1.0, float("nan"), 0.0])
+    [1.0, 0.0, -1.0]
     """
     if not rewards:
         raise ValueError("rewards: expected a group of at least one episode, got none")
-    mean = fmean(rewards)
-    apart = [reward - mean for reward in rewards]
-    spread = math.sqrt(fmean(a * a for a in apart))
+    known = [reward for reward in rewards if math.isfinite(reward)]
+    if not known:
+        return [0.0] * len(rewards)
+    mean = fmean(known)
+    apart = [reward - mean if math.isfinite(reward) else 0.0 for reward in rewards]
+    spread = math.sqrt(math.fsum(a * a for a in apart) / len(known))
     if spread < 1e-8:
         return [0.0] * len(rewards)
     return [a / spread for a in apart] if normalise else apart

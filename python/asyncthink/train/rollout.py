@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite, nan
 from statistics import fmean
 from typing import Any
 
@@ -19,11 +20,16 @@ from asyncthink.train.rewards import Reward, RewardRule, advantages
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One episode of a group, its reward and its group-relative advantage: one for the organizer and its workers."""
+    """One episode of a group, its reward and its group-relative advantage: one for the organizer and its workers.
+
+    Not ``usable``: the episode is left out of the update, for its reward or a log-probability it was drawn with is not
+    finite, or fewer than two of its group are left.
+    """
 
     episode: Episode
     reward: Reward
     advantage: float
+    usable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,8 @@ def roll_out(
     """``group`` episodes of each question, all decoded together; one list per question.
 
     Advantages are those of whole episodes within their group (:func:`.rewards.advantages`), taken before any episode
-    is cut into rows. Episode g of a question draws with seed ``question.seed + g``.
+    is cut into rows; they are relative to the usable ones (:class:`Rollout`). Episode g of a question draws with seed
+    ``question.seed + g``.
     """
     prompts = [question.task.prompt(question.puzzle) for question in asked for _ in range(group)]
     seeds = [(question.seed + number) % 2**64 for question in asked for number in range(group)]
@@ -65,25 +72,67 @@ def roll_out(
     for number, question in enumerate(asked):
         drawn = episodes[number * group : (number + 1) * group]
         rewards = [rule(question.task, question.puzzle, episode) for episode in drawn]
-        each = advantages([reward.total for reward in rewards], normalise)
-        made.append([Rollout(*parts) for parts in zip(drawn, rewards, each, strict=True)])
+        made.append(graded(drawn, rewards, normalise))
     return made
 
 
-def figures(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Means over episodes, each term of the reward apart, for the log of a step."""
-    episodes, rewards = [r.episode for r in rollouts], [r.reward for r in rollouts]
+def graded(episodes: Sequence[Episode], rewards: Sequence[Reward], normalise: bool = True) -> list[Rollout]:
+    """One group with its advantages, and which of its episodes are usable (:class:`Rollout`)."""
+    known = [
+        reward.total if finite_logprobs(episode) else nan for episode, reward in zip(episodes, rewards, strict=True)
+    ]
+    each = advantages(known, normalise)
+    enough = sum(map(isfinite, known)) >= 2
+    return [
+        Rollout(episode, reward, advantage, enough and isfinite(total))
+        for episode, reward, advantage, total in zip(episodes, rewards, each, known, strict=True)
+    ]
+
+
+def finite_logprobs(episode: Episode) -> bool:
+    """Whether every token that an agent drew has a finite log-probability."""
+    return all(
+        isfinite(logp)
+        for trace in episode.traces
+        for logp, own in zip(trace.logprobs, trace.sampled, strict=True)
+        if own
+    )
+
+
+def measures(rollout: Rollout) -> dict[str, float]:
+    """The figures of one episode, each term of the reward apart."""
+    episode, reward = rollout.episode, rollout.reward
     return {
-        "reward": fmean(r.total for r in rewards),
-        "accuracy": fmean(r.accuracy for r in rewards),
-        "solved": fmean(r.accuracy >= 1 for r in rewards),
-        "eta": fmean(r.eta for r in rewards),
-        "concurrency_reward": fmean(r.concurrency for r in rewards),
-        "format_errors": fmean(r.broken for r in rewards),
-        "critical_path_tokens": fmean(e.critical_path_tokens for e in episodes),
-        "total_tokens": fmean(e.total_tokens for e in episodes),
-        "forks": fmean(e.forks for e in episodes),
+        "reward": reward.total,
+        "accuracy": reward.accuracy,
+        "solved": reward.accuracy >= 1,
+        "eta": reward.eta,
+        "concurrency_reward": reward.concurrency,
+        "format_errors": reward.broken,
+        "critical_path_tokens": episode.critical_path_tokens,
+        "total_tokens": episode.total_tokens,
+        "forks": episode.forks,
+        "rewards_not_finite": not isfinite(reward.total),
+        "logprobs_not_finite": not finite_logprobs(episode),
+        "left_out": not rollout.usable,
     }
+
+
+COUNTS = ("rewards_not_finite", "logprobs_not_finite", "left_out")
+
+
+def figures(episodes: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The log of a step from the :func:`measures` of all its episodes.
+
+    Means over episodes, of the finite values where some are not (NaN where none is); the sums of :data:`COUNTS`; and
+    the number of ``episodes``.
+    """
+    made: dict[str, float] = {"episodes": len(episodes)}
+    for name in episodes[0]:
+        values = [episode[name] for episode in episodes]
+        finite = [value for value in values if isfinite(value)]
+        made[name] = sum(values) if name in COUNTS else fmean(finite) if finite else nan
+    return made
 
 
 def packs(rollouts: Sequence[Rollout], kept: Sequence[int], length: int) -> list[list[int]]:

@@ -18,6 +18,15 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: float)
     return peak * warm * (1 - math.sqrt(done))
 
 
+def check_rates(learning_rate: float, weight_decay: float, clip: float) -> None:
+    """Raises ValueError for a rate or weight decay below 0 or without end, and for a clip that is not above 0."""
+    for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
+    if not clip > 0:
+        raise ValueError(f"clip: expected more than 0, got {clip}")
+
+
 def check_decay(decay: float) -> None:
     """Raises ValueError for a share outside [0, 1]."""
     if not 0 <= decay <= 1:

@@ -6,13 +6,13 @@ uninterrupted one exactly (same thread count, same machine).
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from asyncthink.model_files import device_for
 from asyncthink.tasks import tasks
@@ -23,9 +23,11 @@ from asyncthink.train.loading import Loaded, ModelOptions, load, optimizer
 from asyncthink.train.logprobs import token_logprobs
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packing import IGNORED
+from asyncthink.train.precision import settle
 from asyncthink.train.progress import Reporter
 from asyncthink.train.runs import begin_run, find_run
-from asyncthink.train.schedule import check_decay, learning_rate
+from asyncthink.train.schedule import check_decay, check_rates, learning_rate
+from asyncthink.train.steps import Steps
 from asyncthink.train.traces import Cutter, Mixture
 
 
@@ -36,6 +38,7 @@ class SFTConfig:
     The learning rate warms up, stays flat, then falls to zero over the last ``decay`` of the steps (:mod:`.schedule`).
     Several processes share the batches of a step, so their number changes nothing but rounding. ``export``: a
     folder that always holds the newest weights. ``plot``: draw ``out/curve.png`` with every checkpoint.
+    ``max_skipped``: steps in a row whose loss or gradient is not finite that stop the run (:mod:`.steps`).
     """
 
     out: Path
@@ -53,6 +56,7 @@ class SFTConfig:
     decay: float = 0.3
     weight_decay: float = 0.05
     clip: float = 1.0
+    max_skipped: int = 5
     evaluate_every: int = 500
     evaluate_episodes: int = 60
     save_every: int = 250
@@ -66,10 +70,11 @@ class SFTConfig:
 
     def __post_init__(self) -> None:
         positive = ("steps", "batches", "length", "evaluate_every", "evaluate_episodes", "save_every", "log_every")
-        for name in (*positive, "threads"):
+        for name in (*positive, "threads", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         check_decay(self.decay)
+        check_rates(self.learning_rate, self.weight_decay, self.clip)
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0, 1, ..., ``steps`` - 1."""
@@ -81,7 +86,8 @@ def train_sft(config: SFTConfig) -> Path:
 
     Writes ``out/config.json``, ``out/metrics.jsonl`` and ``out/step-N``, in the first process alone where torchrun
     started several. Raises ValueError for a bad configuration, for an ``out`` that already holds a run without
-    ``resume``, and for ``resume`` without one.
+    ``resume``, for ``resume`` without one, and rather than save a weight that is not finite; RuntimeError after
+    ``max_skipped`` skipped steps in a row.
     """
     found = find_run(config.out, config.resume)
     if config.plot:
@@ -90,6 +96,8 @@ def train_sft(config: SFTConfig) -> Path:
         if config.batches < world.size:
             raise ValueError(f"batches: expected one for each of {world.size} processes or more, got {config.batches}")
         torch.set_num_threads(config.threads)
+        model, why = settle(config.model, config.out, config.resume, world)
+        config = dataclasses.replace(config, model=model)
         loaded = load(config.model, found)
         _check_append(config, loaded)
         use_packed_attention(loaded.model, moves=config.mixture.append > 0)
@@ -101,7 +109,8 @@ def train_sft(config: SFTConfig) -> Path:
         if progress.step >= config.steps:
             raise ValueError(f"steps: expected more than the {progress.step} that are done, got {config.steps}")
         begin_run(config.out, config, world)
-        return _loop(config, world, loaded, cutter, adam, progress)
+        steps = Steps(adam, config.clip, config.max_skipped, progress.left_out)
+        return _loop(config, world, loaded, cutter, steps, progress, why)
 
 
 def _check_append(config: SFTConfig, loaded: Loaded) -> None:
@@ -112,16 +121,18 @@ def _check_append(config: SFTConfig, loaded: Loaded) -> None:
 
 
 def _loop(
-    config: SFTConfig, world: World, loaded: Loaded, cutter: Cutter, adam: torch.optim.AdamW, progress: Progress
+    config: SFTConfig, world: World, loaded: Loaded, cutter: Cutter, steps: Steps, progress: Progress, why: str
 ) -> Path:
     episodes = held_out_episodes(cutter, config.seed, config.evaluate_episodes) if world.is_main else []
     before, start = progress.seconds, time.perf_counter()
     folder = config.out
     metrics = config.out / "metrics.jsonl"
     with Reporter(metrics, config.steps, progress.step, world, config.tensorboard) as reporter:
+        reporter.say(why)
         for step in range(progress.step, config.steps):
-            figures, tokens = update(config, world, loaded, cutter, adam, step)
-            progress = Progress(step + 1, progress.tokens + tokens, before + time.perf_counter() - start)
+            figures, tokens = update(config, world, loaded, cutter, steps, step)
+            seconds = before + time.perf_counter() - start
+            progress = Progress(step + 1, progress.tokens + tokens, seconds, steps.left_out)
             last = progress.step == config.steps
             if last or progress.step == 1 or progress.step % config.log_every == 0:
                 shown = f"loss {figures['loss']:.4f} norm {figures['gradient_norm']:.2f}"
@@ -130,12 +141,12 @@ def _loop(
                 held_out = evaluate(loaded.model, episodes, loaded.tokenizer, loaded.device)
                 reporter.note(progress, {"held_out": held_out}, _shown(progress.step, held_out))
             if last or progress.step % config.save_every == 0:
-                folder = _save(config, world, loaded, adam, progress)
+                folder = _save(config, world, loaded, steps.optimizer, progress)
     return folder
 
 
 def update(
-    config: SFTConfig, world: World, loaded: Loaded, cutter: Cutter, adam: torch.optim.AdamW, step: int
+    config: SFTConfig, world: World, loaded: Loaded, cutter: Cutter, steps: Steps, step: int
 ) -> tuple[dict[str, float], int]:
     """One optimizer step; returns its figures, and how many tokens all processes trained on.
 
@@ -143,7 +154,7 @@ def update(
     process computed them.
     """
     rate = config.rate(step)
-    for group in adam.param_groups:
+    for group in steps.optimizer.param_groups:
         group["lr"] = rate
     totals = torch.zeros(3, dtype=torch.float64)  # loss, learned tokens, tokens
     for number in world.mine(range(step * config.batches, (step + 1) * config.batches)):
@@ -158,19 +169,20 @@ def update(
     world.sum_([*made, totals])
     loss_sum, learned_sum, tokens = totals.tolist()
     for gradient in made:
-        gradient /= learned_sum
-    norm = nn.utils.clip_grad_norm_(loaded.model.parameters(), config.clip)
-    adam.step()
-    adam.zero_grad(set_to_none=True)
+        gradient /= max(1.0, learned_sum)
+    loss = loss_sum / max(1.0, learned_sum)
+    norm = steps.take(loss)
     figures = {
-        "loss": round(loss_sum / learned_sum, 5),
-        "gradient_norm": round(float(norm), 4),
+        "loss": round(loss, 5),
+        "gradient_norm": round(norm, 4),
         "learning_rate": rate,
+        "silent": steps.left_out.silent,
+        "skipped": steps.left_out.skipped,
     }
     return figures, int(tokens)
 
 
-def _save(config: SFTConfig, world: World, loaded: Loaded, adam: torch.optim.AdamW, progress: Progress) -> Path:
+def _save(config: SFTConfig, world: World, loaded: Loaded, adam: torch.optim.Optimizer, progress: Progress) -> Path:
     folder = config.out
     if world.is_main:
         settings = {"task": config.task, "sampling": config.sampling}

@@ -1,0 +1,94 @@
+"""Optimizer steps, without those that have no gradient and those that would break the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Optimizer steps of a run that moved nothing: silent ones, skipped ones, and skipped ones since the last taken."""
+
+    silent: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+class Steps:
+    """Takes the optimizer steps of a run.
+
+    A step is *silent* when its gradient is 0: no episode had an advantage, or all ratios were clipped. It is *skipped*
+    when its loss or its gradient norm is not finite. Both leave weights, moments and AdamW's count of steps as they
+    are, so neither weight decay nor momentum moves a weight without a gradient. The learning rate is a function of the
+    run's step and goes on.
+
+    Args:
+        optimizer: whose parameters are clipped and stepped.
+        clip: the largest gradient norm; larger ones are scaled down to it.
+        max_skipped: skipped steps in a row that stop the run.
+        left_out: the counts of the run so far.
+
+    >>> weight = nn.Parameter(torch.ones(1))
+    >>> steps = Steps(torch.optim.SGD([weight], lr=0.5), clip=1.0)
+    >>> weight.grad = torch.tensor([float("nan")])
+    >>> steps.take(loss=2.0), float(weight), steps.left_out
+    (nan, 1.0, LeftOut(silent=0, skipped=1, skipped_in_a_row=1))
+    >>> weight.grad = torch.tensor([0.5])
+    >>> steps.take(loss=2.0), float(weight)
+    (0.5, 0.75)
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip: float,
+        max_skipped: int = 5,
+        left_out: LeftOut | None = None,
+    ) -> None:
+        self.optimizer, self.clip, self.max_skipped = optimizer, clip, max_skipped
+        self.left_out = left_out or LeftOut()
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def take(self, loss: float) -> float:
+        """Clip the gradients and step where that is sound; returns the norm before clipping. No gradient is left.
+
+        Where several processes train one model, each must be given the loss and the gradients of all of them. Sums are
+        the same bits in every process, so all of them decide alike.
+
+        Raises RuntimeError at the ``max_skipped``-th skipped step in a row.
+        """
+        norm = float(nn.utils.clip_grad_norm_(self._parameters, self.clip))
+        silent, skipped, row = self.left_out.silent, self.left_out.skipped, self.left_out.skipped_in_a_row
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.left_out = LeftOut(silent, skipped + 1, row + 1)
+        elif norm == 0:
+            self.left_out = LeftOut(silent + 1, skipped, row)
+        else:
+            self.optimizer.step()
+            self.left_out = LeftOut(silent, skipped, 0)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.left_out.skipped_in_a_row >= self.max_skipped:
+            raise RuntimeError(
+                f"training: expected a finite loss and gradient, got loss {loss} and gradient norm {norm}; "
+                f"{self.left_out.skipped_in_a_row} steps in a row were skipped (max_skipped). "
+                "The weights are those of the last step that was taken"
+            )
+        return norm
+
+
+def check_finite(what: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises ValueError where a tensor of the pairs ``(name, tensor)`` holds a NaN or infinity; names the first one."""
+    count, broken = 0, []
+    for name, tensor in tensors:
+        count += 1
+        if not bool(torch.isfinite(tensor).all()):
+            broken.append(name)
+    if broken:
+        raise ValueError(
+            f"{what}: expected finite numbers, got NaN or infinity in {broken[0]} ({len(broken)} of {count} tensors)"
+        )
