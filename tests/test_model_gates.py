@@ -42,7 +42,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("rwkv", {"attention_hidden_size": 64}, RECURRENT),
     ("diffllama", _GROUPED, "must call attention exactly once in each of its 2 layers, got 4 calls from 2 modules"),
     ("phimoe", {**_SLIDING, **_EXPERTS}, "masks a sliding window of 4 tokens without telling its attention"),
-    ("qwen2_moe", {**_SLIDING, **_EXPERTS}, "layer 0 is sliding_attention but passes sliding_window=None"),
+    ("qwen2_moe", {**_SLIDING, **_EXPERTS}, "masks a sliding window of 4 tokens without telling its attention, in"),
     ("bert", {"intermediate_size": 64}, "is not a decoder: its attention looks in both directions"),
     ("bart", _BART, "it ignores position_ids, or something besides attention mixes the rows"),
     ("doge", _GROUPED, "brings its own mask; only causal and sliding-window attention can be served"),
@@ -131,7 +131,7 @@ def test_keywords_dropped_or_refused_by_a_model_do_not_matter() -> None:
     assert Decoder(tiny("stablelm"), num_pages=4)._borrowed.takes_step
     strict = tiny("qwen3")
     forward = strict.forward
-    strict.forward = lambda input_ids, position_ids, use_cache, return_dict: forward(  # type: ignore[method-assign]
+    strict.forward = lambda input_ids, position_ids=None, use_cache=None, return_dict=None: forward(  # type: ignore[method-assign]
         input_ids=input_ids, position_ids=position_ids, use_cache=use_cache, return_dict=return_dict
     )
     decoder = Decoder(strict, num_pages=4)

@@ -132,7 +132,7 @@ def feed(decoder: Decoder, *work: tuple[Branch, Tensor]) -> list[Tensor]:
     """One step with the given new tokens of each branch -> logits [n,V] of each."""
     plan = decoder.cache.plan([(branch, len(new)) for branch, new in work])
     ids = torch.cat([new for _, new in work])
-    logits = decoder.forward(ids, plan, torch.arange(len(ids)))
+    logits = decoder.forward(ids, plan, torch.arange(len(ids), device="cpu"))
     return list(logits.split([len(new) for _, new in work]))
 
 

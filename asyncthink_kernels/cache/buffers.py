@@ -134,7 +134,8 @@ class PlanBuffers:
         ValueError, with nothing written, where a tensor is not on the CPU, has another dtype or does not fit.
         """
         size = self._check(plan, tokens)
-        host = torch.empty(len(self._memory), dtype=torch.uint8, pin_memory=self._memory.is_cuda)
+        pinned = self._memory.is_cuda
+        host = torch.empty(len(self._memory), dtype=torch.uint8, device="cpu", pin_memory=pinned)
         raw = host.numpy()
         room = {f.name: raw[f.begin : f.end].view(f.on_host).reshape(f.shape) for f in self._layout}
         for name in ("slots", "positions", "row_ptr", "shifts", "items", "pages", "entries"):

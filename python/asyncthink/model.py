@@ -6,7 +6,7 @@ Letters: T rows (tokens) of a step, N rows to draw from or tokens of a span, V v
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from asyncthink.model_compile import CompiledModel
 from asyncthink.model_explain import explain
 from asyncthink.model_files import load_network
-from asyncthink.model_gates import check_kind, record_layers, text_config, vocabulary
+from asyncthink.model_gates import check_kind, padding_token, vocabulary
 from asyncthink.model_graph import CaptureError, CudaRecorder, Rerun, StepGraphs
 from asyncthink.model_hook import BorrowedModel, DecoderError
+from asyncthink.model_layers import record_layers
 from asyncthink.model_memory import chunk_for, num_pages_for
 from asyncthink.model_pack import packed_linears
 from asyncthink.model_probe import check_packed_fork
@@ -36,8 +37,12 @@ class Decoder:
 
     The model is used where it lies: weights shared, never copied; its training mode, attention implementation and
     gradients are the same after a call as before. A model in training mode runs in evaluation mode for the length of a
-    call, so that dropout is off. Building a Decoder runs four small forward passes that prove that the model gives its
-    own logits this way; DecoderError says why one cannot be served.
+    call, so that dropout is off. Building a Decoder runs six small forward passes that prove that the model gives the
+    logits of ``model(input_ids)`` this way; DecoderError says why one cannot be served.
+
+    Passes compute in the dtype of the weights on the model's device, whatever autocast, default dtype or default device
+    the caller has set. A module that torch.compile wrapped is unwrapped: ``compile`` alone says whether steps are
+    compiled.
 
     Attributes:
         cache: the :class:`TreeCache` that makes branches and plans.
@@ -47,7 +52,9 @@ class Decoder:
             that was asked for and cannot be; under ``"pack"`` why linear layers run on their weights as they lie.
         linears: the packed linear layers (:class:`asyncthink.model_pack.PackedLinears`), or None.
         graphs: the captured decode steps (:class:`asyncthink.model_graph.StepGraphs`); None: every step runs eagerly.
-        max_length: positions this model can take; None where there is no hard limit.
+        max_length: positions this model can take, the length that a context may have: the rows of a table of positions,
+            or the length at which RoPE changes (dynamic, longrope). None where nothing ends them: RoPE is computed
+            beyond ``max_position_embeddings``, too.
 
     Args:
         model: a transformers causal LM, on one device.
@@ -56,6 +63,7 @@ class Decoder:
             the free memory.
         chunk: tokens of a node that make one attention item; default 512, on a GPU by the heads of the model
             (:func:`asyncthink_kernels.tuning.chunk_tokens`).
+        progress: called with a short phrase when a part of the building begins, which may take seconds.
         graphs: capture decode steps as CUDA graphs; None: on a GPU. True on the CPU captures nothing, but runs decode
             steps from the same static buffers: for tests. A model whose steps cannot be captured runs eagerly, with
             one RuntimeWarning that says why. After a change of the model call :meth:`refresh`.
@@ -91,22 +99,28 @@ class Decoder:
         graphs: bool | None = None,
         compile: bool | str = False,
         pack: bool | None = None,
+        progress: Callable[[str], None] | None = None,
     ) -> None:
+        say = progress or (lambda what: None)
+        model = getattr(model, "_orig_mod", model)
         TreeCache(1, page_size, chunk or page_size)  # refuses sizes that cannot be, before the model is run
+        say("checking the model")
         kind = check_kind(model)
         self._borrowed = BorrowedModel(model)
         self.device = next(model.parameters()).device
         changing = length_dependent(model)
-        trained = getattr(text_config(model), "max_position_embeddings", None)
-        limit = trained if changing is None else changing[1]
-        layers = record_layers(self._borrowed, kind, last_position=None if limit is None else limit - 1)
+        layers = record_layers(self._borrowed, kind, changes_at=None if changing is None else changing[1])
+        self.max_length = layers.max_length
+        self._ends = layers.calls[0].module, layers.calls[-1].module
+        self._made_for = _weights(self._ends)
+        say("packing linear layers")
         self.linears, unpacked = packed_linears(model, pack)
         self._borrowed.linears = self.linears
+        say("comparing with the model's own logits")
         check_packed_fork(self._borrowed, layers, kind, page_size)
 
         rotaries: tuple[Rotary, ...] | None = None
         self.why_not: dict[str, str] = {}
-        self.max_length: int | None = None
         try:
             if changing is not None:
                 raise NotRotaryError(f"its {changing[0]} RoPE changes in texts longer than {changing[1]} tokens")
@@ -114,9 +128,9 @@ class Decoder:
             rotaries = find_rotaries(model, keys, values, layers.positions)
         except NotRotaryError as error:
             self.why_not = dict.fromkeys(("append", "link"), f"{kind} can only join exactly: {error}")
-            self.max_length = limit
         self.join_modes = tuple(mode for mode in JOIN_MODES if mode not in self.why_not)
 
+        say("reserving the cache")
         token_bytes = sum(s.kv_heads * (s.head_dim + s.v_head_dim) for s in layers.shapes) * layers.dtype.itemsize
         num_pages = num_pages_for(num_pages, memory_bytes, page_size, token_bytes, self.device)
         self.cache = TreeCache(num_pages, page_size, chunk or chunk_for(model, layers, page_size, self.device))
@@ -125,6 +139,7 @@ class Decoder:
         if self.linears is None and pack is None:
             self.why_not["pack"] = unpacked
         self._vocabulary = vocabulary(model)
+        self._unplaced = padding_token(model) if self._borrowed.first_position else None
         self._kind = kind
         if compile:
             self._borrowed.compiled = CompiledModel(model, "inductor" if compile is True else compile)
@@ -153,9 +168,7 @@ class Decoder:
         are missing or broken, and a model that cannot be served.
         """
         network = load_network(path, revision=revision, device=device, dtype=dtype, progress=progress)
-        if progress is not None:
-            progress("checking the model")
-        decoder = cls(network.model, **options)
+        decoder = cls(network.model, progress=progress, **options)
         decoder.why_device, decoder.why_dtype = network.why_device, network.why_dtype
         return decoder
 
@@ -186,7 +199,9 @@ class Decoder:
         tokens, plan and rows do not fit together, before anything is written.
         """
         T = plan.slots.shape[0]
-        rows = torch.as_tensor(logits_rows, dtype=torch.int64)
+        rows = logits_rows if isinstance(logits_rows, Tensor) else torch.tensor(logits_rows, device="cpu")
+        rows = rows.to(torch.int64)  # of no rows torch makes floats
+        self._check_weights()
         self._check_step(tokens, plan, rows, T)
         if self.graphs is not None and self.graphs.takes(plan, rows):
             try:
@@ -200,9 +215,11 @@ class Decoder:
     def refresh(self) -> None:
         """The model was changed: captured steps are forgotten where its weights lie elsewhere now, packed weights all.
 
-        Weights that changed where they lie are seen anyway. For other changes of the model see :attr:`graphs`. K and V
-        in the cache are those of the old weights: release their branches.
+        DecoderError where the weights have another dtype or device now: the cache has those of before, so that takes a
+        new Decoder. Weights that changed where they lie are seen anyway. For other changes of the model see
+        :attr:`graphs`. K and V in the cache are those of the old weights: release their branches.
         """
+        self._check_weights()
         if self.graphs is not None:
             self.graphs.refresh()
         if self.linears is not None:
@@ -238,6 +255,19 @@ class Decoder:
             )
         return logits
 
+    def _check_weights(self) -> None:
+        """DecoderError after ``model.to(...)``. Two layers are looked at, since a look at all would cost every step."""
+        now = _weights(self._ends)
+        if now != self._made_for:
+            kinds = [
+                " and ".join(dict.fromkeys(f"{dtype} on {device}" for dtype, device in w))
+                for w in (now, self._made_for)
+            ]
+            raise DecoderError(
+                f"{self._kind}: the weights are {kinds[0]} now, but this Decoder was made for {kinds[1]}; move the model "
+                "back, or make a new Decoder (refresh() is for weights that changed their values)"
+            )
+
     def _check_step(self, tokens: Tensor, plan: StepPlan, rows: Tensor, T: int) -> None:
         if tokens.dtype != torch.int64 or tuple(tokens.shape) != (T,):
             raise ValueError(
@@ -250,5 +280,15 @@ class Decoder:
             raise ValueError(
                 f"tokens must be ids in [0, {self._vocabulary}), got {int(tokens.min())}..{int(tokens.max())}"
             )
+        if self._unplaced is not None and tokens.device.type == "cpu" and self._unplaced in tokens:
+            raise ValueError(
+                f"tokens: expected no padding, to which this model gives no position of its own, got {self._unplaced}"
+            )
         if self.max_length is not None and int(plan.positions.max()) >= self.max_length:
             raise ValueError(f"this model takes {self.max_length} positions, got position {int(plan.positions.max())}")
+
+
+def _weights(modules: Iterable[nn.Module]) -> str:
+    """Dtype and device of the first weight of each module that has one."""
+    weights = [next(module.parameters(), None) for module in modules]
+    return " and ".join(dict.fromkeys(f"{one.dtype} on {one.device}" for one in weights if one is not None))

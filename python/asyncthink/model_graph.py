@@ -111,7 +111,7 @@ class _StaticStep:
         self._attention = attention
         self._buffers = PlanBuffers(capacity, attention.device)
         self._turns = attention.turns()
-        self._shifts = torch.zeros(capacity.shifts, dtype=torch.int32)
+        self._shifts = torch.zeros(capacity.shifts, dtype=torch.int32, device="cpu")
         self.rows = torch.arange(capacity.rows, device=attention.device)
         self.replay: Work | None = None
 
@@ -168,7 +168,7 @@ class StepGraphs:
         T = len(plan.slots)
         if not len(rows) == T <= MAX_ROWS or rows.device.type != "cpu" or plan.slots.device.type != "cpu":
             return False
-        return torch.equal(rows, torch.arange(T))
+        return torch.equal(rows, torch.arange(T, device="cpu"))
 
     @torch.inference_mode()
     def step(self, plan: StepPlan, tokens: Tensor) -> Tensor:

@@ -10,19 +10,17 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers import AttentionInterface, PreTrainedConfig
+
+from asyncthink.model_watch import PROBE
 
 ATTENTION = "asyncthink"
 """Our name in transformers' AttentionInterface. It has no mask function: transformers then builds no mask at all."""
-
-PROBE = "asyncthink_probe"
-"""The same attention under a name for which masks are asked for, so that a probe sees which windows a model wants."""
 
 _STEP_KEYWORD = "asyncthink_step"
 
@@ -56,7 +54,6 @@ class _Current(threading.local):
 
 
 _current = _Current()
-_windows: ContextVar[set[int]] = ContextVar("asyncthink_windows")
 
 
 def _attention(
@@ -76,14 +73,8 @@ def _attention(
     return receiver.attend(module, query, key, value, attention_mask, given), None
 
 
-def _note_mask(*_: Any, local_size: int | None = None, **__: Any) -> None:
-    if local_size is not None:
-        _windows.get().add(local_size)
-
-
 AttentionInterface.register(ATTENTION, _attention)
 AttentionInterface.register(PROBE, _attention)
-AttentionMaskInterface.register(PROBE, _note_mask)
 
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.Lock] = weakref.WeakKeyDictionary()
 _locks_guard = threading.Lock()
@@ -92,10 +83,10 @@ _locks_guard = threading.Lock()
 class BorrowedModel:
     """A model that belongs to somebody else's program, lent for one forward pass at a time.
 
-    For the length of a pass its configs name our attention and, where it is in training mode, its modules are in
-    evaluation mode; afterwards everything is as it was, also after an error. Weights are used where they lie. Passes
-    over one model exclude each other, whatever decoder or thread they come from; a training step on the same model
-    must not run in another thread at the same time.
+    For the length of a pass its configs name our attention, autocast is off and, where it is in training mode, its
+    modules are in evaluation mode; afterwards everything is as it was, also after an error. Weights are used where they
+    lie. Passes over one model exclude each other, whatever decoder or thread they come from; a training step on the
+    same model must not run in another thread at the same time.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -103,6 +94,7 @@ class BorrowedModel:
         self.configs = _configs(model)
         self.takes_step = True  # forward() accepts keywords for its attention
         self.keeps_logits = True  # forward() honours logits_to_keep
+        self.first_position = 0  # that the model gives to the first token when it is left to itself
         self.linears: Lendable | None = None  # linear layers to run in the place of the model's own
         self.compiled: Callable[..., Any] | None = None  # runs the model when given: (receiver, keywords of forward())
         with _locks_guard:
@@ -111,7 +103,7 @@ class BorrowedModel:
     @contextmanager
     def lent(self, attention: str) -> Iterator[None]:
         """The model with its attention implementation set to ``attention``, in evaluation mode, without autograd."""
-        with self._lock, torch.inference_mode():
+        with self._lock, torch.inference_mode(), _by_default(next(self.model.parameters()).device):
             before = [config._attn_implementation for config in self.configs]
             training = [module for module in self.model.modules() if module.training] if self.model.training else ()
             try:
@@ -127,34 +119,56 @@ class BorrowedModel:
                 for module in training:
                     module.training = True
 
-    def windows(self, receiver: Receiver, tokens: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, set[int]]:
-        """``run``, and the sliding windows of the masks that the model would have built."""
-        token = _windows.set(set())
-        try:
-            return self.run(receiver, tokens, positions, rows, attention=PROBE), _windows.get()
-        finally:
-            _windows.reset(token)
+    def call(self, tokens: Tensor, attention: str, receiver: Receiver | None = None) -> Tensor:
+        """The model called as its users call it, with token ids and nothing else: tokens [T] -> logits [T,V]."""
+        with self.lent(attention), _receiving(receiver):
+            output = self.model(input_ids=tokens[None])
+            logits: Tensor = (output[0] if isinstance(output, tuple) else output.logits)[0]
+            return logits
 
-    def run(
-        self, receiver: Receiver, tokens: Tensor, positions: Tensor, rows: Tensor, *, attention: str = ATTENTION
-    ) -> Tensor:
+    def run(self, receiver: Receiver, tokens: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
         """One packed pass. tokens, positions [T] int64, rows [N] int64, all on the model's device -> logits [N,V]."""
         keywords: dict[str, Any] = {}
         if self.takes_step:
             keywords[_STEP_KEYWORD] = receiver
         if self.keeps_logits:
             keywords["logits_to_keep"] = rows
+        if self.first_position:
+            positions = positions + self.first_position
         forward = self.model if self.compiled is None else functools.partial(self.compiled, receiver)
-        with self.lent(attention), nullcontext() if self.linears is None else self.linears.lent():
-            outer, _current.receiver = _current.receiver, receiver
-            try:
-                output = forward(
-                    input_ids=tokens[None], position_ids=positions[None], use_cache=False, return_dict=True, **keywords
-                )
-            finally:
-                _current.receiver = outer
+        with self.lent(ATTENTION), ExitStack() as more:
+            if self.linears is not None:
+                more.enter_context(self.linears.lent())
+            more.enter_context(_receiving(receiver))
+            output = forward(
+                input_ids=tokens[None], position_ids=positions[None], use_cache=False, return_dict=True, **keywords
+            )
             logits: Tensor = output.logits[0]
             return logits if self.keeps_logits else logits[rows]
+
+
+@contextmanager
+def _receiving(receiver: Receiver | None) -> Iterator[None]:
+    """The attention calls of this thread go to ``receiver``."""
+    outer, _current.receiver = _current.receiver, receiver
+    try:
+        yield
+    finally:
+        _current.receiver = outer
+
+
+@contextmanager
+def _by_default(device: torch.device) -> Iterator[None]:
+    """No autocast on ``device``, and tensors on the CPU where nothing else is said, whatever the caller has set.
+
+    A Decoder's K and V are in the dtype of the weights, so its passes compute in that dtype.
+    """
+    with ExitStack() as stack:
+        if torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
 
 
 def _configs(model: nn.Module) -> Sequence[Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from asyncthink.model_gates import Layers, text_config
+from asyncthink.model_gates import text_config
+from asyncthink.model_layers import Layers
 from asyncthink_kernels.tuning import chunk_tokens
 
 DEFAULT_TOKENS = 65_536

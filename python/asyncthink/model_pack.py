@@ -224,8 +224,9 @@ def _plain(module: nn.Module) -> TypeGuard[nn.Linear]:
 def _try(module: nn.Linear) -> None:
     """PackError unless the private ops are there and give what ``F.linear`` gives."""
     weight = module.weight
-    with torch.inference_mode():
-        x = torch.linspace(-1, 1, 3 * weight.shape[1], dtype=torch.float32).view(1, 3, -1).to(weight.dtype)
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        x = torch.linspace(-1, 1, 3 * weight.shape[1], dtype=torch.float32, device="cpu")
+        x = x.view(1, 3, -1).to(weight.dtype)
         expected = functional.linear(x, weight, module.bias).float()
         try:
             got = _run(x, pack(weight), module.bias).float()

@@ -110,8 +110,8 @@ class Step:
         self.turns = turns
         self.fresh: dict[str, Any] | None = None
         if fresh is not None:
-            starts = torch.tensor([0, *itertools.accumulate(fresh)], dtype=torch.int32)
-            self.fresh = {"starts": starts.to(attention.device), "longest": max(fresh)}
+            starts = torch.tensor([0, *itertools.accumulate(fresh)], dtype=torch.int32, device=attention.device)
+            self.fresh = {"starts": starts, "longest": max(fresh)}
         self.calls = 0
 
     def attend(
@@ -154,5 +154,6 @@ def _runs(group: Group, rotaries: Sequence[Rotary]) -> Iterator[_Run]:
     for (pairs, interleaved), alike in itertools.groupby(range(len(own)), key=shapes.__getitem__):
         members = list(alike)
         part = slice(members[0], members[-1] + 1)
-        rows = [one.inv_freq if one.pairs else torch.zeros(pairs, dtype=torch.float64) for one in own[part]]
+        still = torch.zeros(pairs, dtype=torch.float64, device="cpu")
+        rows = [one.inv_freq if one.pairs else still for one in own[part]]
         yield _Run(group.k[part], group.v[part], torch.stack(rows), interleaved)

@@ -76,7 +76,7 @@ class RoleHeads:
         cache = self._decoder.cache
         branch = cache.root()
         try:
-            self._decoder.forward(torch.tensor(tokens), cache.plan([(branch, len(tokens))]), [])
+            self._decoder.forward(torch.tensor(tokens, device="cpu"), cache.plan([(branch, len(tokens))]), [])
         except BaseException:
             cache.release(branch)
             raise

@@ -94,8 +94,9 @@ class Turns:
 
 
 def length_dependent(model: nn.Module) -> tuple[str, int] | None:
-    """RoPE whose frequencies change with the length of the text: (its type, the length from which they change)."""
+    """RoPE whose frequencies change with the length of the text: (its type, the longest text before they change)."""
     module: Any
+    changing: list[tuple[str, int]] = []
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
         for layer_type, kind in kinds.items() if isinstance(kinds, dict) else ((None, kinds),):
@@ -103,8 +104,9 @@ def length_dependent(model: nn.Module) -> tuple[str, int] | None:
                 parameters = module.config.rope_parameters
                 parameters = parameters if layer_type is None else parameters[layer_type]
                 trained = module.config.max_position_embeddings
-                return kind, parameters["original_max_position_embeddings"] if kind == "longrope" else trained
-    return None
+                length = parameters["original_max_position_embeddings"] if kind == "longrope" else trained
+                changing.append((kind, length))
+    return min(changing, key=lambda one: one[1], default=None)
 
 
 def find_rotaries(
@@ -116,7 +118,7 @@ def find_rotaries(
     context, at ``positions`` [n]. Candidates are the model's own frequency tables in both pairings, and no positions at
     all. A layer gets the one that turns its K at positions[0] into its K at all others; NotRotaryError where none does.
     """
-    candidates = [Rotary(torch.empty(0, dtype=torch.float64)), *_candidates(model)]
+    candidates = [Rotary(torch.empty(0, dtype=torch.float64, device="cpu")), *_candidates(model)]
     shifts = positions.to("cpu", torch.float64) - positions[0].item()
     found = []
     for layer, (key, value) in enumerate(zip(keys, values, strict=True)):

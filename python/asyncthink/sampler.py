@@ -223,7 +223,7 @@ class ForkJoinSampler:
             if draws:
                 drawing.append(agent)
                 rows.append(len(tokens) - 1)
-        logits = self.decoder.forward(torch.tensor(tokens), plan, rows)
+        logits = self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, rows)
         if drawing:
             owner = {id(agent): run for run in self.scheduler.running for agent in run.agents}
             runs = [owner[id(agent)] for agent in drawing]

@@ -74,7 +74,7 @@ def _expect(ok: bool, name: str, expected: str, got: object) -> None:
 
 def _single(value: float) -> float:
     """Rounded to float32."""
-    return torch.tensor(value, dtype=torch.float32).item()
+    return torch.tensor(value, dtype=torch.float32, device="cpu").item()
 
 
 def draw(
@@ -106,10 +106,10 @@ def draw(
     device = logits.device
     logits = logits.float() if logits.dtype == torch.float64 else logits
     seeds = [p.seed - 2**64 if p.seed >= 2**63 else p.seed for p in params]  # the same 64 bits
-    numbers = torch.tensor([seeds, agents, positions], dtype=torch.int64).to(device)
-    top_k = torch.tensor([min(p.top_k, 2**31 - 1) for p in params], dtype=torch.int32).to(device)
+    numbers = torch.tensor([seeds, agents, positions], dtype=torch.int64, device=device)
+    top_k = torch.tensor([min(p.top_k, 2**31 - 1) for p in params], dtype=torch.int32, device=device)
     shares = [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]]
-    temperature, top_p, min_p = torch.tensor(shares, dtype=torch.float32).to(device)
+    temperature, top_p, min_p = torch.tensor(shares, dtype=torch.float32, device=device)
     drawn, logprobs = sample(logits, numbers[0], numbers[1], numbers[2], temperature, top_k, top_p, min_p)
     tokens = drawn.tolist()
     if -1 in tokens:  # a GPU says it so
