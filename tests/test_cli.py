@@ -66,7 +66,7 @@ def call(*args: object) -> Result:
 
 def is_one_line(result: Result, code: int, *expected: str) -> bool:
     *stages, line = result.stderr.splitlines()
-    assert all(stage.startswith(("asyncthink: loading", "asyncthink: checking")) for stage in stages)
+    assert all(stage.startswith("asyncthink: ") for stage in stages)
     return result.exit_code == code and line.startswith("asyncthink: ") and all(part in line for part in expected)
 
 
@@ -153,10 +153,8 @@ def test_demo_prints_lines_where_there_is_no_terminal(untrained: Path, tmp_path:
     assert "format error: organizer: budget exceeded: 24 tokens" in result.stdout
     assert "0 of 4 different expressions are right: not solved" in result.stdout
     assert "\x1b" not in result.output
-    assert result.stderr.splitlines() == [
-        f"asyncthink: loading the weights of {untrained}",
-        "asyncthink: checking the model",
-    ]
+    stages = result.stderr.splitlines()
+    assert stages[:2] == [f"asyncthink: loading the weights of {untrained}", "asyncthink: checking the model"]
     assert "<!doctype html>" in (tmp_path / "t.html").read_text()
 
 
