@@ -65,8 +65,8 @@ def _short(name: str) -> str:
 def cells(module: ModuleType, tool: str) -> Cells:
     """kernel -> architecture -> registers, and KiB of shared memory with the stages of the rings, as text.
 
-    Of the architectures in :data:`SHARED_LIMIT` that the module holds. Raises AssertionError where a kernel spills, has a
-    stack frame or needs more shared memory than there is.
+    Of the architectures in :data:`SHARED_LIMIT` that the module holds. Raises AssertionError where a kernel spills, has
+    a stack frame or needs more shared memory than there is.
     """
     made: Cells = {}
     for kernel, archs in usage(module, tool).items():
@@ -97,7 +97,7 @@ def kept() -> tuple[int, Cells]:
 
 
 def build_all() -> ModuleType:
-    """``_cuda`` for all architectures, in a build folder of its own. Raises CalledProcessError where it does not build."""
+    """``_cuda`` for all architectures, in a build folder of its own. Raises CalledProcessError if it does not build."""
     root = PAGE.parents[2]
     folder = root / "build" / "all-archs"
     headers = emulated.pybind11()
