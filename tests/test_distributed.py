@@ -120,6 +120,7 @@ def test_devices_that_are_not_here_are_named(name: str, monkeypatch: pytest.Monk
         device_for(name)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_rollouts(tmp_path: Path) -> None:
     """The episodes, their figures and the step are those of one process; each draws half of the questions' groups."""
     how = [

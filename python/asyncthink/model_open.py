@@ -55,11 +55,11 @@ def open_model(
         decoder = model
     elif isinstance(model, nn.Module):
         _refuse(fixed, "a live model, which stays as it is where it lies")
-        decoder = Decoder(model, **given)
-    else:
-        decoder = Decoder.load(model, **place, progress=progress, **given)
+        decoder = Decoder(model, progress=progress, **given)
+    else:  # first what is small: weights may take minutes
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(model, revision)
         saved = saved_prompts(model, revision) if prompts is None else None
+        decoder = Decoder.load(model, **place, progress=progress, **given)
     if prompts is not None:
         return Opened(decoder, tokenizer, prompts, "given")
     return Opened(decoder, tokenizer, prompts_for(tokenizer, saved), _source(tokenizer, saved))
