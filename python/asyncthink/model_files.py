@@ -118,7 +118,7 @@ def saved_prompts(path: str | Path, revision: str | None = None) -> PromptFormat
         return PromptFormat.load(Path(hf_hub_download(name, FILE_NAME, revision=revision)).parent)
     except LocalEntryNotFoundError as error:  # the hub was not asked, or did not answer
         known_absent = not isinstance(try_to_load_from_cache(name, FILE_NAME, revision=revision), str | None)
-        if known_absent or constants.is_offline_mode():
+        if known_absent or constants.HF_HUB_OFFLINE:
             return None
         raise ValueError(f"cannot load {FILE_NAME} from {path}: {one_line(error)}") from error
     except EntryNotFoundError:
