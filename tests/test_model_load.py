@@ -190,11 +190,13 @@ def test_auto_decodes_in_what_this_processor_multiplies_fastest(half: Path, monk
     assert old.decoder.storage.dtype == torch.float32
     why = old.explain()["dtype"]
     assert why.startswith("float32 instead of the stored bfloat16: this CPU multiplies 7 GFLOP/s in bfloat16")
-    kept = ForkJoinSampler(half, device="cpu", dtype="bfloat16", num_pages=16)
-    assert kept.decoder.storage.dtype == torch.bfloat16
-    assert kept.explain()["dtype"] == "bfloat16, as asked for"
+    kept = load_network(half, device="cpu", dtype="bfloat16")
+    assert {parameter.dtype for parameter in kept.model.parameters()} == {torch.bfloat16}
+    assert kept.why_dtype == "bfloat16, as asked for"
     rates(monkeypatch, NEW)
-    assert Decoder.load(half, device="cpu", num_pages=16).storage.dtype == torch.bfloat16
+    stored = load_network(half, device="cpu")
+    assert {parameter.dtype for parameter in stored.model.parameters()} == {torch.bfloat16}
+    assert stored.why_dtype.startswith("bfloat16, as the weights are stored: this CPU multiplies 190 GFLOP/s")
 
 
 def test_a_changed_dtype_is_the_one_that_transformers_loads(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:

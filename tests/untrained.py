@@ -26,6 +26,7 @@ def save_untrained(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, max_position_embeddings=2048, eos_token_id=2, dtype=dtype,
     )  # fmt: skip
+    torch.manual_seed(0)
     model = Qwen3ForCausalLM(config)
     torch.nn.init.zeros_(model.lm_head.weight)
     torch.nn.init.ones_(model.lm_head.weight[0])  # <unk> or, where its logit is negative, <pad>: neither acts
