@@ -18,11 +18,9 @@ from typer.testing import CliRunner, Result
 import asyncthink
 from asyncthink import ForkJoinSampler
 from asyncthink import demo as demo_module
-from asyncthink.chat import chat_prompts, prompts_for
 from asyncthink.cli import app
 from asyncthink.live import LiveLanes, PlainLines, watcher
 from asyncthink.model_load import LoadedModel
-from asyncthink.protocol import DEFAULT_PROMPTS, PromptFormat
 from asyncthink.records import Episode, Event, TokenEvent
 from asyncthink.tasks import Countdown
 from asyncthink.train.tokenizer import build_tokenizer
@@ -35,10 +33,6 @@ PROMISED = {
     "total_tokens": int, "wall_seconds": float, "kv_bytes_shared": int, "kv_bytes_copied": int, "join_mode": str,
     "context": str,
 }  # fmt: skip
-CHAT = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
@@ -251,25 +245,6 @@ def test_usage_errors_are_short() -> None:
     result = call("demo", "--pol", 3)
     assert result.exit_code == 2
     assert "Traceback" not in result.output
-
-
-def test_chat_models_get_the_instructions_as_turns() -> None:
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template = CHAT
-    prompts = chat_prompts(tokenizer, DEFAULT_PROMPTS)
-    assert prompts.solo == f"<|user|>{DEFAULT_PROMPTS.solo}<|end|><|assistant|>"
-    assert prompts.worker_shared == f"<|end|><|user|>{DEFAULT_PROMPTS.worker_shared}<|end|><|assistant|>"
-    assert prompts_for(tokenizer) == prompts
-    tokenizer.chat_template = "{{ messages[0].content }}"
-    with pytest.raises(ValueError, match="chat template: expected it to keep the last turn"):
-        chat_prompts(tokenizer, DEFAULT_PROMPTS)
-
-
-def test_plain_models_begin_with_their_own_first_token(untrained: Path) -> None:
-    tokenizer = build_tokenizer()
-    assert prompts_for(tokenizer) == DEFAULT_PROMPTS
-    saved = PromptFormat.load(untrained)
-    assert prompts_for(tokenizer, saved) == saved
 
 
 EVENTS: list[Event | TokenEvent] = [

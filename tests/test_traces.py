@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from asyncthink import ForkJoinSampler, SamplingParams
+from asyncthink.codec import Codec
 from asyncthink.protocol import PromptFormat
 from asyncthink.records import Episode
 from asyncthink.tasks import Countdown, tasks
@@ -19,6 +21,10 @@ from asyncthink.tasks.countdown import is_held_out
 from asyncthink.train.loading import TINY_PROMPTS
 from asyncthink.train.tokenizer import MOST_TAGS, build_tokenizer, tags
 from asyncthink.train.traces import Cutter, Mixture, encode, rows
+from scripted import PROMPTS as SCRIPT_PROMPTS
+from scripted import ScriptedDecoder
+from scripted import tokenizer as char_tokenizer
+from toy_tokenizers import KINDS
 
 TOKENIZER = build_tokenizer()
 TASK = Countdown()
@@ -173,3 +179,67 @@ def test_the_stream_keeps_the_split(held_out: bool) -> None:
         assert is_held_out(TASK.parse_prompt(question)) == held_out
         kinds |= {(row.role, row.context) for row in agents}
     assert kinds >= {("solo", "shared"), ("worker", "shared"), ("worker", "isolated"), ("organizer", "isolated")}
+
+
+OWN_PROMPTS = PromptFormat("Solve: {question}\n", "Work: {subquery}\n", "Work alone: {subquery}\n", "{question}\n")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "glued"])
+@pytest.mark.parametrize("join", ["exact", "append"])
+def test_any_tokenizer_keeps_the_text_of_prompts_and_joins(kind: str, join: str) -> None:
+    """Tags of many tokens, tokens that hold a part of a tag, dummy prefixes: nothing is assumed of any of them."""
+    tokenizer = KINDS[kind]()
+    codec = Codec(tokenizer)
+    for seed, context in ((0, "shared"), (1, "isolated"), (2, "shared")):
+        demonstration = TASK.demonstrate(TASK.sample(seed), seed, context=context)
+        made = encode(demonstration, tokenizer, OWN_PROMPTS, join)
+        organizer, *workers = made.traces
+        parts = OWN_PROMPTS.parts("organizer", question=demonstration.question)
+        prompt = codec.encode(parts)
+        assert organizer.tokens[: organizer.sampled.index(True)] == prompt
+        text_ = codec.decode(organizer.tokens)
+        assert text_ == codec.decode(prompt) + demonstration.scripts[0].text
+        for record in organizer.joins:
+            stop = record.at + record.length
+            worker = workers[record.worker - 1]
+            returned = demonstration.scripts[record.worker].text.partition("<RETURN>")[2].removesuffix("</RETURN>")
+            start = codec.decode(organizer.tokens[: record.at])
+            assert codec.decode(organizer.tokens[:stop]) == start + returned
+            closing = codec.encode([(f"</JOIN-{record.index}>", True)], continues=True)
+            assert organizer.tokens[stop : stop + len(closing)] == closing
+            assert (record.source is not None) == (join == "append")
+            if record.source:
+                begin, end = record.source
+                assert worker.tokens[begin:end] == organizer.tokens[record.at + record.lead :][: end - begin]
+        assert len(rows(made)[0].moves) == (len(organizer.joins) if join == "append" else 0)
+
+
+@pytest.mark.parametrize("context", ["shared", "isolated"])
+@pytest.mark.parametrize("join", ["exact", "append"])
+def test_the_sampler_would_have_recorded_the_same(context: str, join: str) -> None:
+    """A sampler whose model says what the demonstration says makes the same tokens, marks and joins."""
+    tokenizer = char_tokenizer("d<", " <", *(f"{digit}<" for digit in range(10)))
+    for seed in range(4):
+        demonstration = TASK.demonstrate(TASK.sample(seed), seed, context=context)
+        made = encode(demonstration, tokenizer, SCRIPT_PROMPTS, join)
+        seen = [tokenizer.decode(trace.tokens) for trace in made.traces]
+        if context == "shared":
+            seen[1:] = [
+                tokenizer.decode(made.traces[0].tokens[: trace.fork_at] + trace.tokens) for trace in made.traces[1:]
+            ]
+        decoder = ScriptedDecoder(tokenizer, seen, num_pages=4000)
+        sampler = ForkJoinSampler(decoder, tokenizer, prompts=SCRIPT_PROMPTS, context=context, join=join)
+        (drawn,) = sampler.generate([demonstration.question], SamplingParams(temperature=0.0, max_tokens=4000))
+        assert drawn.format_errors == []
+        for ours, theirs in zip(made.traces, drawn.traces, strict=True):
+            for name in ("tokens", "sampled", "fork_index", "fork_at", "text", "joins"):
+                assert getattr(ours, name) == getattr(theirs, name), name
+
+
+def test_a_demonstration_must_insert_what_was_returned() -> None:
+    demonstration = TASK.demonstrate(TASK.sample(0), 0)
+    script = demonstration.scripts[0]
+    number = next(k for k, piece in enumerate(script.pieces) if not piece.said)
+    script.pieces[number] = dataclasses.replace(script.pieces[number], text="9" + script.pieces[number].text)
+    with pytest.raises(ValueError, match=r"join \d: expected what the worker returned, .* got '9"):
+        encode(demonstration, TOKENIZER, TINY_PROMPTS)

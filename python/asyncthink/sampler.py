@@ -261,6 +261,8 @@ class ForkJoinSampler:
             turns(question, f"questions[{number}]")
             length = len(self.heads.encode(self._roles[0], question=question))
             capacity = self.cache.num_pages * self.cache.page_size
+            if not length:
+                raise ValueError(f"questions[{number}]: expected a prompt of at least one token, got none")
             if length >= capacity:
                 raise ValueError(
                     f"questions[{number}]: expected fewer than {capacity} tokens (the K/V cache's "
