@@ -92,6 +92,8 @@ def test_what_is_refused() -> None:
     for name in ("clip_low", "clip_high", "kl"):
         with pytest.raises(ValueError, match=f"{name}: expected at least 0"):
             Objective(**{name: -0.1})
+        with pytest.raises(ValueError, match=f"{name}: expected at least 0, got nan"):
+            Objective(**{name: float("nan")})
     with pytest.raises(ValueError, match="normaliser: expected one of token, episode, constant"):
         Objective(normaliser="x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="constant: expected more than 0"):

@@ -99,6 +99,8 @@ class TestRule:
         ("fields", "message"),
         [
             ({"weight": -1.0}, "weight: expected at least 0, got -1.0"),
+            ({"weight": float("nan")}, "weight: expected at least 0, got nan"),
+            ({"format_error": float("nan")}, "format_error: expected a finite number, got nan"),
             ({"threshold": 0.0}, "threshold: expected a ratio in"),
             ({"reading": "x"}, "reading: expected one of agents, workers, got 'x'"),
         ],

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from asyncthink.records import Episode
 from asyncthink.tasks import Task
-from asyncthink.train import checkpoint, sft
+from asyncthink.train import checkpoint, grpo_loop, sft
 from asyncthink.train.checkpoint import STATE_TENSORS, Progress, checkpoints, load_state, save_checkpoint
 from asyncthink.train.distributed import gradients
 from asyncthink.train.grpo import Objective
@@ -232,6 +232,19 @@ class TestGRPO:
         assert line["reward"] is line["loss"] is None
         saved = load_file(checkpoints(tmp_path)[-1] / "model.safetensors")
         assert all(torch.isfinite(tensor).all() for tensor in saved.values())
+
+    def test_of_two_minibatches_one_is_skipped(
+        self, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole, number = grpo_loop.token_logprobs, iter(range(99))
+        monkeypatch.setattr(
+            grpo_loop, "token_logprobs", lambda *a, **k: whole(*a, **k) * (NAN if next(number) == 0 else 1.0)
+        )
+        folder = train_grpo(self.config(tmp_path, start, rule=Odd(), minibatches=2))
+        first, second = strict(tmp_path)
+        assert (first["skipped"], second["skipped"]) == (1, 1)
+        assert first["gradient_norm"] > 0 and first["loss"] is not None  # those of the other
+        assert all(torch.isfinite(tensor).all() for tensor in tensors(folder).values())
 
     @pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "clip", "temperature"])
     def test_numbers_that_are_not_finite_are_refused(self, name: str, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from asyncthink.train.logprobs import token_logprobs
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packing import IGNORED, pack
 from asyncthink.train.progress import Reporter
-from asyncthink.train.rollout import Rollout, drawn, figures, measures, packs, questions, roll_out
+from asyncthink.train.rollout import Rollout, drawn, figures, finite_mean, measures, packs, questions, roll_out
 from asyncthink.train.runs import begin_run, find_run
 from asyncthink.train.steps import Steps
 from asyncthink.train.traces import rows
@@ -202,4 +201,4 @@ class Trainer:
 
 
 def _means(values: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: fmean(each[name] for each in values) for name in values[0]}
+    return {name: finite_mean([each[name] for each in values]) for name in values[0]}

@@ -124,15 +124,23 @@ COUNTS = ("rewards_not_finite", "logprobs_not_finite", "left_out")
 def figures(episodes: Sequence[dict[str, float]]) -> dict[str, float]:
     """The log of a step from the :func:`measures` of all its episodes.
 
-    Means over episodes, of the finite values where some are not (NaN where none is); the sums of :data:`COUNTS`; and
-    the number of ``episodes``.
+    Means over episodes (:func:`finite_mean`), the sums of :data:`COUNTS`, and the number of ``episodes``.
     """
     made: dict[str, float] = {"episodes": len(episodes)}
     for name in episodes[0]:
         values = [episode[name] for episode in episodes]
-        finite = [value for value in values if isfinite(value)]
-        made[name] = sum(values) if name in COUNTS else fmean(finite) if finite else nan
+        made[name] = sum(values) if name in COUNTS else finite_mean(values)
     return made
+
+
+def finite_mean(values: Sequence[float]) -> float:
+    """The mean of the finite values; NaN where none is.
+
+    >>> finite_mean([1.0, float("inf"), 2.0])
+    1.5
+    """
+    finite = [value for value in values if isfinite(value)]
+    return fmean(finite) if finite else nan
 
 
 def packs(rollouts: Sequence[Rollout], kept: Sequence[int], length: int) -> list[list[int]]:

@@ -36,11 +36,11 @@ class Steps:
     >>> weight = nn.Parameter(torch.ones(1))
     >>> steps = Steps(torch.optim.SGD([weight], lr=0.5), clip=1.0)
     >>> weight.grad = torch.tensor([float("nan")])
-    >>> steps.take(loss=2.0), float(weight), steps.left_out
-    (nan, 1.0, LeftOut(silent=0, skipped=1, skipped_in_a_row=1))
+    >>> steps.take(loss=2.0), weight.tolist(), steps.left_out
+    (nan, [1.0], LeftOut(silent=0, skipped=1, skipped_in_a_row=1))
     >>> weight.grad = torch.tensor([0.5])
-    >>> steps.take(loss=2.0), float(weight)
-    (0.5, 0.75)
+    >>> steps.take(loss=2.0), weight.tolist()
+    (0.5, [0.75])
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Steps:
             raise RuntimeError(
                 f"training: expected a finite loss and gradient, got loss {loss} and gradient norm {norm}; "
                 f"{self.left_out.skipped_in_a_row} steps in a row were skipped (max_skipped). "
-                "The weights are those of the last step that was taken"
+                "The last checkpoint holds finite numbers"
             )
         return norm
 
