@@ -1,13 +1,36 @@
-"""Every causal-LM type of the installed transformers is served with its own logits, or refused with a reason."""
+"""Every causal-LM type of the installed transformers is served with its own logits, or refused with a reason.
+
+``python tests/test_model_survey.py`` writes the table of outcomes anew, for the transformers that is installed.
+"""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
-from asyncthink.model import Decoder
-from survey_models import context
+from asyncthink.model import Decoder, DecoderError
+from survey_models import KINDS, NOT_BUILT, build, context
 from tiny_models import feed
+
+TABLE = Path(__file__).with_name("model_survey.json")
+TOLERANCE = 5e-5  # relative, float32; the largest seen is 6e-6
+
+#: reason class -> what its error says.
+REASONS = {
+    "recurrent layers": "has recurrent layers",
+    "other layers": "has layers that are neither full nor sliding attention",
+    "own attention": "ignores the attention implementation it is given",
+    "positions counted by itself": "it ignores position_ids",
+    "both directions": "its attention looks in both directions",
+    "own mask": "brings its own mask",
+    "other calls than one a layer": "must call attention exactly once in each of its",
+    "more than token ids": "cannot be called with token ids alone",
+}
 
 
 def alone(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -40,3 +63,53 @@ def largest_difference(decoder: Decoder) -> float:
         (torch.cat(parts[2]), alone(model, torch.cat([trunk[:21], worker[:5], below[:5]]))[26:]),
     ]
     return max(((got - own).norm(dim=-1) / own.norm(dim=-1)).max().item() for got, own in pairs)
+
+
+def reason_class(refusal: str) -> str:
+    classes = [name for name, says in REASONS.items() if says in refusal]
+    assert len(classes) == 1, f"refused for a reason of no class: {refusal}"
+    assert "\n" not in refusal
+    return classes[0]
+
+
+def outcome(kind: str) -> str:
+    """``served``, or the class of the reason why not. Wrong logits and errors of other kinds are raised."""
+    if kind in NOT_BUILT:
+        return "not built"
+    try:
+        decoder = Decoder(build(kind), page_size=4, num_pages=120, chunk=8)
+    except DecoderError as refusal:
+        return reason_class(str(refusal))
+    error = largest_difference(decoder)
+    assert error < TOLERANCE, f"{kind} is served with other logits: relative difference {error:.1e}"
+    return "served"
+
+
+def summary(table: dict[str, str]) -> str:
+    counts = {name: list(table.values()).count(name) for name in ("served", *REASONS, "not built")}
+    return f"{len(table)} types: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_served_with_its_own_logits_or_refused(kind: str) -> None:
+    expected = json.loads(TABLE.read_text())
+    got = outcome(kind)
+    if expected["transformers"] == transformers.__version__:
+        assert got == expected["types"][kind]
+
+
+def test_the_table_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    table = json.loads(TABLE.read_text())
+    assert set(table["types"].values()) <= {"served", "not built", *REASONS}
+    assert {kind for kind, found in table["types"].items() if found == "not built"} == NOT_BUILT.keys()
+    if table["transformers"] == transformers.__version__:
+        assert list(table["types"]) == sorted(KINDS)
+    with capsys.disabled():
+        print(f"\ntransformers {table['transformers']}, {summary(table['types'])}")
+
+
+if __name__ == "__main__":
+    found = {"transformers": transformers.__version__, "types": {kind: outcome(kind) for kind in sorted(KINDS)}}
+    TABLE.write_text(json.dumps(found, indent=1) + "\n")
+    print(summary(found["types"]))

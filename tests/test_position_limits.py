@@ -74,7 +74,5 @@ def test_computed_positions_have_no_limit(family: str) -> None:
 
 def test_a_padding_token_without_a_position_is_refused() -> None:
     decoder = Decoder(tiny("roberta", **_FROM_PAD), num_pages=4)
-    with pytest.raises(
-        ValueError, match="expected no padding, to which this model gives no position of its own, got 1"
-    ):
+    with pytest.raises(ValueError, match=r"expected no padding, .* no position of its own, got 1"):
         feed(decoder, (decoder.cache.root(), torch.tensor([5, 1, 6])))

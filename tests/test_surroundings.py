@@ -18,9 +18,6 @@ from tiny_models import feed, organizer, same, tiny, tokens
 
 ROOT = Path(__file__).parent.parent
 FACTORIES = {f"torch.{name}" for name in ("tensor", "zeros", "ones", "empty", "full", "arange", "linspace", "eye")}
-    f"torch.{name}"
-    for name in ["tensor", "zeros", "ones", "empty", "full", "arange", "linspace", "eye", "rand", "randn", "randint"]
-}
 
 
 @contextmanager

@@ -259,13 +259,9 @@ class Decoder:
         """DecoderError after ``model.to(...)``. Two layers are looked at, since a look at all would cost every step."""
         now = _weights(self._ends)
         if now != self._made_for:
-            kinds = [
-                " and ".join(dict.fromkeys(f"{dtype} on {device}" for dtype, device in w))
-                for w in (now, self._made_for)
-            ]
             raise DecoderError(
-                f"{self._kind}: the weights are {kinds[0]} now, but this Decoder was made for {kinds[1]}; move the model "
-                "back, or make a new Decoder (refresh() is for weights that changed their values)"
+                f"{self._kind}: the weights are {now} now, but this Decoder was made for {self._made_for}; move the "
+                "model back, or make a new Decoder (refresh() is for weights that changed their values)"
             )
 
     def _check_step(self, tokens: Tensor, plan: StepPlan, rows: Tensor, T: int) -> None:
