@@ -212,7 +212,7 @@ def test_a_changed_dtype_is_the_one_that_transformers_loads(half: Path, monkeypa
     assert opened == [torch.float32]
     config = json.loads((half / "config.json").read_text())
     del config["dtype"]
-    monkeypatch.setattr(model_files, "_open_config", lambda path, revision: type("Silent", (), {"dtype": None}))
+    monkeypatch.setattr(model_files, "load_config", lambda path, revision: type("Silent", (), {"dtype": None}))
     assert same(load_network(half, device="cpu").model, wanted)
     assert opened == [torch.float32, "auto", torch.float32]
 

@@ -84,6 +84,17 @@ def open_weights(path: str | Path, dtype: torch.dtype | str, revision: str | Non
     return loaded[0]
 
 
+def load_config(path: str | Path, revision: str | None = None) -> Any:
+    """The configuration at ``path``; nothing else is read. Raises DecoderError, one line, where there is none."""
+    from transformers import AutoConfig
+
+    source = _source(path, revision)
+    try:
+        return AutoConfig.from_pretrained(**source)
+    except Exception as error:
+        raise _no_model(path, one_line(error)) from error
+
+
 def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     """The tokenizer at ``path``. Raises ValueError, one line, where it cannot be loaded or has no vocabulary."""
     from transformers import AutoTokenizer
@@ -169,7 +180,7 @@ def _open_in_best_dtype(path: str | Path, device: torch.device, revision: str | 
     """(the model, why this dtype). Weights are read in their final dtype: converting a model afterwards would keep the
     rounding of buffers that it computes itself."""
     model: Any = None
-    config = _open_config(path, revision)
+    config = load_config(path, revision)
     stored = getattr(config, "dtype", None)
     if getattr(config, "quantization_config", None) is not None:
         return open_weights(path, "auto", revision), "as the quantized weights are stored"
@@ -180,16 +191,6 @@ def _open_in_best_dtype(path: str | Path, device: torch.device, revision: str | 
     if model is None or choice.dtype != stored:
         model = open_weights(path, choice.dtype, revision)
     return model, choice.why
-
-
-def _open_config(path: str | Path, revision: str | None) -> Any:
-    from transformers import AutoConfig
-
-    source = _source(path, revision)
-    try:
-        return AutoConfig.from_pretrained(**source)
-    except Exception as error:
-        raise _no_model(path, one_line(error)) from error
 
 
 def _source(path: str | Path, revision: str | None) -> dict[str, Any]:
