@@ -1,13 +1,25 @@
 """Native modules: CMake and ninja build them (CMakeLists.txt), setuptools puts them into the package.
 
 ``_cpu`` is always built. ``_cuda`` is built where nvcc is found: $CUDACXX, $CUDA_HOME/bin, PATH, /usr/local/cuda/bin.
-``ASYNCTHINK_CUDA=0`` leaves it out, ``ASYNCTHINK_CUDA=1`` makes a missing nvcc an error. ``CMAKE_ARGS`` is passed on
-(``-DCMAKE_CUDA_ARCHITECTURES=100-real``). Objects stay in build/native-*, so a second build compiles what changed.
+``ASYNCTHINK_CUDA=0`` leaves it out, ``ASYNCTHINK_CUDA=1`` makes a missing nvcc an error. ``CMAKE_ARGS`` is passed on.
+Objects stay in build/native-*, so a second build compiles what changed.
+
+``ASYNCTHINK_CUDA_ARCHS`` says for which GPUs ``_cuda`` is compiled:
+
+=====================  ===============================================================================================
+unset                  the GPUs of this machine, as nvidia-smi tells; without one: sm_80 and its PTX
+``all``                all that CMakeLists.txt lists; for wheels that are given away
+``90a-real,80``        these, in the words of CMAKE_CUDA_ARCHITECTURES: machine code and PTX, or ``-real``/``-virtual``
+=====================  ===============================================================================================
+
+sm_80 is the oldest that the kernels serve. Drivers of all later GPUs compile its PTX when the module is first loaded,
+so such a build runs everywhere, at a fifth of the compile time of ``all``.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,6 +32,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+OLDEST = 80
 
 
 def find_nvcc() -> str | None:
@@ -38,6 +51,33 @@ def find_nvcc() -> str | None:
     return nvcc
 
 
+def cuda_archs() -> str:
+    """CMAKE_CUDA_ARCHITECTURES of this build; empty for all that CMakeLists.txt lists."""
+    wish = os.environ.get("ASYNCTHINK_CUDA_ARCHS", "").strip()
+    if wish == "all":
+        return ""
+    if not wish:
+        return ";".join(f"{arch}-real" for arch in present_archs()) or str(OLDEST)
+    archs = re.split(r"[\s,;]+", wish)
+    for arch in archs:
+        if not re.fullmatch(r"\d{2,3}[af]?(-real|-virtual)?", arch):
+            raise SystemExit(f"ASYNCTHINK_CUDA_ARCHS: expected all, or a list such as 90a-real,80, got {wish!r}")
+    return ";".join(archs)
+
+
+def present_archs() -> list[str]:
+    """The architectures of this machine's GPUs that the kernels serve, as 90a; empty where nvidia-smi finds none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return []  # the tool without a driver, as in many containers
+    numbers = {int(major + minor) for major, minor in re.findall(r"^(\d+)\.(\d)\s*$", done.stdout, re.MULTILINE)}
+    return ["90a" if number == 90 else str(number) for number in sorted(numbers) if number >= OLDEST]
+
+
 class CMakeBuild(build_ext):
     """Builds all extensions in one CMake run and copies each to where setuptools wants it."""
 
@@ -54,7 +94,8 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={self.pybind11()}",
             f"-DATK_CUDA={'ON' if nvcc else 'OFF'}",
         ]
-        options += [f"-DCMAKE_CUDA_COMPILER={nvcc}"] if nvcc else []
+        archs = cuda_archs()
+        options += [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={archs}"] if nvcc else []
         options += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         options += ["--fresh"] if self.elsewhere() else []
         cmake = tool("cmake")
@@ -64,9 +105,8 @@ class CMakeBuild(build_ext):
         ):
             if subprocess.run(command).returncode:
                 raise SystemExit(f"asyncthink-kernels: the native build failed: {shlex.join(map(str, command))}")
-        self.announce(
-            f"asyncthink-kernels: _cpu built; _cuda {f'built with {nvcc}' if nvcc else 'left out: no nvcc'}", 2
-        )
+        cuda = f"built with {nvcc} for {archs or 'all GPUs of CMakeLists.txt'}" if nvcc else "left out: no nvcc"
+        self.announce(f"asyncthink-kernels: _cpu built; _cuda {cuda}", 2)
 
     def pybind11(self) -> Path:
         """pybind11's CMake files, in a copy: pip's build environments come and go, and new paths and times of the

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from asyncthink import Episode, ForkJoinSampler, SamplingParams, checkpoint_path
-from asyncthink.serve import Served
+from asyncthink.model_load import LoadedModel
 from asyncthink.tasks import Countdown
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=700)
@@ -21,8 +21,8 @@ FIRST = 30_000
 
 
 @pytest.fixture(scope="module")
-def served() -> Served:
-    return Served.load(checkpoint_path())
+def served() -> LoadedModel:
+    return LoadedModel.load(checkpoint_path())
 
 
 @pytest.mark.parametrize("context", ["shared", "isolated"])

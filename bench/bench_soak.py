@@ -11,7 +11,7 @@ import itertools
 import pytest
 
 from asyncthink import SamplingParams, checkpoint_path
-from asyncthink.serve import Served
+from asyncthink.model_load import LoadedModel
 from asyncthink.tasks import Countdown
 from bench_scale import resident
 
@@ -19,7 +19,7 @@ WAVE = 50
 MOST_GROWTH = 64.0  # MB, from the first tenth on: noise of the allocator is some MB
 
 
-def waves(served: Served):
+def waves(served: LoadedModel):
     """Endless: (sampler, parameters) of the next wave."""
     kinds = itertools.product(["exact", "append", "link"], ["shared", "isolated"])
     samplers = [served.sampler(join=join, context=context) for join, context in kinds]
@@ -31,7 +31,7 @@ def waves(served: Served):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_memory_stays_flat(benchmark, table, quick):
     episodes = (200 if quick else 2000) if benchmark.enabled else 2 * WAVE
-    task, served = Countdown(), Served.load(checkpoint_path())
+    task, served = Countdown(), LoadedModel.load(checkpoint_path())
     questions = [task.prompt(task.sample(k, held_out=True)) for k in range(WAVE)]
     schedule = waves(served)
     memory: list[float] = []

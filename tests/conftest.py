@@ -7,9 +7,14 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker and what it starts: one thread each, as there is a worker a core
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 import torch
 
 if not torch.cuda.is_available():
@@ -17,8 +22,12 @@ if not torch.cuda.is_available():
 os.environ.setdefault("ASYNCTHINK_CHECK", "1")
 
 import emulated
+import interpreted
 from asyncthink_kernels import dispatch, use_backend
 from asyncthink_kernels.backends import cuda
+
+if interpreted.in_use():
+    interpreted.install()
 
 try:
     from asyncthink_kernels import _cpu
@@ -51,6 +60,12 @@ def targets(op: str) -> list[Target]:
             isas = _cpu.usable_isas() if backend == "cpu" and _cpu else [None]
             found += [Target(backend, device, isa) for isa in isas]
     return found
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two workers for the whole suite on a CPU; one process where files or tests are named, or a GPU is shared."""
+    whole = all(Path(argument).is_dir() for argument in config.args)
+    return min(2, os.cpu_count() or 1) if whole and DEVICES == ("cpu",) else 0
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,21 +1,25 @@
 """What each CUDA C++ kernel takes of a GPU: `python tests/cuda_resources.py` writes csrc/cuda/resources.txt anew.
 
-Read from the built module with cuobjdump, so nothing is compiled for it and no GPU is needed. A change of a kernel
-shows in that file, and thus in review; tests/test_cuda_resources.py compares.
+Read with cuobjdump from a module built for all architectures; no GPU is needed. A change of a kernel shows in that
+file, and thus in review; tests/test_cuda_resources.py compares.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
+
+import emulated
 
 PAGE = Path(__file__).resolve().parents[1] / "csrc" / "cuda" / "resources.txt"
 #: Bytes of shared memory that a block may ask for (CUDA C++ Programming Guide, "Technical Specifications").
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_86": 99 << 10, "sm_89": 99 << 10, "sm_90a": 227 << 10, "sm_100": 227 << 10}
-_USAGE = re.compile(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+Cells = dict[str, dict[str, str]]
 _SHAPE = re.compile(r"attend_item<(float|bf16|f16)-(\d+)-(\d+)-(\d)>")
 
 
@@ -58,22 +62,56 @@ def _short(name: str) -> str:
     return name.replace(" ", "")
 
 
-def table(module: ModuleType, tool: str) -> str:
-    """A line a kernel, a cell an architecture: registers, and KiB of shared memory with the stages of the rings."""
-    kernels = usage(module, tool)
-    archs = list(SHARED_LIMIT)
-    rows = [["kernel", *archs]]
-    for kernel in sorted(kernels):
-        cells = []
-        for arch in archs:
-            registers, static, waste = kernels[kernel][arch]
+def cells(module: ModuleType, tool: str) -> Cells:
+    """kernel -> architecture -> registers, and KiB of shared memory with the stages of the rings, as text.
+
+    Of the architectures in :data:`SHARED_LIMIT` that the module holds. Raises AssertionError where a kernel spills, has
+    a stack frame or needs more shared memory than there is.
+    """
+    made: Cells = {}
+    for kernel, archs in usage(module, tool).items():
+        made[kernel] = {}
+        for arch, (registers, static, waste) in archs.items():
             assert waste == 0, f"{kernel} on {arch}: {waste} bytes of stack or local memory"
-            cells.append(f"{registers}{_shared(module, kernel, SHARED_LIMIT[arch], static)}")
-        rows.append([kernel, *cells])
+            if arch in SHARED_LIMIT:
+                made[kernel][arch] = f"{registers}{_shared(module, kernel, SHARED_LIMIT[arch], static)}"
+    return made
+
+
+def page(toolkit: int, made: Cells) -> str:
+    """The text of :data:`PAGE`: a line a kernel, a column an architecture."""
+    rows = [["kernel", *SHARED_LIMIT]]
+    rows += [[kernel, *(made[kernel][arch] for arch in SHARED_LIMIT)] for kernel in sorted(made)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    head = f"toolkit {module.toolkit}: registers of a thread, KiB of shared memory of a block (stages of its rings)"
+    head = f"toolkit {toolkit}: registers of a thread, KiB of shared memory of a block (stages of its rings)"
     return "\n".join([head, *lines, ""])
+
+
+def kept() -> tuple[int, Cells]:
+    """The toolkit and the cells of :data:`PAGE`."""
+    head, names, *rows = PAGE.read_text(encoding="utf-8").splitlines()
+    columns = re.split(r"  +", names)[1:]
+    split = [re.split(r"  +", row) for row in rows]
+    return int(head.split()[1].rstrip(":")), {row[0]: dict(zip(columns, row[1:], strict=True)) for row in split}
+
+
+def build_all() -> ModuleType:
+    """``_cuda`` for all architectures, in a build folder of its own. Raises CalledProcessError if it does not build."""
+    root = PAGE.parents[2]
+    folder = root / "build" / "all-archs"
+    headers = emulated.pybind11()
+    assert headers is not None, "needs pybind11"
+    options = ["-DATK_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=", f"-Dpybind11_DIR={headers.parent}/share/cmake/pybind11"]
+    options += [f"-DPython_EXECUTABLE={sys.executable}", "--fresh"]
+    for command in (["-S", root, "-B", folder, "-G", "Ninja", *options], ["--build", folder, "--target", "_cuda"]):
+        subprocess.run(["cmake", *map(str, command)], check=True)
+    (built,) = folder.glob("_cuda.*.so")
+    spec = importlib.util.spec_from_file_location("_cuda", built)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _shared(module: ModuleType, kernel: str, limit: int, static: int) -> str:
@@ -90,10 +128,9 @@ def _shared(module: ModuleType, kernel: str, limit: int, static: int) -> str:
 
 
 if __name__ == "__main__":
-    from asyncthink_kernels.backends import native
-
-    tool, built = cuobjdump(), native.load("_cuda")
-    if tool is None or built is None:
-        raise SystemExit("needs cuobjdump and a built _cuda")
-    PAGE.write_text(table(built, tool), encoding="utf-8")
+    found = cuobjdump()
+    if found is None:
+        raise SystemExit("needs cuobjdump")
+    module = build_all()
+    PAGE.write_text(page(module.toolkit, cells(module, found)), encoding="utf-8")
     print(PAGE.read_text(encoding="utf-8"), end="")

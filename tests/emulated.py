@@ -7,6 +7,7 @@ compiler makes of the source, speed.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -36,16 +37,15 @@ def module() -> ModuleType | None:
 
 def build(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> ModuleType | None:
     """Compiles and loads an extension module of that name; what was compiled before from the same text is loaded."""
-    pybind11 = _pybind11()
-    if pybind11 is None or shutil.which("g++") is None:
+    include = pybind11()
+    if include is None or shutil.which("g++") is None:
         return None
     headers = [path for folder in ("csrc", "tests/emulator") for path in sorted((ROOT / folder).rglob("*.*h"))]
     digest = hashlib.sha256("".join((*_FLAGS, *flags)).encode())
     for path in (*sources, *headers, *_PARTS):
         digest.update(path.read_bytes())
     made = FOLDER / digest.hexdigest()[:16] / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if not made.exists():
-        _compile(made, [*sources, *_PARTS], [*_FLAGS, *flags, f"-I{pybind11}"])
+    _compile(made, [*sources, *_PARTS], [*_FLAGS, *flags, f"-I{include}"])
     spec = importlib.util.spec_from_file_location(name, made)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
@@ -54,10 +54,13 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Modu
 
 
 def _compile(made: Path, sources: Sequence[Path], flags: Sequence[str]) -> None:
-    """All or nothing, also beside another process that does the same."""
+    """Makes ``made`` where it is missing, all or nothing; of several processes one compiles and the others wait."""
     made.parent.mkdir(parents=True, exist_ok=True)
     places = (EMULATOR, ROOT / "csrc", sysconfig.get_path("include"))
-    with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+    with (made.parent / "lock").open("w") as lock, tempfile.TemporaryDirectory(dir=made.parent) as folder:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if made.exists():
+            return
 
         def compile_one(source: Path) -> Path:
             target = Path(folder) / f"{source.name}.o"
@@ -72,7 +75,7 @@ def _compile(made: Path, sources: Sequence[Path], flags: Sequence[str]) -> None:
         os.replace(part, made)
 
 
-def _pybind11() -> Path | None:
+def pybind11() -> Path | None:
     """Its headers: installed, or the copy that building the package leaves."""
     if (spec := importlib.util.find_spec("pybind11")) is not None and spec.origin is not None:
         return Path(spec.origin).parent / "include"

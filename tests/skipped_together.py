@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from asyncthink.train.distributed import World, device_for, gradients
+from asyncthink.model_files import device_for
+from asyncthink.train.distributed import World, gradients
 from asyncthink.train.steps import Steps
 
 

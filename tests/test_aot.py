@@ -128,6 +128,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_life_of_a_table(tmp_path: Path) -> None:
     (tmp_path / "toys.py").write_text(FINE)
     (tmp_path / "life.py").write_text(LIFE)

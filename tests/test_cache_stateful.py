@@ -1,6 +1,7 @@
 """The tree cache against plain lists: any order of forks, steps, joins, truncations, releases and refusals.
 
-A run makes at least 100,000 cache operations. More on demand: ASYNCTHINK_CACHE_OPERATIONS=5000000 pytest <this file>.
+10,000 cache operations, 100,000 with `-m slow`; ASYNCTHINK_CACHE_OPERATIONS=5000000 pytest -m slow <this file> makes
+more.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from hypothesis.stateful import (
 from asyncthink_kernels.cache import Branch, OutOfPages, StepPlan, TreeCache
 from plan_reader import assert_row_sees, read_plan
 
-OPERATIONS = int(os.environ.get("ASYNCTHINK_CACHE_OPERATIONS", "100000"))
-EXAMPLES = 100  # a batch of machines; batches follow until there are enough operations
+MANY = int(os.environ.get("ASYNCTHINK_CACHE_OPERATIONS", "100000"))
+EXAMPLES = 25  # a batch of machines; batches follow until there are enough operations
 pick = st.integers(0, 1 << 16)
 GEOMETRIES = [(1, 2), (2, 6), (4, 4), (4, 8), (16, 32)]
 
@@ -230,8 +231,14 @@ class CacheMachine(RuleBasedStateMachine):
             self.cache.check()
 
 
-@pytest.mark.timeout(max(300, OPERATIONS // 200))
-def test_any_history_reads_like_plain_lists():
+SLOW = [pytest.mark.slow, pytest.mark.timeout(max(300, MANY // 100))]
+
+
+@pytest.mark.parametrize("operations", [10_000, pytest.param(MANY, marks=SLOW)])
+def test_any_history_reads_like_plain_lists(operations: int):
+    class Machine(CacheMachine):
+        """With counters of its own."""
+
     rules = settings(
         max_examples=EXAMPLES,
         stateful_step_count=60,
@@ -240,9 +247,9 @@ def test_any_history_reads_like_plain_lists():
         suppress_health_check=list(HealthCheck),
     )
     batch = 0
-    while CacheMachine.operations < OPERATIONS:
-        run_state_machine_as_test(seed(batch)(CacheMachine), settings=rules)
+    while Machine.operations < operations:
+        run_state_machine_as_test(seed(batch)(Machine), settings=rules)
         batch += 1
-        print(f"{CacheMachine.operations} operations, {CacheMachine.exhausted} out of pages")
-    assert CacheMachine.exhausted > OPERATIONS // 100
-    assert CacheMachine.refused > OPERATIONS // 100
+        print(f"{Machine.operations} operations, {Machine.exhausted} out of pages")
+    assert Machine.exhausted > operations // 100
+    assert Machine.refused > operations // 100

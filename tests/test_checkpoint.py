@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import asyncthink
 from asyncthink.evaluation import evaluate, held_out, settings
+from asyncthink.model_load import LoadedModel
 from asyncthink.sampler import ForkJoinSampler, SamplingParams
-from asyncthink.serve import Served
 from asyncthink.tasks import task
 from asyncthink.train.logprobs import logits_of
 from asyncthink.train.packed_attention import use_packed_attention
@@ -50,13 +50,18 @@ def test_training_sees_what_the_sampler_saw(context: str, join: Literal["exact",
     assert (joins > 0) == (join != "exact")
 
 
-def test_it_solves_held_out_puzzles_in_every_setting() -> None:
-    served, params, countdown = Served.load(BOX), SamplingParams(temperature=0.0, max_tokens=700), task("countdown")
-    options = settings("sequential,asyncthink", "shared,isolated", "exact,append,link")
+@pytest.mark.parametrize(
+    ("contexts", "joins"),
+    [("shared", "exact"), pytest.param("shared,isolated", "exact,append,link", marks=pytest.mark.slow)],
+)
+def test_it_solves_held_out_puzzles(contexts: str, joins: str) -> None:
+    served, params = LoadedModel.load(BOX), SamplingParams(temperature=0.0, max_tokens=700)
+    countdown = task("countdown")
+    options = settings("sequential,asyncthink", contexts, joins)
     puzzles = held_out(countdown, 20)
     alone, *organized = [evaluate(served.sampler(**o), countdown, puzzles, params) for o in options]
     assert alone["at_least"]["4"]["value"] >= 0.9
-    assert len(organized) == 6
+    assert len(organized) == len(contexts.split(",")) * len(joins.split(","))
     for figures in organized:
         assert figures["at_least"]["4"]["value"] >= 0.9
         assert figures["forks"]["value"] >= 2

@@ -7,23 +7,25 @@ import json
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
-from transformers import GPTJConfig, GPTJForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import GPTJConfig, GPTJForCausalLM
 from typer.testing import CliRunner, Result
 
+import asyncthink
+from asyncthink import ForkJoinSampler
 from asyncthink import demo as demo_module
 from asyncthink.cli import app
 from asyncthink.live import LiveLanes, PlainLines, watcher
-from asyncthink.protocol import PromptFormat
+from asyncthink.model_load import LoadedModel
 from asyncthink.records import Episode, Event, TokenEvent
-from asyncthink.serve import Served
 from asyncthink.tasks import Countdown
 from asyncthink.train.tokenizer import build_tokenizer
 from scripted import PROMPTS, ScriptedDecoder
+from untrained import save_untrained
 
 COMMAND = [sys.executable, "-m", "asyncthink.cli"]
 PROMISED = {
@@ -35,23 +37,10 @@ PROMISED = {
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that draws <unk> and <pad> for ever, with the tokenizer of the box and prompts of its own."""
-    folder = tmp_path_factory.mktemp("untrained")
-    tokenizer = build_tokenizer()
-    config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=2048, eos_token_id=2,
-    )  # fmt: skip
-    model = Qwen3ForCausalLM(config)
-    torch.nn.init.zeros_(model.lm_head.weight)
-    torch.nn.init.ones_(model.lm_head.weight[0])  # <unk> or, where its logit is negative, <pad>: neither acts
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    PromptFormat("<organizer>{question}\n", "<worker>", "<worker>{subquery}\n", "<solo>{question}\n").save(folder)
-    return folder
+    return save_untrained(tmp_path_factory.mktemp("untrained"))
 
 
-def scripted(seed: int) -> Served:
+def scripted(seed: int) -> LoadedModel:
     """A model that says, word by word, what a written demonstration of the demo's puzzle says."""
     task, tokenizer = Countdown(), build_tokenizer()
     puzzle = task.sample(seed, held_out=True)
@@ -62,7 +51,7 @@ def scripted(seed: int) -> Served:
     for worker in workers:
         before = "".join(piece.text for piece in organizer.pieces[: worker.fork_at])
         scripts.append(begin + before + PROMPTS.fill("worker_shared", subquery=worker.subquery) + worker.text)
-    return Served("box", ScriptedDecoder(tokenizer, scripts), tokenizer, PROMPTS)
+    return LoadedModel("box", ScriptedDecoder(tokenizer, scripts), tokenizer, PROMPTS)
 
 
 def call(*args: object) -> Result:
@@ -70,7 +59,8 @@ def call(*args: object) -> Result:
 
 
 def is_one_line(result: Result, code: int, *expected: str) -> bool:
-    (line,) = result.stderr.splitlines()
+    *stages, line = result.stderr.splitlines()
+    assert all(stage.startswith("asyncthink: ") for stage in stages)
     return result.exit_code == code and line.startswith("asyncthink: ") and all(part in line for part in expected)
 
 
@@ -92,7 +82,7 @@ def test_the_model_in_the_box_solves_the_demo_puzzle(tmp_path: Path) -> None:
 
 def test_the_demo_tells_what_happened(tmp_path: Path, monkeypatch) -> None:
     served, task = scripted(3), Countdown()
-    monkeypatch.setattr(Served, "load", lambda _: served)
+    monkeypatch.setattr(LoadedModel, "load", lambda _, **options: served)
     monkeypatch.setattr(demo_module, "_ROUNDS", 1)
     base = ("demo", "--model", "box", "--seed", 3, "--join", "append", "--out", tmp_path / "t.html")
     told = json.loads(call(*base, "--json").stdout)
@@ -113,6 +103,42 @@ def test_the_demo_tells_what_happened(tmp_path: Path, monkeypatch) -> None:
     assert ">solved<" in (tmp_path / "t.html").read_text()
 
 
+def test_the_demo_is_timed_alike_shown_or_quiet(tmp_path: Path, monkeypatch) -> None:
+    """The same episodes in the same order, so that the same things are warm when the clock starts."""
+    monkeypatch.setattr(demo_module, "_ROUNDS", 2)
+    monkeypatch.setattr(demo_module, "_BUDGET", float("inf"))
+    calls: list[tuple[str, str, int]] = []
+    for name in ("stream", "generate"):
+        plain = getattr(ForkJoinSampler, name)
+
+        def noted(self, asked, params, plain=plain, name=name):
+            calls.append((name, self.options.mode, params.max_tokens))
+            return plain(self, asked, params)
+
+        monkeypatch.setattr(ForkJoinSampler, name, noted)
+    runs = []
+    for options in ([], ["--json"]):
+        served = scripted(3)
+        monkeypatch.setattr(LoadedModel, "load", lambda _, served=served, **options: served)
+        assert call("demo", "--seed", 3, "--out", tmp_path / "t.html", *options).exit_code == 0
+        runs.append(calls[:])
+        calls.clear()
+    assert runs[0] == runs[1]
+    assert runs[0][0] == ("stream", "asyncthink", demo_module.MAX_TOKENS)
+    assert len(runs[0]) == 1 + 2 + 2 * 2
+
+
+def test_a_quiet_watcher_keeps_no_pace() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, quiet=True)
+    assert isinstance(watcher(console, 1.0), PlainLines)
+
+
+def test_version() -> None:
+    stated = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
+    assert call("--version").stdout == f"asyncthink {stated}\n"
+    assert asyncthink.__version__ == stated
+
+
 def test_demo_prints_lines_where_there_is_no_terminal(untrained: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(demo_module, "MAX_TOKENS", 24)
     result = call("demo", "--model", untrained, "--out", tmp_path / "t.html", "--pool", 2, "--join", "append")
@@ -120,7 +146,9 @@ def test_demo_prints_lines_where_there_is_no_terminal(untrained: Path, tmp_path:
     assert "organizer   begins:" in result.stdout
     assert "format error: organizer: budget exceeded: 24 tokens" in result.stdout
     assert "0 of 4 different expressions are right: not solved" in result.stdout
-    assert "\x1b" not in result.stdout
+    assert "\x1b" not in result.output
+    stages = result.stderr.splitlines()
+    assert stages[:2] == [f"asyncthink: loading the weights of {untrained}", "asyncthink: checking the model"]
     assert "<!doctype html>" in (tmp_path / "t.html").read_text()
 
 
@@ -201,7 +229,7 @@ def test_ctrl_c(untrained: Path, tmp_path: Path) -> None:
     assert " from " in process.stdout.readline()  # the model is loaded, 1,024 tokens are still to come
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (130, "asyncthink: interrupted\n")
+    assert (process.returncode, errors.splitlines()[-1]) == (130, "asyncthink: interrupted")
     assert list(tmp_path.iterdir()) == []
 
 

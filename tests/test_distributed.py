@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import asyncthink
+from asyncthink.model_files import device_for
 from asyncthink.train.checkpoint import checkpoints
 from asyncthink.train.commands import app
-from asyncthink.train.distributed import World, device_for, gradients
+from asyncthink.train.distributed import World, gradients
 from asyncthink.train.progress import read_metrics
 from asyncthink.train.sft import SFTConfig, train_sft
 
@@ -119,6 +120,7 @@ def test_devices_that_are_not_here_are_named(name: str, monkeypatch: pytest.Monk
         device_for(name)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_rollouts(tmp_path: Path) -> None:
     """The episodes, their figures and the step are those of one process; each draws half of the questions' groups."""
     how = [

@@ -32,17 +32,15 @@ def toy() -> Iterator[None]:
     del TASKS["counting"]
 
 
-@pytest.fixture(scope="module")
-def cold(tmp_path_factory: pytest.TempPathFactory, toy: None) -> Path:
+def cold_start(out: Path, steps: int) -> Path:
     """A cold start cut short: the format is there, with errors."""
-    out = tmp_path_factory.mktemp("sft")
     return train_sft(
         SFTConfig(
             out=out,
             task="counting",
             model=ModelOptions(shape=SMALL, bfloat16=False),
             mixture=Mixture(solo=0.2, shared=0.5, isolated=0.3),
-            steps=450,
+            steps=steps,
             length=800,
             learning_rate=4e-3,
             warmup=20,
@@ -50,6 +48,12 @@ def cold(tmp_path_factory: pytest.TempPathFactory, toy: None) -> Path:
             evaluate_episodes=4,
         )
     )
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory: pytest.TempPathFactory, toy: None) -> Path:
+    """Right now and then, which is enough for a step."""
+    return cold_start(tmp_path_factory.mktemp("sft"), 150)
 
 
 def config(out: Path, cold: Path, **changes: object) -> GRPOConfig:
@@ -79,8 +83,9 @@ def metrics(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_reward_rises_and_format_errors_fall(cold: Path, tmp_path: Path) -> None:
-    train_grpo(config(tmp_path / "run", cold, steps=30, save_every=30))
+@pytest.mark.slow
+def test_reward_rises_and_format_errors_fall(tmp_path: Path) -> None:
+    train_grpo(config(tmp_path / "run", cold_start(tmp_path / "sft", 450), steps=30, save_every=30))
     lines = metrics(tmp_path / "run")
     assert len(lines) == 30
     first, last = lines[:6], lines[-6:]

@@ -11,9 +11,9 @@ from torch import nn
 
 from asyncthink import Episode, ForkJoinSampler, SamplingParams, checkpoint_path
 from asyncthink.model import Decoder
+from asyncthink.model_load import LoadedModel
 from asyncthink.options import CONTEXTS, JOINS
 from asyncthink.prompts import PromptFormat
-from asyncthink.serve import Served
 from asyncthink.tasks import Countdown
 from asyncthink.train.logprobs import logits_of, token_logprobs
 from asyncthink.train.packed_attention import use_packed_attention
@@ -44,15 +44,15 @@ def assert_agreement(model: nn.Module, episodes: Sequence[Episode], temperature:
 
 
 @pytest.fixture(scope="module")
-def served() -> Served:
-    made = Served.load(checkpoint_path())
+def served() -> LoadedModel:
+    made = LoadedModel.load(checkpoint_path())
     use_packed_attention(made.decoder.model, moves=True)
     return made
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("join", JOINS)
-def test_the_shipped_model(served: Served, join: str, context: str) -> None:
+def test_the_shipped_model(served: LoadedModel, join: str, context: str) -> None:
     """At temperature 1; with agents cut off by their budget and without."""
     task = Countdown()
     sampler = served.sampler(join=join, context=context)
@@ -92,7 +92,7 @@ def test_families(taught: tuple[Decoder, Any], join: Any, context: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["sequential", "parallel"])
-def test_traces_without_workers(served: Served, mode: str) -> None:
+def test_traces_without_workers(served: LoadedModel, mode: str) -> None:
     task = Countdown()
     sampler = served.sampler(mode=mode)
     episodes = sampler.generate([task.prompt(task.sample(3))], SamplingParams(max_tokens=120, seed=3))

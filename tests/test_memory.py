@@ -110,5 +110,5 @@ def test_the_documented_table_is_the_commands(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="model: cannot read"):
+    with pytest.raises(ValueError, match="model: cannot load a causal language model"):
         app(["memory", "--model", str(tmp_path)], standalone_mode=False)

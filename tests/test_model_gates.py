@@ -172,7 +172,7 @@ def copied(saved: Path, to: Path) -> Path:
 
 
 def test_load(saved: Path) -> None:
-    decoder = Decoder.load(saved, num_pages=4)
+    decoder = Decoder.load(saved, num_pages=4, dtype="bfloat16")
     assert decoder.storage.dtype == torch.bfloat16
     assert not decoder.model.training
     assert Decoder.load(str(saved), num_pages=4, dtype=torch.float32).storage.dtype == torch.float32

@@ -12,8 +12,8 @@ from asyncthink import checkpoint_path, model_pack, profile_command
 from asyncthink.cli import app
 from asyncthink.episode.core import EpisodeCore
 from asyncthink.local_engine import LocalEngine
+from asyncthink.model_load import LoadedModel
 from asyncthink.profiling import PARTS, Clock, profile
-from asyncthink.serve import Served
 from asyncthink_kernels.ops import _library
 
 TINY = {
@@ -23,7 +23,7 @@ TINY = {
 
 
 def test_parts_add_up_and_nothing_stays() -> None:
-    served = Served.load(checkpoint_path())
+    served = LoadedModel.load(checkpoint_path())
     decoder = served.decoder
     before = (model_pack._linear, dict(_library._runs), EpisodeCore.accept, EpisodeCore.tick)
     found = profile(decoder, served.tokenizer, agents=3, prefix=20, tokens=5)
@@ -51,7 +51,7 @@ def test_packed_layers_are_seen(monkeypatch: pytest.MonkeyPatch, compiled: bool)
 
 def test_the_end_of_the_agents_is_not_in_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many agents are dropped one by one when all steps are timed; that took more than their scheduling."""
-    served = Served.load(checkpoint_path())
+    served = LoadedModel.load(checkpoint_path())
     drop, clocks = LocalEngine.drop, []
     monkeypatch.setattr(LocalEngine, "drop", lambda *given: (clocks.append(sum(clock.seconds.values())), drop(*given)))
     clock = Clock()
@@ -61,7 +61,7 @@ def test_the_end_of_the_agents_is_not_in_the_steps(monkeypatch: pytest.MonkeyPat
 
 
 def test_compiled_layers_that_are_not_packed_cannot_be_seen() -> None:
-    served = Served.load(checkpoint_path(), compile="aot_eager")
+    served = LoadedModel.load(checkpoint_path(), compile="aot_eager")
     with pytest.raises(ValueError, match=r"only where they are packed: its linear layers take .* in the caches"):
         profile(served.decoder, served.tokenizer, agents=1, prefix=2, tokens=2)
 
@@ -89,9 +89,10 @@ def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "message"),
     [
         (["--shape", "other"], "--shape: expected one of qwen3-0.6b, got 'other'"),
-        (["--dtype", "int8"], "--dtype: expected bfloat16 or float32, got 'int8'"),
+        (["--dtype", "int8"], "dtype: expected one of auto, float32, bfloat16, float16, float64, got 'int8'"),
         (["--shape", "qwen3-0.6b", "--model", "x"], "give --model or --shape, got both"),
-        (["--model", "./nowhere"], "no model at ./nowhere"),
+        (["--model", "./nowhere"], "cannot load a causal language model from ./nowhere: there is no such folder"),
+        (["--shape", "qwen3-0.6b", "--revision", "v1"], "--revision: expected none beside --shape, got 'v1'"),
     ],
 )
 def test_bad_options(options: list[str], message: str) -> None:

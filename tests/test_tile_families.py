@@ -15,12 +15,14 @@ pytest.importorskip("triton")
 WARPS = re.compile(r"warpsPerCTA = \[(\d+), (\d+)\]")
 
 
-@pytest.fixture(scope="module")
-def families() -> dict[str, dict[str, list[str]]]:
+@pytest.fixture(
+    scope="module", params=["sm_90", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("sm_80", "sm_100"))]
+)
+def families(request: pytest.FixtureRequest) -> dict[str, dict[str, list[str]]]:
     """From a process of its own: in this one kernels may be interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     probe = Path(__file__).with_name("tile_probe.py")
-    done = subprocess.run([sys.executable, str(probe)], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(probe), request.param], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, list[str]]] = json.loads(done.stdout)
     return found
@@ -29,8 +31,8 @@ def families() -> dict[str, dict[str, list[str]]]:
 def test_tiles_of_a_family_differ_in_rows_alone(families: dict[str, dict[str, list[str]]]) -> None:
     """One instruction, one shape of it, as many warps along the tokens; the tokens of a block too."""
     sizes = ("64", "128", "192-dv128", "256")
-    half = {family: tiles for family, tiles in families.items() if " bf16" in family}
-    assert sorted(half) == sorted(f"{arch} bf16-d{size}" for arch in ("sm_80", "sm_90", "sm_100") for size in sizes)
+    half = {family: tiles for family, tiles in families.items() if family.startswith("bf16")}
+    assert sorted(half) == sorted(f"bf16-d{size}" for size in sizes)
     assert any(len(tiles) > 2 for tiles in half.values())
     for family, tiles in half.items():
         assert len({tile.partition("n")[2] for tile in tiles}) == 1, family
@@ -43,7 +45,4 @@ def test_tiles_of_a_family_differ_in_rows_alone(families: dict[str, dict[str, li
 
 
 def test_float32_is_not_rounded_for_tensor_cores(families: dict[str, dict[str, list[str]]]) -> None:
-    full = [tiles for family, tiles in families.items() if " fp32" in family]
-    assert len(full) == 3
-    for tiles in full:
-        assert list(tiles.values()) == [[]]
+    assert list(families["fp32-d128"].values()) == [[]]

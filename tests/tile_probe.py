@@ -1,6 +1,6 @@
-"""Run as a program, without a GPU: the matrix layouts that the tiles of each family compile to.
+"""Run as a program, without a GPU: the matrix layouts that the tiles of each family compile to on an architecture.
 
-Prints a JSON object {family: {tile: [layouts of its matrix instructions]}}.
+tile_probe.py sm_90 prints a JSON object {family: {tile: [layouts of its matrix instructions]}}.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import sys
 
 from asyncthink_kernels.backends.triton import _compile
 
@@ -17,16 +18,14 @@ FAMILY = re.compile(r"tree_items-(bf16-d(?:64|128|192-dv128|256)|fp32-d128)-(m\d
 LAYOUT = re.compile(r"^#\w+ = #ttg\.((?:nvidia|amd)_\w+<.*>)$", re.MULTILINE)
 
 
-def main() -> None:
+def main(arch: str) -> None:
     found: dict[str, dict[str, list[str]]] = {}
-    for arch in ("sm_80", "sm_90", "sm_100"):
-        for variant in MODULE.variants(arch):
-            match = FAMILY.match(variant.name)
-            if match:
-                layouts = LAYOUT.findall(_compile.intermediate(variant, arch))
-                found.setdefault(f"{arch} {match[1]}", {})[match[2]] = layouts
+    for variant in MODULE.variants(arch):
+        match = FAMILY.match(variant.name)
+        if match:
+            found.setdefault(match[1], {})[match[2]] = LAYOUT.findall(_compile.intermediate(variant, arch))
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -5,25 +5,35 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asyncthink.options import Options
 from asyncthink.protocol import DEFAULT_PROMPTS, Parser, PromptFormat
 from asyncthink.records import Episode, Event, Trace
 
 if TYPE_CHECKING:
+    from asyncthink.model import Decoder
     from asyncthink.sampler import ForkJoinSampler, SamplingParams, TokenEvent
+    from asyncthink.tasks import Task
+
+    __version__: str
 
 __all__ = [
     "DEFAULT_PROMPTS",
+    "Decoder",
     "Episode",
     "Event",
     "ForkJoinSampler",
+    "Options",
     "Parser",
     "PromptFormat",
     "SamplingParams",
+    "Task",
     "TokenEvent",
     "Trace",
+    "__version__",
     "checkpoint_path",
 ]
 
@@ -44,9 +54,19 @@ def checkpoint_path(name: str = "countdown") -> Path:
 
 
 def __getattr__(name: str) -> Any:
-    # The sampler brings torch and transformers: seconds of import that records, protocol and viz do not need.
+    # Sampler and decoder bring torch and transformers: seconds of import that records, protocol and viz do not need.
     if name in _FROM_SAMPLER:
         from asyncthink import sampler
 
         return getattr(sampler, name)
+    if name == "Decoder":
+        from asyncthink.model import Decoder
+
+        return Decoder
+    if name == "Task":
+        from asyncthink.tasks import Task
+
+        return Task
+    if name == "__version__":
+        return importlib.metadata.version("asyncthink-kernels")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,15 +8,17 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec
+from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
 
+from asyncthink.command_options import Context, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
 from asyncthink.eval_command import evaluate
-from asyncthink.files import write_whole
+from asyncthink.files import check_writable, write_whole
 from asyncthink.profile_command import profile_step
 from asyncthink.records import Episode
+from asyncthink.run_command import ask
 from asyncthink.viz import timeline_html
 
 P = ParamSpec("P")
@@ -26,14 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Asynchronous thinking: one model organizes its own workers.",
 )
-
-Pool = Annotated[int, typer.Option(help="The organizer and at most POOL - 1 live workers.")]
-Context = Annotated[str, typer.Option(help="What a worker sees: shared (the organizer's tokens) or isolated.")]
-JoinMode = Annotated[str, typer.Option("--join", help="How a return enters the organizer: exact, append or link.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Save = Annotated[Path | None, typer.Option(help="Also write the episode as JSON, for `asyncthink view`.")]
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
@@ -65,6 +60,23 @@ def _fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from asyncthink import __version__
+
+        print(f"asyncthink {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Asynchronous thinking: one model organizes its own workers."""
+
+
 @app.command()
 @guarded
 def demo(
@@ -74,20 +86,24 @@ def demo(
     join: JoinMode = "exact",
     context: Context = "shared",
     pool: Pool = 4,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
     out: Annotated[Path, typer.Option(help="Where the timeline goes.")] = Path("timeline.html"),
     save: Save = None,
 ) -> None:
     """Watch a small trained model organize a countdown puzzle, and compare it with one agent alone."""
-    _writable(out, save)
+    check_writable(out, save)
     console = Console(quiet=as_json)
-    with console.status("loading the model"):
+    with loading(quiet=as_json) as progress:
         from asyncthink import checkpoint_path
         from asyncthink.demo import play, summary
+        from asyncthink.model_load import LoadedModel
         from asyncthink.report import print_demo
-        from asyncthink.serve import Served
 
-        served = Served.load(model or checkpoint_path())
-    outcome = play(served, console, seed=seed, pool=pool, context=context, join=join)
+        place: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+        loaded = LoadedModel.load(model or checkpoint_path(), **place, progress=progress)
+    outcome = play(loaded, console, seed=seed, pool=pool, context=context, join=join)
     write_whole(out, timeline_html(outcome.episode, outcome.sequential))
     if save:
         outcome.episode.save(save)
@@ -98,50 +114,7 @@ def demo(
     console.print(f"timeline: {out}", highlight=False, soft_wrap=True)
 
 
-@app.command()
-@guarded
-def run(
-    question: Annotated[str, typer.Argument(help="What to ask.")],
-    model: Annotated[str, typer.Option(help="Folder or hub id of any causal language model.")],
-    as_json: Json = False,
-    mode: Annotated[str, typer.Option(help="asyncthink, sequential or parallel.")] = "asyncthink",
-    join: JoinMode = "exact",
-    context: Context = "shared",
-    pool: Pool = 4,
-    max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw.")] = 1024,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Key of the random streams.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write a timeline here.")] = None,
-    save: Save = None,
-) -> None:
-    """Ask any model, prompted with our organizer and worker instructions in its own chat format."""
-    _writable(out, save)
-    console = Console(quiet=as_json)
-    with console.status("loading the model"):
-        from asyncthink.live import watcher
-        from asyncthink.report import print_answer, print_figures
-        from asyncthink.sampler import SamplingParams
-        from asyncthink.serve import Served
-
-        params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
-        sampler = Served.load(model).sampler(mode=mode, pool=pool, context=context, join=join)
-    if as_json:
-        (episode,) = sampler.generate([question], params)
-    else:
-        with watcher(console) as screen, sampler.stream(question, params) as stream:
-            for event in stream:
-                screen.show(event)
-        episode = stream.episode
-    episode.meta["model"] = model
-    if save:
-        episode.save(save)
-    if out:
-        write_whole(out, timeline_html(episode))
-    if as_json:
-        print(json.dumps(episode.to_dict()))
-        return
-    print_answer(console, episode)
-    print_figures(console, episode)
+app.command(name="run")(guarded(ask))
 
 
 @app.command()
@@ -152,7 +125,7 @@ def view(
     out: Annotated[Path, typer.Option(help="Where the timeline goes.")] = Path("timeline.html"),
 ) -> None:
     """Draw a saved episode as an HTML page."""
-    _writable(out)
+    check_writable(out)
     write_whole(out, timeline_html(_load(episode), _load(against) if against else None))
     print(out)
 
@@ -174,15 +147,6 @@ def train(ctx: typer.Context) -> None:
     if code == 130:  # typer turned Ctrl-C into an exit code
         raise KeyboardInterrupt
     raise typer.Exit(code or 0)
-
-
-def _writable(*paths: Path | None) -> None:
-    """Minutes of work must not end at a folder that is not there."""
-    for path in paths:
-        if path is not None and path.is_dir():
-            raise ValueError(f"{path}: expected a file to write, got a folder")
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{path}: expected an existing folder to write into, got {path.parent}")
 
 
 def _load(path: Path) -> Episode:

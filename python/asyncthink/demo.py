@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncthink.live import watcher
+from asyncthink.model_load import LoadedModel
 from asyncthink.records import Episode
 from asyncthink.sampler import ForkJoinSampler, SamplingParams
-from asyncthink.serve import Served
 from asyncthink.tasks import Countdown, Puzzle
 
 MAX_TOKENS = 1024
@@ -43,10 +43,11 @@ class Outcome:
         return -(-self.episode.kv_bytes_shared // self.page_bytes)
 
 
-def play(served: Served, console: Console, *, seed: int, pool: int, context: str, join: str) -> Outcome:
-    """Run the demo; ``console`` (unless it is quiet) shows the episode as it happens.
+def play(served: LoadedModel, console: Console, *, seed: int, pool: int, context: str, join: str) -> Outcome:
+    """Run the demo; ``console`` shows the episode as it happens, unless it is quiet.
 
-    What is shown is not what is timed: the screen costs time, so the same episodes run again without it.
+    What is shown is not what is timed: the screen costs time, so the same episodes run again without it. A quiet demo
+    runs the first episode too: it warms up what is timed.
 
     Raises ValueError: options outside their range.
     """
@@ -59,9 +60,9 @@ def play(served: Served, console: Console, *, seed: int, pool: int, context: str
     if not console.quiet:
         goal = f"  {task.asked} different expressions, each number at most once in each; a puzzle held out of training"
         console.print(Text.assemble((question, "bold"), (goal, "dim")), soft_wrap=True)
-        with watcher(console, _PACE) as screen, organized.stream(question, params) as stream:
-            for event in stream:
-                screen.show(event)
+    with watcher(console, _PACE) as screen, organized.stream(question, params) as stream:
+        for event in stream:
+            screen.show(event)
     episode, sequential, rounds = _timed(organized, alone, question, params)
     right, right_alone = (len(task.correct(puzzle, e.answer or "")) for e in (episode, sequential))
     for run, count in ((episode, right), (sequential, right_alone)):

@@ -12,11 +12,12 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
+from asyncthink.command_options import Device, Dtype, Revision, loading
 from asyncthink.options import MODES
 
 if TYPE_CHECKING:
+    from asyncthink.model_load import LoadedModel
     from asyncthink.sampler import ForkJoinSampler
-    from asyncthink.serve import Served
 
 
 def evaluate(
@@ -40,11 +41,14 @@ def evaluate(
     ] = None,
     latency: Annotated[int, typer.Option(min=0, help="Puzzles that are timed, one at a time; 0 times none.")] = 20,
     seed: Annotated[int, typer.Option(help="Key of the random streams.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Solve held-out puzzles, the same in every mode: solutions found, concurrency, critical path, format errors."""
     console = Console(quiet=as_json, stderr=True)
-    with console.status("loading"):
+    with loading(quiet=as_json) as progress:
         from asyncthink import evaluation
         from asyncthink.grading import how_to_aggregate
         from asyncthink.report import print_evaluation
@@ -56,7 +60,7 @@ def evaluate(
         how_to_aggregate(known, aggregate)
         wanted = evaluation.settings(mode, context, join)
         models = models_by_mode(model or [], [each["mode"] for each in wanted])
-        served = _load(models)
+        served = _load(models, device=device, dtype=dtype, revision=revision, progress=progress)
         samplers = [served[each["mode"]].sampler(pool=pool, **each) for each in wanted]
         asked = evaluation.held_out(known, puzzles, first)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
@@ -120,15 +124,15 @@ def models_by_mode(given: Sequence[str], modes: Sequence[str]) -> dict[str, str]
     return {mode: found.get(mode, found.get("", "")) for mode in dict.fromkeys(modes)}
 
 
-def _load(models: dict[str, str]) -> dict[str, Served]:
+def _load(models: dict[str, str], **options: Any) -> dict[str, LoadedModel]:
     """Each model once, however many modes it serves."""
-    from asyncthink.serve import Served
+    from asyncthink.model_load import LoadedModel
 
-    loaded = {path: Served.load(path) for path in dict.fromkeys(models.values())}
+    loaded = {path: LoadedModel.load(path, **options) for path in dict.fromkeys(models.values())}
     return {mode: loaded[path] for mode, path in models.items()}
 
 
-def _weights(model: str, served: Served) -> dict[str, Any]:
+def _weights(model: str, served: LoadedModel) -> dict[str, Any]:
     parameters = sum(parameter.numel() for parameter in served.decoder.model.parameters())
     return {"model": "/".join(Path(model).parts[-2:]), "parameters": parameters}
 

@@ -21,3 +21,12 @@ def write_whole(path: str | Path, text: str) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def check_writable(*paths: Path | None) -> None:
+    """ValueError for a path that is a folder or lies in none: minutes of work must not end there."""
+    for path in paths:
+        if path is not None and path.is_dir():
+            raise ValueError(f"{path}: expected a file to write, got a folder")
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"{path}: expected an existing folder to write into, got {path.parent}")

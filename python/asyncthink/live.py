@@ -34,8 +34,12 @@ class Watcher(Protocol):
 
 
 def watcher(console: Console, pace: float | None = None) -> Watcher:
-    """Lanes on a terminal, at most ``pace`` steps a second so that an eye can follow; plain lines otherwise."""
-    return LiveLanes(console, pace) if console.is_terminal and not console.is_dumb_terminal else PlainLines(console)
+    """Lanes on a terminal, at most ``pace`` steps a second so that an eye can follow; plain lines otherwise.
+
+    A quiet console gets lines, which it does not print: there is no eye to wait for.
+    """
+    lanes = console.is_terminal and not console.is_dumb_terminal and not console.quiet
+    return LiveLanes(console, pace) if lanes else PlainLines(console)
 
 
 def printable(text: str) -> str:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from asyncthink.gate import Gate
 from asyncthink.model_compile import CompiledModel
-from asyncthink.model_gates import check_kind, one_line, padding_token, vocabulary
+from asyncthink.model_explain import explain
+from asyncthink.model_files import load_network
+from asyncthink.model_gates import check_kind, padding_token, vocabulary
 from asyncthink.model_graph import CaptureError, CudaRecorder, Rerun, StepGraphs
 from asyncthink.model_hook import BorrowedModel, DecoderError
 from asyncthink.model_layers import record_layers
@@ -87,6 +89,8 @@ class Decoder:
     graphs: StepGraphs | None = None
     max_length: int | None = None
     _refreshes = 0
+    why_device: str = "where the live model lies"
+    why_dtype: str | None = None
 
     def __init__(
         self,
@@ -152,14 +156,34 @@ class Decoder:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: str | torch.device = "cpu", dtype: Any = "auto", **options: Any
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+        progress: Callable[[str], None] | None = None,
+        **options: Any,
     ) -> Decoder:
         """A Decoder for the model at a local folder or hub id; ``options`` are those of the constructor.
 
-        DecoderError, one line, for a path that holds no model, weights that are missing or broken, and a model that
-        cannot be served.
+        ``device``, ``dtype`` and ``revision`` are those of :func:`asyncthink.model_files.load_network`; ``progress``
+        is called with a phrase before each stage. DecoderError, one line, for a path that holds no model, weights that
+        are missing or broken, and a model that cannot be served.
         """
-        return cls(_load(str(path), device, dtype), **options)
+        network = load_network(path, revision=revision, device=device, dtype=dtype, progress=progress)
+        decoder = cls(network.model, progress=progress, **options)
+        decoder.why_device, decoder.why_dtype = network.why_device, network.why_dtype
+        return decoder
+
+    def explain(self) -> dict[str, str]:
+        """How this decoder runs, and why: a sentence each under "device", "dtype", "pack", "graphs" and others.
+
+        >>> from asyncthink import checkpoint_path
+        >>> Decoder.load(checkpoint_path("countdown"), device="cpu", num_pages=64).explain()["dtype"]
+        'float32, as the weights are stored'
+        """
+        return explain(self)
 
     @property
     def model(self) -> nn.Module:
@@ -283,24 +307,3 @@ def _weights(modules: Iterable[nn.Module]) -> str:
     """Dtype and device of the first weight of each module that has one."""
     weights = [next(module.parameters(), None) for module in modules]
     return " and ".join(dict.fromkeys(f"{one.dtype} on {one.device}" for one in weights if one is not None))
-
-
-def _load(path: str, device: str | torch.device, dtype: Any) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    folder = Path(path).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise DecoderError(f"no model at {path}: the folder has no config.json")
-    if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise DecoderError(f"no model at {path}: there is no such folder")
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder) if folder.is_dir() else path, dtype=dtype, output_loading_info=True
-        )
-    except Exception as error:
-        raise DecoderError(f"cannot load a causal language model from {path}: {one_line(error)}") from error
-    model: nn.Module = loaded[0]
-    missing = sorted(loaded[1]["missing_keys"])
-    if missing:
-        raise DecoderError(f"the model at {path} lacks {len(missing)} of its weights, the first is {missing[0]}")
-    return model.to(device).eval()

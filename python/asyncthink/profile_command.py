@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from asyncthink.command_options import Device, Dtype, Revision, loading
+
 if TYPE_CHECKING:
     from asyncthink.model import Decoder
 
@@ -18,7 +20,6 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
     },
 }  # fmt: skip
-DTYPES = ("bfloat16", "float32")
 COMPILED: dict[str, Any] = {"compile": True, "pack": True}
 
 
@@ -30,7 +31,9 @@ def profile_step(
     agents: Annotated[int, typer.Option(min=1, help="Agents that decode together.")] = 8,
     prefix: Annotated[int, typer.Option(min=1, help="Words of the prompt that all of them share.")] = 512,
     tokens: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 24,
-    dtype: Annotated[str, typer.Option(help=f"Of a shape's weights: {' or '.join(DTYPES)}.")] = "bfloat16",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Run the model through torch.compile, on packed weights.")
     ] = False,
@@ -41,19 +44,20 @@ def profile_step(
         raise ValueError("give --model or --shape, got both")
     if shape is not None and shape not in SHAPES:
         raise ValueError(f"--shape: expected one of {', '.join(SHAPES)}, got {shape!r}")
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
+    if shape is not None and revision is not None:
+        raise ValueError(f"--revision: expected none beside --shape, got {revision!r}")
     console = Console(quiet=as_json)
-    with console.status("loading the model"):
+    with loading(quiet=as_json) as progress:
         from asyncthink import checkpoint_path
+        from asyncthink.model_load import LoadedModel
         from asyncthink.profiling import profile
-        from asyncthink.serve import Served
 
         if shape is None:
-            served = Served.load(model or checkpoint_path(), **COMPILED if compile else {})
+            options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision, "progress": progress}
+            served = LoadedModel.load(model or checkpoint_path(), **options, **COMPILED if compile else {})
             decoder, tokenizer = served.decoder, served.tokenizer
         else:
-            decoder, tokenizer = random_model(SHAPES[shape], dtype, agents, prefix, tokens, compile)
+            decoder, tokenizer = random_model(SHAPES[shape], dtype, agents, prefix, tokens, compile, device)
     with console.status(f"{agents} agents decode {tokens} steps, twice"):
         found = profile(decoder, tokenizer, agents=agents, prefix=prefix, tokens=tokens)
     if as_json:
@@ -63,21 +67,33 @@ def profile_step(
 
 
 def random_model(
-    shape: dict[str, Any], dtype: str, agents: int, prefix: int, tokens: int, compile: bool = False
+    shape: dict[str, Any],
+    dtype: str,
+    agents: int,
+    prefix: int,
+    tokens: int,
+    compile: bool = False,
+    device: str = "cpu",
 ) -> tuple[Decoder, Any]:
-    """A Qwen3 model of random weights on a cache with room for all, and a tokenizer of one token a word."""
+    """A Qwen3 model of random weights on a cache with room for all, and a tokenizer of one token a word.
+
+    ``dtype`` "auto" is what a model stored in bfloat16 would run in.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+    from asyncthink.auto_dtype import choose_dtype
     from asyncthink.model import Decoder
+    from asyncthink.model_files import device_for, dtype_for
 
+    place = device_for(device)
     length = prefix + tokens + 64
     config: Any = Qwen3Config(**shape, tie_word_embeddings=True, max_position_embeddings=max(length, 4096))
-    config.dtype = getattr(torch, dtype)
+    config.dtype = dtype_for(dtype) or choose_dtype(place, torch.bfloat16, use="decoding").dtype
     torch.manual_seed(0)
     made: Any = Qwen3ForCausalLM  # its own annotations are partial
-    network = made._from_config(config).eval()
+    network = made._from_config(config).to(place).eval()
     words = {str(k): k for k in range(10)}
     words |= {f"word{k}": k for k in range(len(words), shape["vocab_size"])}
     backend = Tokenizer(models.WordLevel(words, unk_token="word10"))

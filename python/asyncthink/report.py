@@ -11,7 +11,7 @@ from rich.text import Text
 
 from asyncthink.demo import Outcome
 from asyncthink.live import printable
-from asyncthink.records import Episode
+from asyncthink.records import Episode, Trace
 
 _WIDEST = 160  # columns of a table, even where that is no terminal's width
 
@@ -58,14 +58,29 @@ def _comparison(outcome: Outcome) -> Table:
     return table
 
 
-def print_answer(console: Console, episode: Episode) -> None:
-    """The answer, or how the episode ended without one; format errors below."""
+def print_answer(console: Console, episode: Episode, texts: bool = False) -> None:
+    """The answer, or how the episode ended without one (with ``texts``: and what was written); format errors below."""
     if episode.answer is None:
         console.print(Text(f"no answer ({episode.finish})", style="bold red"))
+        for trace in episode.traces if texts else ():
+            title = f"{_agent(trace)}  "
+            console.print(Text.assemble((title, "bold"), printable(trace.text.strip()) or "nothing"), soft_wrap=True)
     else:
         console.print(Text.assemble(("answer  ", "bold"), printable(episode.answer.strip())), soft_wrap=True)
     for error in episode.format_errors:
         console.print(Text(f"format error: {printable(error)}", style="red"), soft_wrap=True)
+
+
+def _agent(trace: Trace) -> str:
+    if trace.role == "solo":
+        return f"agent {trace.agent + 1}"
+    return trace.role if trace.fork_index is None else f"worker {trace.fork_index}"
+
+
+def print_explanation(console: Console, explanation: dict[str, str]) -> None:
+    """How the model runs, a line each."""
+    for name, reason in explanation.items():
+        console.print(Text.assemble((f"{name:10}", "bold"), reason), soft_wrap=True, highlight=False)
 
 
 def print_figures(console: Console, episode: Episode) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from asyncthink.agent import Agent
@@ -21,9 +22,9 @@ from asyncthink.episode.recorder import Listener
 from asyncthink.local_engine import LocalEngine, draw_tokens
 from asyncthink.messages import Question, turns
 from asyncthink.model import Decoder
+from asyncthink.model_open import open_model
 from asyncthink.options import Options
-from asyncthink.prompts import FILE_NAME
-from asyncthink.protocol import DEFAULT_PROMPTS, PromptFormat
+from asyncthink.protocol import PromptFormat
 from asyncthink.records import Episode, Event, TokenEvent
 from asyncthink.role_heads import RoleHeads
 from asyncthink.run import EpisodeRun
@@ -37,22 +38,27 @@ class ForkJoinSampler:
     Args:
         model: a path or hub id, or a live ``nn.Module`` that belongs to your program (weights are shared, never
             copied; after an optimizer step call :meth:`refresh`), or a :class:`asyncthink.model.Decoder` that other
-            samplers use too (one K/V cache for all; sizes, ``graphs``, ``compile``, ``pack`` are then the decoder's).
+            samplers use too (one K/V cache for all).
         tokenizer: the model's fast tokenizer; loaded from the path when ``model`` is one.
-        prompts: the four prompt templates; by default those beside the checkpoint (``asyncthink.json``), else
-            :data:`asyncthink.protocol.DEFAULT_PROMPTS`.
-        mode, pool, context, join, aggregate: see :class:`asyncthink.run.Options`.
-        page_size: tokens a page: 1, 8, 16, 32, 64 or 128.
+        prompts: the four prompt templates; by default those of the model's ``asyncthink.json``, else
+            :data:`asyncthink.protocol.DEFAULT_PROMPTS` in the tokenizer's chat template, or plain where it has none.
+        mode, pool, context, join, aggregate: see :class:`asyncthink.options.Options`.
+        device, dtype, revision: of a model that is loaded here. "auto": the GPU where there is one; the stored dtype,
+            or float32 where this CPU multiplies much faster in it (:meth:`explain` says which and why).
+        page_size: tokens a page: 1, 8, 16 (None), 32, 64 or 128.
         num_pages: pages of the K/V cache; None picks a share of the memory that is free.
         max_rows: new tokens in one step; longer prompts are prefilled in chunks.
         max_episodes: episodes that run at once; more wait.
         graphs: capture decode steps as CUDA graphs; None: on a GPU (see :class:`asyncthink.model.Decoder`).
         compile: run steps through torch.compile, whole: compiled once (most of a minute), then faster.
         pack: on a CPU, linear layers on packed copies of their weights; None: in models of 32 MiB and more (see there).
+        progress: called with a phrase before each stage of loading a model.
 
     Raises:
-        ValueError: a model that cannot be served (:class:`asyncthink.model.DecoderError` says why), a join mode that
-            this model does not support, options outside their range.
+        ValueError: a model that cannot be loaded or served (:class:`asyncthink.model.DecoderError` says why), a join
+            mode that this model does not support, options outside their range. Arguments that would not count:
+            ``device``, ``dtype``, ``revision`` beside a live module; these and ``page_size``, ``num_pages``,
+            ``graphs``, ``compile``, ``pack`` beside a Decoder.
 
     A seed makes an episode reproducible whatever else is in the batch: every agent has its own random stream, and the
     attention of a branch is bitwise independent of what decodes beside it. The linear layers are the platform's: a
@@ -82,36 +88,30 @@ class ForkJoinSampler:
         context: str = "shared",
         join: Literal["exact", "append", "link"] = "exact",
         aggregate: str = "vote",
-        page_size: int = 16,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+        page_size: int | None = None,
         num_pages: int | None = None,
         max_rows: int = 1024,
         max_episodes: int = 64,
         graphs: bool | None = None,
-        compile: bool | str = False,
+        compile: bool | str | None = None,
         pack: bool | None = None,
+        progress: Callable[[str], None] | None = None,
     ) -> None:
         self.options = Options(mode, pool, context, join, aggregate)
-        if isinstance(model, (nn.Module, Decoder)) and tokenizer is None:
-            raise ValueError("tokenizer: expected the model's tokenizer beside a live module, got None")
         sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
         sizes |= {"graphs": graphs, "compile": compile, "pack": pack}
-        if isinstance(model, Decoder):
-            self.decoder = model
-        elif isinstance(model, nn.Module):
-            self.decoder = Decoder(model, **sizes)
-        else:
-            self.decoder = Decoder.load(model, **sizes)
-            tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(model)
-            beside = Path(model) / FILE_NAME
-            prompts = prompts or (PromptFormat.load(model) if beside.is_file() else None)
+        place: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+        opened = open_model(model, tokenizer, prompts, sizes=sizes, **place, progress=progress)
+        self.decoder, self.tokenizer, self.prompts, self._prompts_from = opened
         if join not in self.decoder.join_modes:
             raise ValueError(
                 f"join: this model offers {', '.join(self.decoder.join_modes)}, got {join!r}: "
                 f"{self.decoder.why_not.get(join, 'unknown mode')}"
             )
-        self.tokenizer = tokenizer
-        self.codec = Codec(tokenizer, _stop_ids(self.decoder.model))
-        self.prompts = prompts or DEFAULT_PROMPTS
+        self.codec = Codec(self.tokenizer, _stop_ids(self.decoder.model))
         self.cache = self.decoder.cache
         self.heads = RoleHeads(self.prompts, self.codec, self.decoder)
         self._texts = ModelTexts(self.codec, self.heads.encode)
@@ -212,6 +212,10 @@ class ForkJoinSampler:
             self.decoder.refresh()
             self.engine.drop_stale_heads()
 
+    def explain(self) -> dict[str, str]:
+        """How this sampler runs, and why: :meth:`asyncthink.model.Decoder.explain`, and where the prompts are from."""
+        return self.decoder.explain() | {"prompts": self._prompts_from}
+
     # -- helpers ------------------------------------------------------------------------------------------------
 
     def _draw(self, logits: Tensor, runs: Sequence[EpisodeRun], agents: Sequence[Agent]) -> Sequence[tuple[int, float]]:
@@ -302,12 +306,6 @@ class EpisodeStream(Iterator[Event | TokenEvent]):
 
 def _numbered(number: int, on_event: Callable[[int, Event | TokenEvent], None]) -> Listener:
     return lambda event: on_event(number, event)
-
-
-def _load_tokenizer(path: str | Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path)
 
 
 def _stop_ids(model: nn.Module) -> list[int]:

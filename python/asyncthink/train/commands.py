@@ -120,15 +120,14 @@ def memory(
     checkpointing: Checkpointing = False,
 ) -> None:
     """Estimate the memory of a training step from the model's configuration, without loading it."""
-    from transformers import AutoConfig
-
+    from asyncthink.model_files import load_config
     from asyncthink.train.loading import ModelOptions
     from asyncthink.train.memory import estimate
 
     options = ModelOptions(model, weights=weights, lora=lora, lora_targets=lora_targets, checkpointing=checkpointing)
     try:
-        config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model: cannot read {model!r}: {str(error).splitlines()[0]}") from None
+        config = load_config(model)
+    except ValueError as error:
+        raise ValueError(f"model: {error}") from error
     for name, size in estimate(config, options, length, cached).items():
         print(f"{name:<12}{size / 2**30:8.2f} GiB")

@@ -90,25 +90,6 @@ class World:
             distributed.destroy_process_group()
 
 
-def device_for(name: str) -> torch.device:
-    """The device called ``name``; "auto" is this process's GPU where there is one, else the CPU.
-
-    Raises ValueError for a name that is no device, and for a device that is not here.
-    """
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if name == "auto":
-        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device: expected auto, cpu or cuda, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected auto, cpu or cuda, got {name!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: expected one that is here, got {name!r}: torch finds no CUDA")
-    return torch.device("cuda", local) if device.type == "cuda" and device.index is None else device
-
-
 def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     """The gradients of trainable parameters; zeros take the place of one that no loss reached, in the parameter too."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from asyncthink.grading import how_to_aggregate
+from asyncthink.model_files import device_for
 from asyncthink.sampler import ForkJoinSampler, SamplingParams
 from asyncthink.tasks import tasks
 from asyncthink.train.checkpoint import Progress, load_state, save_checkpoint, save_model
-from asyncthink.train.distributed import World, device_for, gradients
+from asyncthink.train.distributed import World, gradients
 from asyncthink.train.grpo import Terms, grpo_terms
 from asyncthink.train.grpo_config import GRPOConfig
 from asyncthink.train.loading import Loaded, load, optimizer

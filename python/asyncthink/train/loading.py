@@ -11,8 +11,6 @@ from typing import Literal
 import torch
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
@@ -21,8 +19,8 @@ from transformers import (
 
 from asyncthink.auto_dtype import choose_dtype
 from asyncthink.chat import prompts_for
+from asyncthink.model_files import device_for, load_tokenizer, open_weights, saved_prompts
 from asyncthink.protocol import PromptFormat
-from asyncthink.train.distributed import device_for
 from asyncthink.train.lora import FOLDER, add_lora, load_adapter
 from asyncthink.train.tokenizer import build_tokenizer
 
@@ -137,11 +135,10 @@ def _open(options: ModelOptions, path: str | None) -> tuple[PreTrainedModel, Pre
             parameter.data = parameter.data.to(dtype)
         return made, small, TINY_PROMPTS
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model: cannot load {path!r}: {str(error).splitlines()[0]}") from None
-    return model, tokenizer, prompts_for(tokenizer, PromptFormat.find(path))
+        model, tokenizer = open_weights(path, dtype), load_tokenizer(path)
+        return model, tokenizer, prompts_for(tokenizer, saved_prompts(path))
+    except ValueError as error:
+        raise ValueError(f"model: {error}") from error
 
 
 def random_model(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from asyncthink.model_files import device_for
 from asyncthink.tasks import tasks
 from asyncthink.train.checkpoint import Progress, load_state, save_checkpoint, save_model
-from asyncthink.train.distributed import World, device_for, gradients
+from asyncthink.train.distributed import World, gradients
 from asyncthink.train.evaluate import evaluate, held_out_episodes
 from asyncthink.train.loading import Loaded, ModelOptions, load, optimizer
 from asyncthink.train.logprobs import token_logprobs

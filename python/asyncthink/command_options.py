@@ -1,0 +1,49 @@
+"""What the commands share: options, and a line about what takes long while a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+Device = Annotated[str, typer.Option(help="auto (the GPU where there is one), cpu, cuda or cuda:N.")]
+Dtype = Annotated[
+    str, typer.Option(help="auto (as stored, or float32 where this CPU is faster in it), float32, bfloat16, float16.")
+]
+Pool = Annotated[int, typer.Option(help="The organizer and at most POOL - 1 live workers.")]
+Context = Annotated[str, typer.Option(help="What a worker sees: shared (the organizer's tokens) or isolated.")]
+JoinMode = Annotated[str, typer.Option("--join", help="How a return enters the organizer: exact, append or link.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Save = Annotated[Path | None, typer.Option(help="Also write the episode as JSON, for `asyncthink view`.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
+
+
+@contextmanager
+def loading(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Gives a function that says on stderr what is being done: in a spinner on a terminal, as lines elsewhere.
+
+    The messages and bars of transformers are switched off: they would be mixed with ours.
+    """
+    console = Console(stderr=True, quiet=quiet)
+
+    def say(phrase: str) -> None:
+        console.print(f"asyncthink: {phrase}", highlight=False, markup=False, soft_wrap=True)
+
+    if console.is_terminal and not console.is_dumb_terminal:
+        with console.status("loading the model") as status:
+            _silence()
+            yield status.update
+    else:
+        _silence()
+        yield say
+
+
+def _silence() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
