@@ -89,13 +89,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=spared)
     items[:] = [item for item in items if item not in set(spared)]
     for item in items:
-        given = getattr(getattr(item, "callspec", None), "params", {})
-        if (
-            str(given.get("target")) in ("triton-cpu", "cuda-cpu")
-            and given.get("dtype", torch.bfloat16) != torch.bfloat16
-        ):
-            if "all options" not in str(given.get("name")):
-                item.add_marker(pytest.mark.slow)
+        if _has_a_twin_in_bfloat16(item):
+            item.add_marker(pytest.mark.slow)
+
+
+def _has_a_twin_in_bfloat16(item: pytest.Item) -> bool:
+    given = getattr(getattr(item, "callspec", None), "params", {})
+    simulated = str(given.get("target")) in ("triton-cpu", "cuda-cpu")
+    other = given.get("dtype", torch.bfloat16) != torch.bfloat16
+    return simulated and other and "all options" not in str(given.get("name"))
 
 
 def _repeats_in_the_interpreter(item: pytest.Item) -> bool:
