@@ -88,7 +88,7 @@ class TextStream:
         if not held:
             self._remember([token])
         elif len(tokens) > _CONTEXT:
-            self._remember(tokens[-_CONTEXT // 2 :])
+            self._remember(tokens[-(_CONTEXT // 2) :])
         else:
             self._tokens, self._before = tokens, text
         self._held = held
