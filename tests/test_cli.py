@@ -31,6 +31,8 @@ PROMISED = {
     "total_tokens": int, "wall_seconds": float, "kv_bytes_shared": int, "kv_bytes_copied": int, "join_mode": str,
     "context": str,
 }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that draws <unk> and <pad> for ever, with the tokenizer of the box and prompts of its own."""
