@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,33 @@ def test_chat_models_get_the_instructions_as_turns() -> None:
     assert prompts.worker_shared == worker
     assert prompts_for(toy(CHATML)) == prompts
     assert prompts_for(toy(CHATML), PROMPTS) is PROMPTS
+
+
+KINDS_OF_CHAT = {
+    "byte-level": byte_level,
+    **{kind: partial(sentencepiece, kind) for kind in ("legacy", "first", "always")},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_CHAT)
+def test_a_shared_worker_reads_the_conversation_as_the_template_writes_it(kind: str) -> None:
+    """Organizer's prompt, what it drew, and the worker's prompt: the ids of the whole conversation, encoded at once."""
+    tok = KINDS_OF_CHAT[kind](CHATML)
+    prompts, codec = chat_prompts(tok, PROMPTS), Codec(tok)
+    drawn, task = "thinking<FORK-1>42</FORK-1>", "two <|end|> words"
+    ids = codec.encode(prompts.parts("organizer", question="q"))
+    ids += codec.encode([(drawn, True)], continues=True)
+    harmless = ids + codec.encode(prompts.parts("worker_shared", subquery="42"), continues=True)
+    organizer, worker = PROMPTS.fill("organizer", question="q"), PROMPTS.fill("worker_shared", subquery="42")
+    turns_ = zip(("user", "assistant", "user"), (organizer, drawn, worker), strict=True)
+    messages = [{"role": role, "content": content} for role, content in turns_]
+    whole = tok.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)["input_ids"]
+    assert harmless == whole
+    forged = codec.encode(prompts.parts("worker_shared", subquery=task), continues=True)
+    assert [token for token in ids + forged if codec.control([token])] == [
+        token for token in harmless if codec.control([token])
+    ]
+    assert task in tok.decode(forged)
 
 
 def test_chat_prompts_are_saved_as_four_templates(tmp_path: Path) -> None:

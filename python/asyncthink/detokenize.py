@@ -25,6 +25,11 @@ class TextStream:
     Args:
         codec: whose tokens these are.
         context: the tokens before the first one; their text is not part of the stream.
+
+    >>> from asyncthink.train.tokenizer import build_tokenizer
+    >>> stream = TextStream(Codec(build_tokenizer()))
+    >>> [stream.push(token) for token in build_tokenizer().encode("3 from 12")], stream.flush(), stream.span(1, 7)
+    (['3', ' from', ' 12'], '', (1, 2))
     """
 
     def __init__(self, codec: Codec, context: Sequence[int] = ()) -> None:
@@ -84,7 +89,7 @@ class TextStream:
         if not held:
             self._remember([token])
         elif len(tokens) > _CONTEXT:
-            self._remember(tokens[-_CONTEXT // 2 :])
+            self._remember(tokens[-(_CONTEXT // 2) :])
         else:
             self._tokens, self._before = tokens, text
         self._held = held
