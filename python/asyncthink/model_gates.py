@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,8 +59,9 @@ def padding_token(model: Any) -> int | None:
 def probe_tokens(model: nn.Module, count: int) -> list[int]:
     """Token ids that mean nothing special to the model; different ones, no neighbours, where it has enough."""
     size, special = vocabulary(model), _special_tokens(model)
-    ids = [size // 3 + _STRIDE * i for i in range(size // _STRIDE)]
-    plain = [token % size for token in ids if token % size not in special] or [size // 3]
+    apart = ((size // 3 + _STRIDE * i) % size for i in range(size // _STRIDE))
+    ids = itertools.chain(apart, range(size))
+    plain = list(itertools.islice((token for token in ids if token not in special), count)) or [size // 3]
     return [plain[i % len(plain)] for i in range(count)]
 
 

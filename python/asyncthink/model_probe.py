@@ -19,7 +19,10 @@ _SHARED, _AHEAD, _LENGTH = 3, 5, 7  # the child sees 3 tokens of a parent that i
 
 
 def check_packed_fork(borrowed: BorrowedModel, layers: Layers, kind: str, page_size: int) -> None:
-    """DecoderError unless a parent and a child forked from its middle, packed in one step, get eager's logits.
+    """DecoderError unless a parent and a child forked from its middle, packed in one step, get the model's own logits.
+
+    Those are what its users get: the model is called with token ids alone, so positions are its own. Its attention is
+    eager for that: every model has it, and other implementations compute the same or refuse.
 
     The cache is a small one of its own, poisoned with NaN. Parent and child end in the same token, so that confusing
     them moves the last row of logits. With a 16-bit dtype, whose rounding may send a token to another expert, logits
@@ -36,6 +39,8 @@ def check_packed_fork(borrowed: BorrowedModel, layers: Layers, kind: str, page_s
         got = _packed(borrowed, layers, page_size, parent, child)
     except ValueError as error:
         raise DecoderError(f"{kind} has attention that our ops do not serve: {error}") from error
+    except Exception as error:
+        raise DecoderError(f"{kind} cannot run a packed fork on our attention: {one_line(error)}") from error
     if not all(logits.isfinite().all() for logits in alone):
         raise DecoderError(f"{kind} gives logits that are not finite when it is called with token ids alone")
     wanted = torch.cat([alone[0], alone[1][_SHARED:]])
