@@ -50,12 +50,14 @@ class ForcedSampler(ForkJoinSampler):
     """Draws as always, then takes the script's token instead; keeps the time of each part of a step."""
 
     def script(self) -> None:
-        encode = self.codec.encode
-        self.forced = {"organizer": encode(ORGANIZER), "worker": encode(WORKER)}
+        texts = {"organizer": ORGANIZER, "worker": WORKER}
+        self.forced = {role: self.codec.encode([(text, True)]) for role, text in texts.items()}
         self.seconds: dict[str, float] = defaultdict(float)
         self.steps = 0
         self._forward = self.decoder.forward
         self.decoder.forward = self._timed  # type: ignore[method-assign]
+        self._step = self.engine.step
+        self.engine.step = self._timed_step  # type: ignore[method-assign]
 
     def _timed(self, *args: object) -> Tensor:
         start = time.perf_counter()
@@ -63,9 +65,9 @@ class ForcedSampler(ForkJoinSampler):
         self.seconds["forward"] += time.perf_counter() - start
         return logits
 
-    def step(self) -> int:
+    def _timed_step(self) -> int:
         start = time.perf_counter()
-        rows = super().step()
+        rows = self._step()
         self.seconds["step"] += time.perf_counter() - start
         self.steps += 1
         return rows

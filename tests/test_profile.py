@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from asyncthink import checkpoint_path, model_pack, profile_command
 from asyncthink.cli import app
+from asyncthink.episode.core import EpisodeCore
+from asyncthink.local_engine import LocalEngine
 from asyncthink.model_load import LoadedModel
 from asyncthink.profiling import PARTS, Clock, profile
-from asyncthink.run import EpisodeRun
-from asyncthink.scheduler import Scheduler
 from asyncthink_kernels.ops import _library
 
 TINY = {
@@ -25,14 +25,14 @@ TINY = {
 def test_parts_add_up_and_nothing_stays() -> None:
     served = LoadedModel.load(checkpoint_path())
     decoder = served.decoder
-    before = (model_pack._linear, dict(_library._runs), EpisodeRun.accept, EpisodeRun.after_step)
+    before = (model_pack._linear, dict(_library._runs), EpisodeCore.accept, EpisodeCore.tick)
     found = profile(decoder, served.tokenizer, agents=3, prefix=20, tokens=5)
     assert set(found["parts"]) == set(found["shares"]) == set(PARTS)
     assert sum(found["shares"].values()) == pytest.approx(1.0)
     assert sum(found["parts"].values()) == pytest.approx(found["ms_watched"])
     assert all(found["parts"][part] > 0 for part in PARTS)
     assert found["agents"] == 3 and 1 <= found["steps"] <= 5 and found["tokens_per_second"] > 0
-    assert before == (model_pack._linear, _library._runs, EpisodeRun.accept, EpisodeRun.after_step)
+    assert before == (model_pack._linear, _library._runs, EpisodeCore.accept, EpisodeCore.tick)
     assert "forward" not in vars(decoder) and "plan" not in vars(decoder.cache)
     layers = [module for module in decoder.model.modules() if isinstance(module, nn.Linear)]
     assert layers and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
@@ -52,8 +52,8 @@ def test_packed_layers_are_seen(monkeypatch: pytest.MonkeyPatch, compiled: bool)
 def test_the_end_of_the_agents_is_not_in_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many agents are dropped one by one when all steps are timed; that took more than their scheduling."""
     served = LoadedModel.load(checkpoint_path())
-    drop, clocks = Scheduler.drop, []
-    monkeypatch.setattr(Scheduler, "drop", lambda *given: (clocks.append(sum(clock.seconds.values())), drop(*given)))
+    drop, clocks = LocalEngine.drop, []
+    monkeypatch.setattr(LocalEngine, "drop", lambda *given: (clocks.append(sum(clock.seconds.values())), drop(*given)))
     clock = Clock()
     monkeypatch.setattr("asyncthink.profiling.Clock", lambda: clock)
     profile(served.decoder, served.tokenizer, agents=3, prefix=4, tokens=3)

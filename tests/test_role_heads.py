@@ -107,6 +107,8 @@ def test_conversations_are_answered() -> None:
     assert [e.answer for e in s.generate([messages], GREEDY)] == ["7"]
     with pytest.raises(ValueError, match=r"questions\[1\]: expected the last message to be the user's"):
         s.generate(["q", messages[:1]], GREEDY)
+    with pytest.raises(ValueError, match=r"questions\[0\]: question: expected text or one message of the user's"):
+        served([]).generate([messages], GREEDY)
 
 
 def test_a_prompt_is_encoded_once_a_request() -> None:

@@ -16,7 +16,7 @@ from asyncthink import ForkJoinSampler, SamplingParams
 from asyncthink.codec import Codec
 from asyncthink.protocol import PromptFormat
 from asyncthink.records import Episode
-from asyncthink.tasks import Countdown, tasks
+from asyncthink.tasks import Countdown, Demonstration, Script, tasks
 from asyncthink.tasks.countdown import is_held_out
 from asyncthink.train.loading import TINY_PROMPTS
 from asyncthink.train.tokenizer import MOST_TAGS, build_tokenizer, tags
@@ -214,26 +214,42 @@ def test_any_tokenizer_keeps_the_text_of_prompts_and_joins(kind: str, join: str)
         assert len(rows(made)[0].moves) == (len(organizer.joins) if join == "append" else 0)
 
 
+def written(context: str) -> Demonstration:
+    """Two workers; their returns begin and end inside tokens of :func:`char_tokenizer` with the words below."""
+    organizer, first, second = Script("organizer"), Script("worker", 1, 1, "a"), Script("worker", 2, 2, " b")
+    for text in ("<FORK-1>a</FORK-1>", "<FORK-2> b</FORK-2>", "so <JOIN-2>"):
+        organizer.say(text)
+    organizer.insert(" \nend</JOIN-2>")
+    organizer.say("and <JOIN-1>")
+    organizer.insert("</JOIN-1>")
+    organizer.say("<ANSWER>7</ANSWER>")
+    first.say("hm<RETURN></RETURN>")
+    second.say("well<RETURN> \nend</RETURN>")
+    return Demonstration("q", "asyncthink", context, 3, [organizer, first, second])
+
+
 @pytest.mark.parametrize("context", ["shared", "isolated"])
 @pytest.mark.parametrize("join", ["exact", "append"])
 def test_the_sampler_would_have_recorded_the_same(context: str, join: str) -> None:
     """A sampler whose model says what the demonstration says makes the same tokens, marks and joins."""
-    tokenizer = char_tokenizer("d<", " <", *(f"{digit}<" for digit in range(10)))
-    for seed in range(4):
-        demonstration = TASK.demonstrate(TASK.sample(seed), seed, context=context)
-        made = encode(demonstration, tokenizer, SCRIPT_PROMPTS, join)
-        seen = [tokenizer.decode(trace.tokens) for trace in made.traces]
-        if context == "shared":
-            seen[1:] = [
-                tokenizer.decode(made.traces[0].tokens[: trace.fork_at] + trace.tokens) for trace in made.traces[1:]
-            ]
-        decoder = ScriptedDecoder(tokenizer, seen, num_pages=4000)
-        sampler = ForkJoinSampler(decoder, tokenizer, prompts=SCRIPT_PROMPTS, context=context, join=join)
-        (drawn,) = sampler.generate([demonstration.question], SamplingParams(temperature=0.0, max_tokens=4000))
-        assert drawn.format_errors == []
-        for ours, theirs in zip(made.traces, drawn.traces, strict=True):
-            for name in ("tokens", "sampled", "fork_index", "fork_at", "text", "joins"):
-                assert getattr(ours, name) == getattr(theirs, name), name
+    tokenizer = char_tokenizer("d<", "N> ", "ll")
+    demonstration = written(context)
+    made = encode(demonstration, tokenizer, SCRIPT_PROMPTS, join)
+    organizer, *workers = made.traces
+    before = [organizer.tokens[: worker.fork_at] if context == "shared" else [] for worker in workers]
+    seen = [trace.tokens for trace in made.traces]
+    seen[1:] = [prefix + worker.tokens for prefix, worker in zip(before, workers, strict=True)]
+    decoder = ScriptedDecoder(tokenizer, [tokenizer.decode(tokens) for tokens in seen])
+    sampler = ForkJoinSampler(decoder, tokenizer, prompts=SCRIPT_PROMPTS, context=context, join=join)
+    (drawn,) = sampler.generate([demonstration.question], SamplingParams(temperature=0.0, max_tokens=200))
+    assert (drawn.answer, drawn.format_errors) == ("7", [])
+    for ours, theirs in zip(made.traces, drawn.traces, strict=True):
+        for name in ("tokens", "sampled", "fork_index", "fork_at", "text", "joins"):
+            assert getattr(ours, name) == getattr(theirs, name), name
+    assert [(record.lead, record.length, record.source is None) for record in organizer.joins] == [
+        (1, 5, join == "exact"),
+        (0, 0, True),
+    ]
 
 
 def test_a_demonstration_must_insert_what_was_returned() -> None:

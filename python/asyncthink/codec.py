@@ -6,7 +6,7 @@ import itertools
 import json
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
@@ -41,7 +41,9 @@ class Codec:
         self.stop_ids = frozenset(ends if eos is None else ends | {eos})
         added = self.backend.get_added_tokens_decoder()
         self._control = frozenset(k for k, token in added.items() if token.special or k in self.stop_ids)
-        self._bytes = backends.bytes
+        self._bytes, self._alone = backends.bytes, backends.alone
+        #: Whether the bytes of a text are those of its tokens, one after the other, whatever stands beside them.
+        self.concatenates = backends.concatenates
         unknown = getattr(tokenizer, "unk_token_id", None)
         self._unknown = (unknown, added[unknown].content) if unknown in added else None
 
@@ -74,6 +76,12 @@ class Codec:
     def byte(self, token: int) -> int | None:
         """The byte that a byte-fallback token (``<0x0A>``) stands for; None for any other token."""
         return self._bytes.get(token)
+
+    def alone(self, token: int) -> str:
+        """The text of one token by itself, computed once."""
+        if token not in self._alone:
+            self._alone[token] = self.decode([token])
+        return self._alone[token]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of the tokens, control tokens included."""
@@ -130,6 +138,8 @@ class _Backends:
     whole: Tokenizer
     following: Tokenizer
     bytes: dict[int, int]
+    concatenates: bool
+    alone: dict[int, str] = field(default_factory=dict)
 
 
 _COPIES: weakref.WeakKeyDictionary[object, _Backends] = weakref.WeakKeyDictionary()
@@ -151,13 +161,16 @@ def _backends(tokenizer: object) -> _Backends:
         whole = Tokenizer.from_str(backend.to_str())
         whole.no_truncation()
         whole.no_padding()
-        known = _COPIES[tokenizer] = _Backends(state, whole, _without_dummy_prefix(whole), _fallback(whole))
+        decoder = whole.decoder.__getstate__() if whole.decoder else b"{}"
+        concatenates = json.loads(decoder).get("type") in ("ByteLevel", "Fuse")
+        following = _without_dummy_prefix(whole)
+        known = _COPIES[tokenizer] = _Backends(state, whole, following, _fallback(whole, decoder), concatenates)
     return known
 
 
-def _fallback(backend: Tokenizer) -> dict[int, int]:
+def _fallback(backend: Tokenizer, decoder: bytes) -> dict[int, int]:
     """Token id -> byte of the tokens that the decoder reads as bytes; none without byte fallback."""
-    if not backend.decoder or b'"ByteFallback"' not in backend.decoder.__getstate__():
+    if b'"ByteFallback"' not in decoder:
         return {}
     ids = {byte: backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
     return {token: byte for byte, token in ids.items() if token is not None}

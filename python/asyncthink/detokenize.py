@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from asyncthink.codec import Codec
+from asyncthink.episode.speaker import Insert
 from asyncthink.protocol import join_insert
 
 _LOST = "\ufffd"  # stands for bytes that are no UTF-8
@@ -72,6 +73,10 @@ class TextStream:
         """The text of any token but those of byte fallback."""
         lost = self._give_up() if self._bytes else ""
         self._invalid = False
+        alone = self._codec.alone(token)
+        if self._codec.concatenates and not self._held and _LOST not in alone:
+            self._tokens, self._before = [token], alone
+            return lost + alone
         tokens = [*self._tokens, token]
         text = self._codec.decode(tokens)
         held = text.endswith(_LOST)
@@ -116,23 +121,21 @@ class TextStream:
         self._tokens, self._before = tokens, self._codec.decode(tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class Insert:
-    """What the runtime puts behind ``<JOIN-i>``, as tokens: ``lead + tokens[span] + rest + closing``.
+class ModelTexts:
+    """What an episode asks of a tokenizer (:class:`asyncthink.episode.speaker.Texts`)."""
 
-    ``span`` [first, last) are the worker's own tokens inside its returned text; ``lead`` and ``rest`` are what of that
-    text shares a token with a tag, encoded anew; ``closing`` is ``</JOIN-i>``.
-    """
+    def __init__(self, codec: Codec, encode: Callable[..., list[int]]) -> None:
+        self._codec, self._encode = codec, encode
+        self.stop_ids = codec.stop_ids
 
-    lead: list[int]
-    span: tuple[int, int]
-    rest: list[int]
-    closing: list[int]
+    def prompt(self, name: str, subquery: str) -> list[int]:
+        return self._encode(name, subquery=subquery)
 
-    @property
-    def length(self) -> int:
-        """Tokens of the returned text."""
-        return len(self.lead) + self.span[1] - self.span[0] + len(self.rest)
+    def stream(self, context: Sequence[int]) -> TextStream:
+        return TextStream(self._codec, context)
+
+    def insert(self, index: int, stream: Any, tokens: Sequence[int], returned: tuple[int, int]) -> Insert:
+        return join_tokens(self._codec, index, stream, tokens, returned)
 
 
 def join_tokens(

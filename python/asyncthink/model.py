@@ -5,6 +5,7 @@ Letters: T rows (tokens) of a step, N rows to draw from or tokens of a span, V v
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from asyncthink.gate import Gate
 from asyncthink.model_compile import CompiledModel
 from asyncthink.model_explain import explain
 from asyncthink.model_files import load_network
@@ -87,6 +89,8 @@ class Decoder:
     graphs: StepGraphs | None = None
     why_device: str = "where the live model lies"
     why_dtype: str | None = None
+    max_length: int | None = None
+    _refreshes = 0
 
     def __init__(
         self,
@@ -186,6 +190,20 @@ class Decoder:
         """The model itself."""
         return self._borrowed.model
 
+    @functools.cached_property
+    def gate(self) -> Gate:
+        """One thread at a time: whoever uses the cache of this decoder holds it."""
+        return Gate()
+
+    def weights_version(self) -> int:
+        """A number that changes with the weights: by :meth:`refresh`, and when they are changed in place or moved.
+
+        What was computed from other weights than those of now has another one. Writing through ``.data`` or to
+        inference tensors escapes torch's count of changes and needs :meth:`refresh`.
+        """
+        weights = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in self.model.parameters()]
+        return hash((self._refreshes, *weights))
+
     @property
     def compiled(self) -> bool:
         """Whether steps run through torch.compile."""
@@ -220,6 +238,7 @@ class Decoder:
         :attr:`graphs`. K and V in the cache are those of the old weights: release their branches.
         """
         self._check_weights()
+        self._refreshes += 1
         if self.graphs is not None:
             self.graphs.refresh()
         if self.linears is not None:

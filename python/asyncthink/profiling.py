@@ -19,9 +19,9 @@ from typing import Any
 from torch import nn
 
 from asyncthink import model_pack
+from asyncthink.episode.core import EpisodeCore
 from asyncthink.model import Decoder
 from asyncthink.prompts import PromptFormat
-from asyncthink.run import EpisodeRun
 from asyncthink.sampler import ForkJoinSampler
 from asyncthink.sampling import SamplingParams
 from asyncthink_kernels.ops import wrap_ops
@@ -94,8 +94,8 @@ def watched(sampler: ForkJoinSampler, clock: Clock) -> Iterator[None]:
             (sampler.scheduler, "select", "schedule"),
             (sampler.scheduler, "retire", "schedule"),
             (sampler, "_draw", "draw"),
-            (EpisodeRun, "accept", "parse"),
-            (EpisodeRun, "after_step", "parse"),
+            (EpisodeCore, "accept", "parse"),
+            (EpisodeCore, "tick", "parse"),
         ]
         for owner, name, part in places:
             own = name in vars(owner)
@@ -153,8 +153,8 @@ def profile(decoder: Decoder, tokenizer: Any, *, agents: int, prefix: int, token
 def _steps(sampler: ForkJoinSampler, agents: int, tokens: int, clock: Clock | None = None) -> list[float]:
     """Seconds of each step in which all agents decode, behind the first few."""
     params = [SamplingParams(max_tokens=tokens + _WARM + 1, seed=seed) for seed in range(agents)]
-    sampler.heads.prepare(["solo"])
-    runs = [sampler._new("5", each, None) for each in params]
+    sampler.engine.prepare_heads(["solo"])
+    runs = [sampler._new("5", sampler._prompt("5", "question"), each, None) for each in params]
     sampler.scheduler.waiting.extend(runs)
     found: list[float] = []
     warm = 0
@@ -181,7 +181,7 @@ def _steps(sampler: ForkJoinSampler, agents: int, tokens: int, clock: Clock | No
     finally:
         before = None if clock is None else clock.seconds.copy()
         for run in runs:
-            sampler.scheduler.drop(run, "cancelled")
+            sampler.engine.drop(run)
         if clock is not None and before is not None:
             clock.seconds = before  # nor is the end
     return found

@@ -21,8 +21,12 @@ Role = Literal["organizer", "worker", "solo"]
 EVENT_KINDS = ("start", "fork", "wait", "join", "return", "answer", "error", "stop")
 
 
-#: How a trace or an episode can end. "end": the model wrote its end-of-text token; "error": a format error.
-FINISHES = ("answer", "return", "end", "stop", "budget", "error", "timeout", "cancelled", "out_of_pages")
+#: How a trace or an episode can end. "end": the model wrote its end-of-text token; "error": a format error; "length":
+#: the model has no more positions; "failed": it cannot go on, and :attr:`Episode.failures` says why.
+FINISHES = (
+    *("answer", "return", "end", "stop", "budget", "length", "error"),
+    *("timeout", "cancelled", "out_of_pages", "failed"),
+)
 
 
 @dataclass(slots=True)
@@ -116,7 +120,8 @@ class Episode:
     ``mode`` is "asyncthink", "sequential" or "parallel". ``critical_path_seconds`` runs from admission to the answer,
     prefill included; ``wall_seconds`` also counts the wait for admission. ``step_times[s]`` is the end of step s in
     seconds since admission. ``kv_bytes_shared`` is what workers (and ``link`` joins) read in place instead of owning a
-    copy, ``kv_bytes_copied`` what ``append`` joins scattered.
+    copy, ``kv_bytes_copied`` what ``append`` joins scattered. ``failures`` are faults of the model or the program, not
+    of the format: logits that are not finite, an exception.
     """
 
     question: str
@@ -136,6 +141,7 @@ class Episode:
     kv_bytes_copied: int = 0
     step_times: list[float] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
 
     @property
     def total_tokens(self) -> int:

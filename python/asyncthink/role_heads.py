@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,8 +14,6 @@ from asyncthink.prompts import PromptFormat
 if TYPE_CHECKING:
     from asyncthink.model import Decoder
     from asyncthink_kernels.cache import Branch
-
-_RECENT = 128  # prompts whose tokens are kept: a prompt is asked for when it is checked, admitted and begun
 
 
 class RoleHeads:
@@ -30,17 +28,17 @@ class RoleHeads:
         self._prompts, self._codec, self._decoder = prompts, codec, decoder
         self._branches: dict[str, Branch] = {}
         self._heads: dict[str, list[int]] = {}
-        self._recent: dict[tuple[str, str, str], list[int]] = {}
 
     def encode(self, name: str, *, question: Question = "", subquery: str = "") -> list[int]:
-        """Tokens of template ``name`` with its slots filled; those of ``worker_shared`` continue other tokens."""
-        key = name, repr(question), subquery
-        if key not in self._recent:
-            parts = self._prompts.parts(name, question=question, subquery=subquery)
-            self._recent[key] = self._codec.encode(parts, continues=name == "worker_shared")
-            if len(self._recent) > _RECENT:
-                del self._recent[next(iter(self._recent))]
-        return list(self._recent[key])
+        """Tokens of template ``name`` with its slots filled; those of ``worker_shared`` continue other tokens.
+
+        Raises ValueError for a prompt without any token, from which nothing could be drawn.
+        """
+        parts = self._prompts.parts(name, question=question, subquery=subquery)
+        tokens = self._codec.encode(parts, continues=name == "worker_shared")
+        if not tokens and name != "worker_shared":
+            raise ValueError(f"prompt {name!r}: expected at least one token, got none")
+        return tokens
 
     def prepare(self, names: Iterable[str]) -> None:
         """Compute the heads of these templates that are not in the cache yet. Raises OutOfPages."""
@@ -51,19 +49,16 @@ class RoleHeads:
             if head:
                 self._branches[name], self._heads[name] = self._prefill(head), head
 
-    def begin(self, name: str, *, question: Question = "", subquery: str = "") -> tuple[Branch, list[int]]:
-        """A new branch that holds the first tokens of the prompt, as many as are cached, and all its tokens.
+    def branch(self, name: str, tokens: Sequence[int]) -> Branch:
+        """A new branch that holds the first ``tokens`` of a prompt from template ``name``, as many as are cached.
 
-        Raises ValueError for a prompt without any token: there is nothing to draw from.
+        At least one token is left to compute: from it the first one is drawn.
         """
-        tokens = self.encode(name, question=question, subquery=subquery)
-        if not tokens:
-            raise ValueError(f"prompt {name!r}: expected at least one token, got none")
         head = self._heads.get(name, [])
         limit = min(len(head), len(tokens) - 1)
         shared = next((k for k in range(limit) if head[k] != tokens[k]), limit)
         cache = self._decoder.cache
-        return cache.fork(self._branches[name], shared) if shared else cache.root(), tokens
+        return cache.fork(self._branches[name], shared) if shared > 0 else cache.root()
 
     def clear(self) -> None:
         """Give the heads' pages back; they are computed again when needed."""

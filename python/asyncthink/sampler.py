@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,17 +14,20 @@ from torch import Tensor, nn
 
 from asyncthink.agent import Agent
 from asyncthink.codec import Codec
-from asyncthink.messages import turns
+from asyncthink.detokenize import ModelTexts
+from asyncthink.episode.core import EpisodeCore
+from asyncthink.episode.modes import STRATEGIES
+from asyncthink.episode.params import SamplingParams
+from asyncthink.episode.recorder import Listener
+from asyncthink.local_engine import LocalEngine, draw_tokens
+from asyncthink.messages import Question, turns
 from asyncthink.model import Decoder
 from asyncthink.model_open import open_model
 from asyncthink.options import Options
 from asyncthink.protocol import PromptFormat
 from asyncthink.records import Episode, Event, TokenEvent
 from asyncthink.role_heads import RoleHeads
-from asyncthink.run import EpisodeRun, Listener
-from asyncthink.sampling import SamplingParams, draw
-from asyncthink.scheduler import Scheduler, Work
-from asyncthink_kernels.cache import OutOfPages
+from asyncthink.run import EpisodeRun
 
 __all__ = ["EpisodeStream", "ForkJoinSampler", "SamplingParams", "TokenEvent"]
 
@@ -107,14 +113,19 @@ class ForkJoinSampler:
             )
         self.codec = Codec(self.tokenizer, _stop_ids(self.decoder.model))
         self.cache = self.decoder.cache
-        self.scheduler = Scheduler(self.cache, max_rows=max_rows, max_episodes=max_episodes)
         self.heads = RoleHeads(self.prompts, self.codec, self.decoder)
+        self._texts = ModelTexts(self.codec, self.heads.encode)
+        self.engine = LocalEngine(
+            self.decoder, self.heads, lambda *rows: self._draw(*rows), max_rows=max_rows, max_episodes=max_episodes
+        )
+        self.scheduler = self.engine.scheduler
+        self._gate = self.decoder.gate
 
     # -- the three ways to use it -------------------------------------------------------------------------------
 
     def generate(
         self,
-        questions: Sequence[str],
+        questions: Sequence[Question],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         on_event: Callable[[int, Event | TokenEvent], None] | None = None,
@@ -128,168 +139,163 @@ class ForkJoinSampler:
             on_event: called with (number of the question, event) as things happen.
 
         Raises:
-            ValueError: no list of strings, another number of params, or a prompt longer than the whole cache.
+            ValueError: no list of strings, another number of params, or a prompt longer than the cache or the model
+                takes; nothing has run then.
+            RuntimeError: called by a listener of this decoder's samplers, from within their step.
+            Exception: the first one that ``on_event`` raised, after the other episodes have ended; or what the model
+                raised. All pages are released.
         """
-        if isinstance(questions, str):
-            raise ValueError("questions: expected a list of strings, got one string")
+        if isinstance(questions, str) or not isinstance(questions, Sequence):
+            got = "one string" if isinstance(questions, str) else type(questions).__name__
+            raise ValueError(f"questions: expected a list of strings, got {got}")
         params = params if params is not None else SamplingParams()
-        self.heads.prepare(self._roles)
         each = [params] * len(questions) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(questions):
             raise ValueError(f"params: expected one or {len(questions)} (one a question), got {len(each)}")
-        self._check_fit(questions)
-        runs = []
-        for number, (question, p) in enumerate(zip(questions, each, strict=True)):
-            runs.append(self._new(question, p, _numbered(number, on_event) if on_event else None))
-        self.scheduler.waiting.extend(runs)
-        try:
-            while not all(run.done for run in runs):
-                self.step()
-        finally:
-            for run in runs:
-                self.scheduler.drop(run, "cancelled")
-        return [run.episode for run in runs]
+        for number, one in enumerate(each):
+            if not isinstance(one, SamplingParams):
+                raise ValueError(f"params[{number}]: expected SamplingParams, got {type(one).__name__}")
+        with self._gate.enter():
+            prompts = [self._prompt(question, f"questions[{number}]") for number, question in enumerate(questions)]
+            self.engine.prepare_heads(self._templates)
+            runs = [
+                self._new(question, prompt, p, _numbered(number, on_event) if on_event else None)
+                for number, (question, prompt, p) in enumerate(zip(questions, prompts, each, strict=True))
+            ]
+            self.scheduler.waiting.extend(runs)
+            try:
+                while not all(run.done for run in runs):
+                    self.engine.step()
+                    self._gate.catch_up()
+            finally:
+                self.engine.abandon(runs)
+        for run in runs:
+            if run.core.record.listener_error is not None:
+                raise run.core.record.listener_error
+        return [run.core.episode for run in runs]
 
-    def stream(self, question: str, params: SamplingParams | None = None) -> EpisodeStream:
-        """One question; iterate over its events as they happen. Closing the iterator cancels the episode."""
-        self._check_fit([question])
-        self.heads.prepare(self._roles)
-        return EpisodeStream(self, question, params or SamplingParams())
+    def stream(self, question: Question, params: SamplingParams | None = None) -> EpisodeStream:
+        """One question; iterate over its events as they happen. Closing or forgetting the iterator cancels the episode.
+
+        Raises ValueError as :meth:`generate` does.
+        """
+        params = params if params is not None else SamplingParams()
+        if not isinstance(params, SamplingParams):
+            raise ValueError(f"params: expected SamplingParams, got {type(params).__name__}")
+        with self._gate.enter():
+            prompt = self._prompt(question, "questions[0]")
+            self.engine.prepare_heads(self._templates)
+            return EpisodeStream(self, question, prompt, params)
 
     def step(self) -> int:
         """One forward pass that advances every runnable agent; returns the number of new tokens computed.
 
+        An episode on which the program fails ends alone, as "failed". An agent whose logits are not finite ends alone.
+
         Raises:
             Exception: whatever the model raises; every running episode is then ended as "cancelled" and released.
         """
-        scheduler = self.scheduler
-        try:
-            scheduler.admit()
-            before = (len(scheduler.running), scheduler.preemptions)
-            work = self._gather()
-            if work:
-                self._advance(work)
-            elif scheduler.running and before == (len(scheduler.running), scheduler.preemptions):
-                raise RuntimeError("no agent can step and none made room: the scheduler lost one")
-            for run in scheduler.running:
-                run.after_step()
-        except BaseException:
-            for run in list(scheduler.running):
-                scheduler.drop(run, "cancelled")
-            raise
-        scheduler.retire()
-        return sum(count for _, count in work)
+        with self._gate.enter():
+            return self.engine.step()
 
     def refresh(self) -> None:
-        """The model's weights changed: forget everything cached from the old ones.
+        """The model's weights changed: forget everything cached from the old ones, in all samplers of the decoder.
 
         Raises:
-            RuntimeError: an episode is running.
+            RuntimeError: an episode is running, in this sampler or in another one of the same decoder.
         """
-        if not self.scheduler.idle:
-            raise RuntimeError("refresh: expected no running episode; finish or close them first")
-        self.heads.clear()
-        self.decoder.refresh()
+        with self._gate.enter():
+            if not all(user.idle for user in self._gate.users):
+                raise RuntimeError(
+                    "refresh: expected no running episode in any sampler of this decoder; finish or close them first"
+                )
+            self.decoder.refresh()
+            self.engine.drop_stale_heads()
 
     def explain(self) -> dict[str, str]:
         """How this sampler runs, and why: :meth:`asyncthink.model.Decoder.explain`, and where the prompts are from."""
         return self.decoder.explain() | {"prompts": self._prompts_from}
 
-    # -- one step -----------------------------------------------------------------------------------------------
-
-    def _gather(self) -> Work:
-        """Joins whose K/V can enter now do so; then the agents that step."""
-        for run in list(self.scheduler.running):
-            run.prepare()
-            for agent in run.agents:
-                while (splice := agent.splice) is not None:
-                    try:
-                        self.decoder.join(agent.place, splice.worker.place, splice.start, splice.stop, splice.mode)
-                    except OutOfPages:
-                        self.scheduler.make_room()
-                        return []
-                    agent.queue.popleft()
-                    run.spliced(splice)
-        return self.scheduler.select()
-
-    def _advance(self, work: Work) -> None:
-        plan = self.cache.plan([(agent.place, count) for agent, count in work])
-        drawing: list[Agent] = []
-        rows: list[int] = []  # of the last token of each agent that draws
-        tokens: list[int] = []
-        for agent, count in work:
-            draws = agent.draws(count)
-            tokens += agent.take(count)
-            if draws:
-                drawing.append(agent)
-                rows.append(len(tokens) - 1)
-        logits = self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, rows)
-        if drawing:
-            owner = {id(agent): run for run in self.scheduler.running for agent in run.agents}
-            runs = [owner[id(agent)] for agent in drawing]
-            for run, agent, (token, logprob) in zip(runs, drawing, self._draw(logits, runs, drawing), strict=True):
-                run.accept(agent, token, logprob)
-
-    def _draw(self, logits: Tensor, runs: Sequence[EpisodeRun], agents: Sequence[Agent]) -> list[tuple[int, float]]:
-        """(token, log-probability) for each row of logits [N, V]; runs and agents are the rows' owners."""
-        numbers = [agent.trace.agent for agent in agents], [agent.trace.decoded for agent in agents]
-        return list(zip(*draw(logits, [run.params for run in runs], *numbers), strict=True))
-
     # -- helpers ------------------------------------------------------------------------------------------------
 
-    def _new(self, question: str, params: SamplingParams, listener: Listener | None) -> EpisodeRun:
-        return EpisodeRun(
-            question,
+    def _draw(self, logits: Tensor, runs: Sequence[EpisodeRun], agents: Sequence[Agent]) -> Sequence[tuple[int, float]]:
+        """(token, log-probability) for each row of logits [N, V]; a subclass may draw in its own way."""
+        return draw_tokens(logits, runs, agents)
+
+    def _new(
+        self, question: Question, prompt: Sequence[int], params: SamplingParams, listener: Listener | None
+    ) -> EpisodeRun:
+        core = EpisodeCore(
+            turns(question)[-1][1],
+            prompt,
             params,
             self.options,
-            codec=self.codec,
-            cache=self.cache,
-            prompts=self.heads,
-            bytes_per_token=self.decoder.storage.bytes_per_token,
+            self._texts,
+            max_length=self.decoder.max_length,
             listener=listener,
         )
+        if not isinstance(question, str):
+            core.episode.meta["messages"] = [dict(message) for message in question]
+        return EpisodeRun(core, self.cache, self.heads, self.decoder.storage.bytes_per_token)
 
     @property
-    def _roles(self) -> list[str]:
+    def _templates(self) -> list[str]:
         """Templates whose heads agents branch from; the one that opens an episode comes first."""
-        if self.options.mode != "asyncthink":
-            return ["solo"]
-        return ["organizer"] + (["worker_isolated"] if self.options.context == "isolated" else [])
+        isolated = self.options.mode == "asyncthink" and self.options.context == "isolated"
+        return [STRATEGIES[self.options.mode].opening, *(["worker_isolated"] if isolated else [])]
 
-    def _check_fit(self, questions: Sequence[str]) -> None:
-        for number, question in enumerate(questions):
-            turns(question, f"questions[{number}]")
-            length = len(self.heads.encode(self._roles[0], question=question))
-            capacity = self.cache.num_pages * self.cache.page_size
-            if not length:
-                raise ValueError(f"questions[{number}]: expected a prompt of at least one token, got none")
-            if length >= capacity:
-                raise ValueError(
-                    f"questions[{number}]: expected fewer than {capacity} tokens (the K/V cache's "
-                    f"{self.cache.num_pages} pages of {self.cache.page_size}), got {length}"
-                )
+    def _prompt(self, question: Question, name: str) -> list[int]:
+        """The tokens that open an episode. Raises ValueError where the cache or the model cannot hold them."""
+        turns(question, name)
+        try:
+            tokens = self.heads.encode(self._templates[0], question=question)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        capacity, limit = self.cache.num_pages * self.cache.page_size, self.decoder.max_length
+        if len(tokens) >= capacity:
+            raise ValueError(
+                f"{name}: expected fewer than {capacity} tokens (the K/V cache's "
+                f"{self.cache.num_pages} pages of {self.cache.page_size}), got {len(tokens)}"
+            )
+        if limit is not None and len(tokens) >= limit:
+            raise ValueError(
+                f"{name}: expected fewer than {limit} tokens (the positions of this model), got {len(tokens)}"
+            )
+        return tokens
 
 
 class EpisodeStream(Iterator[Event | TokenEvent]):
-    """Events of one running episode; :attr:`episode` grows as it goes and is whole when the iterator ends."""
+    """Events of one running episode; :attr:`episode` grows as it goes and is whole when the iterator ends.
 
-    def __init__(self, sampler: ForkJoinSampler, question: str, params: SamplingParams) -> None:
+    A stream that is closed, or that nobody holds any more, cancels its episode and releases its pages: at once, or,
+    when another call is at work on the decoder, as soon as that one is through.
+    """
+
+    def __init__(
+        self, sampler: ForkJoinSampler, question: Question, prompt: Sequence[int], params: SamplingParams
+    ) -> None:
         self._sampler = sampler
-        self._events: list[Event | TokenEvent] = []
-        self._run = sampler._new(question, params, self._events.append)
-        self.episode = self._run.episode
+        self._events: deque[Event | TokenEvent] = deque()
+        # The run knows the events, never the stream: a stream that is forgotten can be collected while it runs.
+        self._run = sampler._new(question, prompt, params, self._events.append)
+        self.episode = self._run.core.episode
         sampler.scheduler.waiting.append(self._run)
+        drop = functools.partial(sampler.engine.drop, self._run)
+        self._cancel = weakref.finalize(self, sampler._gate.later, drop)
+        self._cancel.atexit = False
 
     def __next__(self) -> Event | TokenEvent:
         while not self._events:
             if self._run.done:
                 raise StopIteration
-            self._sampler.step()
-        return self._events.pop(0)
+            with self._sampler._gate.enter():
+                if not self._events and not self._run.done:
+                    self._sampler.engine.step()
+        return self._events.popleft()
 
     def close(self) -> None:
         """Cancel the episode, if it still runs, and release its pages."""
-        self._sampler.scheduler.drop(self._run, "cancelled")
+        self._cancel()
 
     def __enter__(self) -> EpisodeStream:
         return self

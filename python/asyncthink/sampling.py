@@ -1,80 +1,26 @@
-"""Drawing one token per row: the parameters, and the op that draws with them."""
+"""Drawing one token per row."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from asyncthink.episode.params import SamplingParams
 from asyncthink_kernels import sample
 
+__all__ = ["SamplingParams", "draw", "drawable"]
 
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How tokens are drawn, and when an agent or an episode must stop.
 
-    Args:
-        temperature: logits are divided by it; 0 takes the most likely token.
-        top_k: keep the k most likely tokens; 0 keeps all.
-        top_p: keep the smallest set of most likely tokens whose probability reaches p; 1 keeps all.
-        min_p: keep tokens at least ``min_p`` times as likely as the most likely one; 0 keeps all.
-        max_tokens: tokens that one agent may draw.
-        max_episode_tokens: tokens that all agents of an episode may draw together; None for no limit.
-        stop: an agent that writes one of these strings ends there.
-        seed: key of the random streams. The same seed gives the same episode whatever else is in the batch.
-        timeout: seconds after its admission when an episode is ended; None for no limit.
+def drawable(logits: Tensor) -> list[bool]:
+    """For each row of logits [N, V] whether a token can be drawn from it: no NaN, and a finite value.
 
-    Raises:
-        ValueError: a value outside its range; temperature, top_p and min_p are rounded to float32 when they are used.
-
-    Example:
-        >>> SamplingParams(temperature=0.8, top_p=0.95, seed=7).with_seed(8).seed
-        8
+    >>> drawable(torch.tensor([[0.0, -torch.inf], [0.0, torch.nan], [-torch.inf, -torch.inf]]))
+    [True, False, False]
     """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    max_tokens: int = 1024
-    max_episode_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-    timeout: float | None = None
-
-    def __post_init__(self) -> None:
-        _expect(0 <= _single(self.temperature) < math.inf, "temperature", ">= 0, finite", self.temperature)
-        _expect(self.top_k >= 0, "top_k", ">= 0 (0 keeps all)", self.top_k)
-        _expect(0 < _single(self.top_p) <= 1, "top_p", "in (0, 1]", self.top_p)
-        _expect(0 <= _single(self.min_p) <= 1, "min_p", "in [0, 1]", self.min_p)
-        _expect(self.max_tokens >= 1, "max_tokens", ">= 1", self.max_tokens)
-        _expect(
-            self.max_episode_tokens is None or self.max_episode_tokens >= 1,
-            "max_episode_tokens",
-            ">= 1 or None",
-            self.max_episode_tokens,
-        )
-        _expect(not isinstance(self.stop, str) and all(self.stop), "stop", "a tuple of non-empty strings", self.stop)
-        _expect(0 <= self.seed < 2**64, "seed", "in [0, 2**64)", self.seed)
-        _expect(self.timeout is None or self.timeout > 0, "timeout", "> 0 seconds or None", self.timeout)
-
-    def with_seed(self, seed: int) -> SamplingParams:
-        """These parameters with another seed."""
-        return dataclasses.replace(self, seed=seed)
-
-
-def _expect(ok: bool, name: str, expected: str, got: object) -> None:
-    if not ok:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}")
-
-
-def _single(value: float) -> float:
-    """Rounded to float32."""
-    return torch.tensor(value, dtype=torch.float32, device="cpu").item()
+    highest = logits.amax(-1)  # NaN where a row holds one
+    return torch.isfinite(highest).tolist()
 
 
 def draw(

@@ -1,4 +1,4 @@
-"""Which agents step now: admission, the row budget of a step, and what happens when pages run out."""
+"""Which agents step now: admission, the row budget of a step, who makes room when pages run out. It only chooses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asyncthink.run import EpisodeRun
 if TYPE_CHECKING:
     from asyncthink_kernels.cache import TreeCache
 
-Work = list[tuple[Agent, int]]
+Work = list[tuple[EpisodeRun, Agent, int]]
 
 
 class Scheduler:
@@ -19,8 +19,8 @@ class Scheduler:
 
     Every runnable agent advances in every step: by one token when it decodes, by a chunk of its queue when it
     prefills, within ``max_rows`` rows a step (decoding agents come first). When the pages a step needs are not there,
-    the newest episode starts over later: its random streams are keyed by seed, agent and position, so it will draw
-    the same tokens again. An episode that is alone and still does not fit ends as "out_of_pages".
+    the newest episode gives its pages back and goes on later: what its agents drew stays, their K/V are computed again.
+    An episode that is alone and still does not fit ends as "out_of_pages".
 
     Args:
         cache: where pages are counted.
@@ -47,40 +47,37 @@ class Scheduler:
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
-    def admit(self) -> None:
-        """Start waiting episodes while there is room for at least their prompt and a page for each agent."""
+    def admit(self) -> list[EpisodeRun]:
+        """Those of the waiting episodes that run from now on: as many as find room for their prompts and a page for
+        each agent."""
+        admitted: list[EpisodeRun] = []
+        free = self._cache.free_pages
         while self.waiting and len(self.running) < self.max_episodes and not (self._full and self.running):
             run = self.waiting[0]
-            if self.running and self._cache.free_pages < run.pages_to_start + sum(len(r.agents) for r in self.running):
-                return
-            self.waiting.popleft()
+            if self.running and free < run.pages_to_start + sum(max(len(r.agents), 1) for r in self.running):
+                break
+            admitted.append(self.waiting.popleft())
             self.running.append(run)
-            run.start()
+        return admitted
 
-    def select(self) -> Work:
-        """The next step's work: (agent, new tokens), for which the cache has pages."""
-        while True:
-            work = self._fill()
-            free, size = self._cache.free_pages, self._cache.page_size
-            # No branch takes more than the pages its new tokens would fill alone: mostly there is no need to count.
-            if sum(-(-n // size) for _, n in work) <= free:
-                return work
-            if self._cache.pages_needed([(agent.place, n) for agent, n in work]) <= free:
-                return work
-            self.make_room()
+    def select(self) -> Work | None:
+        """The next step's work: (episode, agent, new tokens). None where the cache lacks the pages for it."""
+        work = self._fill()
+        free, size = self._cache.free_pages, self._cache.page_size
+        # No branch takes more than the pages its new tokens would fill alone: mostly there is no need to count.
+        if sum(-(-n // size) for _, _, n in work) <= free:
+            return work
+        enough = self._cache.pages_needed([(agent.branch, n) for _, agent, n in work]) <= free
+        return work if enough else None
 
-    def make_room(self) -> None:
-        """Pages ran out: put the newest episode back into the queue, or end the only one there is."""
-        victim = self.running[-1]
+    def victim(self) -> EpisodeRun | None:
+        """The newest episode, which goes back to the head of the queue; None if it is the only one."""
         if len(self.running) == 1:
-            victim.finish("out_of_pages")
-            self.retire()
-            return
-        self.running.pop()
-        victim.reset()
-        self.waiting.appendleft(victim)
+            return None
+        self.waiting.appendleft(self.running.pop())
         self.preemptions += 1
         self._full = True
+        return self.waiting[0]
 
     def retire(self) -> None:
         """Forget episodes that are done."""
@@ -89,20 +86,19 @@ class Scheduler:
             self._full = False
         self.running = left
 
-    def drop(self, run: EpisodeRun, reason: str) -> None:
-        """End an episode now, wherever it is."""
-        run.finish(reason)
+    def forget(self, run: EpisodeRun) -> None:
+        """Forget an episode that is done, wherever it is."""
         if run in self.waiting:
             self.waiting.remove(run)
         self.retire()
 
     def _fill(self) -> Work:
-        ready = [(agent, agent.ready) for run in self.running for agent in run.agents]
-        work = [one for one in ready if one[1] == 1]
+        ready = [(run, agent, agent.ready) for run in self.running for agent in run.agents]
+        work = [one for one in ready if one[2] == 1]
         # Decoding agents are never cut off; prefills share what is left, and one of them always advances.
         room = max(self.max_rows - len(work), 1)
-        for agent, tokens in ready:
+        for run, agent, tokens in ready:
             if tokens > 1 and room:
-                work.append((agent, min(tokens, room)))
-                room -= work[-1][1]
+                work.append((run, agent, min(tokens, room)))
+                room -= work[-1][2]
         return work
