@@ -81,10 +81,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Triton's interpreter takes seconds where a kernel takes milliseconds: it is spared what repeats itself."""
+    """Interpreter and emulator take seconds where a kernel takes milliseconds: they are spared what repeats itself.
+
+    They run every case in bfloat16; in the other dtypes those with all options, and the rest as slow tests.
+    """
     spared = [item for item in items if _repeats_in_the_interpreter(item)]
     config.hook.pytest_deselected(items=spared)
     items[:] = [item for item in items if item not in set(spared)]
+    for item in items:
+        if _has_a_twin_in_bfloat16(item):
+            item.add_marker(pytest.mark.slow)
+
+
+def _has_a_twin_in_bfloat16(item: pytest.Item) -> bool:
+    given = getattr(getattr(item, "callspec", None), "params", {})
+    simulated = str(given.get("target")) in ("triton-cpu", "cuda-cpu")
+    other = given.get("dtype", torch.bfloat16) != torch.bfloat16
+    return simulated and other and "all options" not in str(given.get("name"))
 
 
 def _repeats_in_the_interpreter(item: pytest.Item) -> bool:

@@ -120,13 +120,14 @@ def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def build(kind: str) -> nn.Module:
+def build(kind: str, **changes: Any) -> nn.Module:
     """The tiny model of a type in evaluation mode, float32, with weights large enough for attention to matter.
 
-    Types that can be encoders and decoders are decoders. ValueError where a size was not made small.
+    Types that can be encoders and decoders are decoders. ``changes`` are made to its config. ValueError where a size
+    was not made small.
     """
     default = AutoConfig.for_model(kind)
-    fields = _merged(_tiny_fields(default), CHANGES.get(kind, {}))
+    fields = _merged(_merged(_tiny_fields(default), CHANGES.get(kind, {})), changes)
     if getattr(default, "is_decoder", None) is False:
         fields["is_decoder"] = True
     config = type(default)(**fields)
@@ -138,11 +139,26 @@ def build(kind: str) -> nn.Module:
     model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2:
-                nn.init.normal_(parameter, std=0.16)
-            elif "norm" not in name:
-                nn.init.normal_(parameter, std=0.3)
+            if name.endswith("q_norm.weight"):  # else some have attention so sharp that rounding grows
+                parameter *= len(parameter) ** -0.5
+            elif parameter.ndim >= 2 or "norm" not in name.lower():
+                nn.init.normal_(parameter, std=0.1)
     return model.eval()
+
+
+def layer_patterns(kind: str) -> dict[str, dict[str, Any]]:
+    """Changes of the config that give the 4 layers of a type other windows; none for types without such a choice."""
+    config = AutoConfig.for_model(kind)
+    if not {"layer_types", "sliding_window"} <= vars(config).keys():
+        return {}
+    patterns = {"full": (0, 0), "sliding": (1, 1), "mixed": (1, 0)}
+    changes: dict[str, dict[str, Any]] = {}
+    for name, slides in patterns.items():
+        types = [("full_attention", "sliding_attention")[one] for one in slides] * 2
+        changes[name] = {"layer_types": types, **({"sliding_window": 9} if any(slides) else {})}
+        if hasattr(config, "use_sliding_window"):
+            changes[name]["use_sliding_window"] = any(slides)
+    return changes
 
 
 def context(model: nn.Module, count: int, seed: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,11 @@ import transformers
 from torch import Tensor, nn
 
 from asyncthink.model import Decoder, DecoderError
-from survey_models import KINDS, NOT_BUILT, build, context
+from survey_models import KINDS, NOT_BUILT, build, context, layer_patterns
 from tiny_models import feed
 
 TABLE = Path(__file__).with_name("model_survey.json")
-TOLERANCE = 5e-5  # relative, float32; the largest seen is 6e-6
+TOLERANCE = 5e-5  # relative, float32; the largest seen is 1e-5
 
 #: reason class -> what its error says.
 REASONS = {
@@ -28,6 +29,7 @@ REASONS = {
     "positions counted by itself": "it ignores position_ids",
     "both directions": "its attention looks in both directions",
     "own mask": "brings its own mask",
+    "own window": "without telling its attention",
     "other calls than one a layer": "must call attention exactly once in each of its",
     "more than token ids": "cannot be called with token ids alone",
 }
@@ -72,14 +74,24 @@ def reason_class(refusal: str) -> str:
     return classes[0]
 
 
-def outcome(kind: str) -> str:
+def movement(model: nn.Module) -> float:
+    """How far another token, three before the last, moves the last row of logits: a measure of what attention does."""
+    tokens = context(model, 8, 9)
+    other = tokens.clone()
+    other[4] = tokens[3]
+    before, after = alone(model, tokens)[-1], alone(model, other)[-1]
+    return ((after - before).norm() / before.norm()).item()
+
+
+def outcome(kind: str, **changes: Any) -> str:
     """``served``, or the class of the reason why not. Wrong logits and errors of other kinds are raised."""
     if kind in NOT_BUILT:
         return "not built"
     try:
-        decoder = Decoder(build(kind), page_size=4, num_pages=120, chunk=8)
+        decoder = Decoder(build(kind, **changes), page_size=4, num_pages=120, chunk=8)
     except DecoderError as refusal:
         return reason_class(str(refusal))
+    assert movement(decoder.model) > 200 * TOLERANCE
     error = largest_difference(decoder)
     assert error < TOLERANCE, f"{kind} is served with other logits: relative difference {error:.1e}"
     return "served"
@@ -97,6 +109,22 @@ def test_served_with_its_own_logits_or_refused(kind: str) -> None:
     got = outcome(kind)
     if expected["transformers"] == transformers.__version__:
         assert got == expected["types"][kind]
+
+
+PATTERNS = [
+    pytest.param(kind, changes, id=f"{kind}-{name}")
+    for kind, found in json.loads(TABLE.read_text())["types"].items()
+    if found == "served"
+    for name, changes in layer_patterns(kind).items()
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "changes"), PATTERNS)
+def test_layers_of_other_windows_too(kind: str, changes: dict[str, Any]) -> None:
+    """Never wrong, whichever layers slide; all layers full is served where the type is."""
+    got = outcome(kind, **changes)
+    assert got == "served" or any(kind.startswith("sliding") for kind in changes["layer_types"])
 
 
 def test_the_table_is_whole(capsys: pytest.CaptureFixture[str]) -> None:

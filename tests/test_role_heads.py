@@ -57,10 +57,10 @@ def test_a_prompt_of_one_token(mode: str) -> None:
 
 def test_a_prompt_without_any_token_is_refused() -> None:
     s = served([], PromptFormat("{question}", "", "{subquery}", "{question}"))
-    with pytest.raises(ValueError, match=r"questions\[1\]: expected a prompt of at least one token, got none"):
+    with pytest.raises(ValueError, match=r"questions\[1\]: prompt 'organizer': expected at least one token, got none"):
         s.generate(["q", ""], GREEDY)
     with pytest.raises(ValueError, match="prompt 'worker_isolated': expected at least one token, got none"):
-        s.heads.begin("worker_isolated", subquery="")
+        s.heads.encode("worker_isolated", subquery="")
     assert s.heads.encode("worker_shared", subquery="") == []
 
 
@@ -71,7 +71,8 @@ def test_a_head_ends_where_head_and_prompt_agree() -> None:
     s.heads.prepare(["organizer"])
     head = tok.encode("Problem: ")
     for question in ("planet is", "", "?", " 42", "<|end|>"):
-        branch, tokens = s.heads.begin("organizer", question=question)
+        tokens = s.heads.encode("organizer", question=question)
+        branch = s.heads.branch("organizer", tokens)
         agreed = next((k for k, (a, b) in enumerate(zip(head, tokens, strict=False)) if a != b), len(head))
         assert branch.length == min(agreed, len(tokens) - 1)
         assert branch.length == len(head) - 1 or question in ("", "?", " 42", "<|end|>")
@@ -87,10 +88,10 @@ def test_prompts_with_another_beginning_share_nothing() -> None:
     tok = byte_level(CHATML)
     s = served([], chat_prompts(tok, BARE), tok)
     s.heads.prepare(["organizer"])
-    plain, _ = s.heads.begin("organizer", question="q")
-    system, tokens = s.heads.begin(
-        "organizer", question=[{"role": "system", "content": "x"}, {"role": "user", "content": "q"}]
-    )
+    conversation = [{"role": "system", "content": "x"}, {"role": "user", "content": "q"}]
+    plain = s.heads.branch("organizer", s.heads.encode("organizer", question="q"))
+    tokens = s.heads.encode("organizer", question=conversation)
+    system = s.heads.branch("organizer", tokens)
     assert plain.length == len(tok.encode("<|start|>user\nO:"))
     assert system.length == 1
     assert tok.decode(tokens) == "<|start|>system\nx<|end|>\n<|start|>user\nO:q<|end|>\n<|start|>assistant\n"

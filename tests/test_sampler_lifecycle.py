@@ -185,9 +185,9 @@ def test_threads_take_turns():
 
 def test_a_row_of_nan_ends_its_agent_alone():
     model, tok = tm.organizer()
+    s = ForkJoinSampler(model, tok, prompts=PROMPTS, mode="sequential", num_pages=128)
     with torch.no_grad():
         model.model.embed_tokens.weight[tok.convert_tokens_to_ids("Z")] = float("nan")
-    s = ForkJoinSampler(model, tok, prompts=PROMPTS, mode="sequential", num_pages=128)
     params = SamplingParams(max_tokens=8)
     fine, broken, other = s.generate(["q", "Z", "r"], params)
     assert broken.finish == "failed" and broken.traces[0].finish == "failed" and broken.answer is None

@@ -87,10 +87,10 @@ class Decoder:
     """
 
     graphs: StepGraphs | None = None
-    why_device: str = "where the live model lies"
-    why_dtype: str | None = None
     max_length: int | None = None
     _refreshes = 0
+    why_device: str = "where the live model lies"
+    why_dtype: str | None = None
 
     def __init__(
         self,
