@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from asyncthink.cli import app
 from asyncthink.command_options import loading
+from asyncthink.model_files import load_tokenizer
 from asyncthink.records import Episode, Trace
 from asyncthink.report import print_answer
 from asyncthink.run_command import question_from
@@ -120,6 +121,23 @@ def test_run_prints_the_whole_reply(untrained: Path) -> None:
         run("--model", untrained, "2 from 1 1", "--max-tokens", 5, "--mode", "sequential", "--json").stdout
     )
     assert line == f"agent 1  {told['traces'][0]['text'].strip() or 'nothing'}"
+
+
+def test_a_system_prompt_is_a_turn_of_the_models_own_chat(tmp_path: Path) -> None:
+    chat = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+    folder = save_untrained(tmp_path, prompts=None, chat_template=chat)
+    base = ("--model", folder, "2 from 1 1", "--max-tokens", 2)
+    shown = run(*base, "--system", "Be brief.")
+    assert shown.exit_code == 0, shown.output
+    assert "begins: 2 from 1 1" in shown.stdout
+    prompts = []
+    for extra in (["--system", "Be"], []):
+        trace = json.loads(run(*base, *extra, "--json").stdout)["traces"][0]
+        prompts.append([token for token, drawn in zip(trace["tokens"], trace["sampled"], strict=True) if not drawn])
+    with_system, without = prompts
+    head = load_tokenizer(folder)("<|system|>Be<|end|>", add_special_tokens=False)["input_ids"]
+    assert with_system[: len(head)] == head
+    assert with_system[len(head) :] == without
 
 
 def test_explain(untrained: Path) -> None:

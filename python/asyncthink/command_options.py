@@ -26,7 +26,7 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a m
 def loading(quiet: bool) -> Iterator[Callable[[str], None]]:
     """Gives a function that says on stderr what is being done: in a spinner on a terminal, as lines elsewhere.
 
-    The messages and bars of transformers are switched off: they would be mixed with ours.
+    The messages and bars of transformers and huggingface_hub are switched off: they would be mixed with ours.
     """
     console = Console(stderr=True, quiet=quiet)
 
@@ -43,7 +43,9 @@ def loading(quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 def _silence() -> None:
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
