@@ -68,11 +68,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--peers", metavar="NAME,NAME", help=f"compare with these only: {', '.join(all_peers.known())}")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One process: what is timed has the machine to itself."""
-    return 0
-
-
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "quick(**cells): the values of parameters that --quick keeps")
     config.stash[TABLES] = {}

@@ -36,6 +36,25 @@ except ImportError:
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: Cases of tree and paged attention that the interpreter runs by default: each takes another way through the kernels.
+INTERPRETED = {
+    "one token",
+    "fork mid-page",
+    "fork, group 40",
+    "chain, chunks of 1",
+    "three levels, D 40 Dv 72",
+    "forest, all options",
+    "prefill, empty rows, sinks",
+    "links, interleaved",
+    "links, partial interleaved, window",
+    "plain",
+    "nothing to see",
+    "group 40, split",
+    "D 40 Dv 72",
+    "all options",
+}
+#: Ten seconds and more there; the tests of one branch without its siblings and of a row over two tiles stand for them.
+LONG_INTERPRETED = {"test_bitwise_the_same_beside_many_siblings", "test_a_branch_gone_wrong_harms_no_sibling"}
 
 
 @dataclass(frozen=True)
@@ -62,10 +81,17 @@ def targets(op: str) -> list[Target]:
     return found
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two workers for the whole suite on a CPU; one process where files or tests are named, or a GPU is shared."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Two workers for the whole suite on a CPU; one process where files or tests are named, or a GPU is shared.
+
+    Only where pytest-xdist is installed and ``-n`` is not given. A file's tests share a worker, and so their fixtures.
+    """
     whole = all(Path(argument).is_dir() for argument in config.args)
-    return min(2, os.cpu_count() or 1) if whole and DEVICES == ("cpu",) else 0
+    if not whole or not config.pluginmanager.hasplugin("xdist") or config.option.usepdb or DEVICES != ("cpu",):
+        return
+    if config.option.numprocesses is None and (os.cpu_count() or 1) > 1:
+        config.option.numprocesses, config.option.dist = 2, "loadfile"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -83,21 +109,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Interpreter and emulator take seconds where a kernel takes milliseconds: they are spared what repeats itself.
 
-    They run every case in bfloat16; in the other dtypes those with all options, and the rest as slow tests.
+    What no other case of theirs stands for is run by default, and the rest of their grid as slow tests.
     """
     spared = [item for item in items if _repeats_in_the_interpreter(item)]
     config.hook.pytest_deselected(items=spared)
     items[:] = [item for item in items if item not in set(spared)]
     for item in items:
-        if _has_a_twin_in_bfloat16(item):
+        if _stood_for_by_another(item):
             item.add_marker(pytest.mark.slow)
 
 
-def _has_a_twin_in_bfloat16(item: pytest.Item) -> bool:
+def _stood_for_by_another(item: pytest.Item) -> bool:
+    """float32 and float16 beside bfloat16, but for all options; in the interpreter also most shapes of attention."""
     given = getattr(getattr(item, "callspec", None), "params", {})
-    simulated = str(given.get("target")) in ("triton-cpu", "cuda-cpu")
-    other = given.get("dtype", torch.bfloat16) != torch.bfloat16
-    return simulated and other and "all options" not in str(given.get("name"))
+    target, name = str(given.get("target")), str(given.get("name"))
+    if target not in ("triton-cpu", "cuda-cpu"):
+        return False
+    if given.get("dtype", torch.bfloat16) != torch.bfloat16:
+        return "all options" not in name
+    if target != "triton-cpu":
+        return False
+    test, _, _ = item.name.partition("[")
+    shapes = test == "test_against_the_float64_reference" and "attention" in item.path.name
+    return (shapes and name not in INTERPRETED) or given.get("seed", 0) not in (0, 3) or test in LONG_INTERPRETED
 
 
 def _repeats_in_the_interpreter(item: pytest.Item) -> bool:
