@@ -58,3 +58,12 @@ def test_figures_are_means_of_what_is_finite_and_counts_of_what_is_not() -> None
     assert made["total_tokens"] == pytest.approx(4 / 3)
     assert [made[name] for name in COUNTS] == [1, 1, 3]
     assert math.isnan(figures([measures(group[1])])["reward"])
+
+
+def test_an_episode_that_failed_leaves_the_group() -> None:
+    """Logits that were not finite are no mistake of format to learn from."""
+    broken = episode(-1.0)
+    broken.failures.append("solo: its logits hold NaN or no finite value")
+    rewards = [reward(value) for value in (0.0, 1.0, 1.0)]
+    rollouts = graded([broken, episode(-1.0), episode(-2.0)], rewards)
+    assert [r.usable for r in rollouts] == [False, True, True]

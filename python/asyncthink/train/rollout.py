@@ -22,8 +22,8 @@ from asyncthink.train.rewards import Reward, RewardRule, advantages
 class Rollout:
     """One episode of a group, its reward and its group-relative advantage: one for the organizer and its workers.
 
-    Not ``usable``: the episode is left out of the update, for its reward or a log-probability it was drawn with is not
-    finite, or fewer than two of its group are left.
+    Not ``usable``: the episode is left out of the update. Its reward or a log-probability it was drawn with is not
+    finite, the model or the program failed on it, or fewer than two of its group are left.
     """
 
     episode: Episode
@@ -79,7 +79,8 @@ def roll_out(
 def graded(episodes: Sequence[Episode], rewards: Sequence[Reward], normalise: bool = True) -> list[Rollout]:
     """One group with its advantages, and which of its episodes are usable (:class:`Rollout`)."""
     known = [
-        reward.total if finite_logprobs(episode) else nan for episode, reward in zip(episodes, rewards, strict=True)
+        reward.total if finite_logprobs(episode) and not episode.failures else nan
+        for episode, reward in zip(episodes, rewards, strict=True)
     ]
     each = advantages(known, normalise)
     enough = sum(map(isfinite, known)) >= 2
