@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from asyncthink import ForkJoinSampler, PromptFormat, SamplingParams
-from asyncthink.agent import Agent
-from asyncthink.run import EpisodeRun
+from asyncthink.engine.agent import Agent
+from asyncthink.engine.run import EpisodeRun
 
 WORKERS, TOKENS = 4, 64
 PROMPTS = PromptFormat(

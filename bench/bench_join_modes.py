@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from asyncthink import Episode, ForkJoinSampler, SamplingParams, checkpoint_path
-from asyncthink.model_load import LoadedModel
+from asyncthink.engine.loaded import LoadedModel
 from asyncthink.tasks import Countdown
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=700)

@@ -15,7 +15,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from asyncthink.model import Decoder
+from asyncthink.model.decoder import Decoder
 from asyncthink_kernels.cache import Branch
 from bench_generation import SHAPE, TINY, random_qwen3
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import bench_scale
-from asyncthink.profile_command import SHAPES, random_model
-from asyncthink.profiling import profile
+from asyncthink.cli.profile import SHAPES, random_model
+from asyncthink.eval.profiling import profile
 from bench_generation import TINY
 
 MODELS = {"qwen3-0.6b": (SHAPES["qwen3-0.6b"], "bfloat16"), "2 layers": (bench_scale.SHAPE, "float32")}

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asyncthink.model import Decoder
+from asyncthink.model.decoder import Decoder
 from asyncthink_kernels.cache import Branch
 from bench_generation import random_qwen3
 

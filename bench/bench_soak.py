@@ -11,7 +11,7 @@ import itertools
 import pytest
 
 from asyncthink import SamplingParams, checkpoint_path
-from asyncthink.model_load import LoadedModel
+from asyncthink.engine.loaded import LoadedModel
 from asyncthink.tasks import Countdown
 from bench_scale import resident
 

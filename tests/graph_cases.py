@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from asyncthink.model import Decoder
-from asyncthink.model_graph import StepGraphs
+from asyncthink.model.cuda_graphs import StepGraphs
+from asyncthink.model.decoder import Decoder
 from asyncthink_kernels.cache import Branch
 from tiny_models import tokens
 

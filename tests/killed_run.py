@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asyncthink.records import Episode
+from asyncthink.episode.records import Episode
 from asyncthink.tasks import Task
 from asyncthink.train.grpo import Objective
 from asyncthink.train.grpo_loop import GRPOConfig, train_grpo

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from asyncthink import ForkJoinSampler
-from asyncthink.model import Decoder
-from asyncthink.prompts import PromptFormat
+from asyncthink.model.decoder import Decoder
+from asyncthink.protocol.prompts import PromptFormat
 from asyncthink_kernels.cache import TreeCache
 
 PROMPTS = PromptFormat(

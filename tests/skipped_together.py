@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from asyncthink.model_files import device_for
+from asyncthink.model.files import device_for
 from asyncthink.train.distributed import World, gradients
 from asyncthink.train.steps import Steps
 

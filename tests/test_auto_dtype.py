@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from asyncthink import auto_dtype
-from asyncthink.auto_dtype import Choice, choose_dtype, product_rate
+from asyncthink.model.auto_dtype import Choice, choose_dtype, product_rate
+from asyncthink.model.decoder import auto_dtype
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 OLD = {F32: 55.0, BF16: 7.0, F16: 6.0}.__getitem__

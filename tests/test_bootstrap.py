@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from asyncthink.bootstrap import LEVEL, Bootstrap
+from asyncthink.eval.bootstrap import LEVEL, Bootstrap
 
 COLUMN = [float(k % 10 < 7) for k in range(400)]  # a share of 0.7
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from asyncthink.chat import ChatPrompts, chat_prompts, prompts_for
-from asyncthink.codec import Codec
-from asyncthink.messages import turns
-from asyncthink.prompts import Part, PromptFormat
-from asyncthink.protocol import DEFAULT_PROMPTS
+from asyncthink.protocol.chat import ChatPrompts, chat_prompts, prompts_for
+from asyncthink.protocol.codec import Codec
+from asyncthink.protocol.messages import turns
+from asyncthink.protocol.prompts import Part, PromptFormat
+from asyncthink.protocol.tags import DEFAULT_PROMPTS
 from asyncthink.train.tokenizer import build_tokenizer
 from toy_tokenizers import (
     ALTERNATES,

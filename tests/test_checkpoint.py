@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import asyncthink
-from asyncthink.evaluation import evaluate, held_out, settings
-from asyncthink.model_load import LoadedModel
-from asyncthink.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.engine.loaded import LoadedModel
+from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.eval.evaluation import evaluate, held_out, settings
 from asyncthink.tasks import task
 from asyncthink.train.logprobs import logits_of
 from asyncthink.train.packed_attention import use_packed_attention

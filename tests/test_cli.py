@@ -17,17 +17,17 @@ from typer.testing import CliRunner, Result
 
 import asyncthink
 from asyncthink import ForkJoinSampler
-from asyncthink import demo as demo_module
-from asyncthink.cli import app
-from asyncthink.live import LiveLanes, PlainLines, watcher
-from asyncthink.model_load import LoadedModel
-from asyncthink.records import Episode, Event, TokenEvent
+from asyncthink.cli.app import app
+from asyncthink.cli.app import demo as demo_module
+from asyncthink.engine.loaded import LoadedModel
+from asyncthink.episode.records import Episode, Event, TokenEvent
 from asyncthink.tasks import Countdown
 from asyncthink.train.tokenizer import build_tokenizer
+from asyncthink.view.terminal import LiveLanes, PlainLines, watcher
 from scripted import PROMPTS, ScriptedDecoder
 from untrained import save_untrained
 
-COMMAND = [sys.executable, "-m", "asyncthink.cli"]
+COMMAND = [sys.executable, "-m", "asyncthink.cli.app"]
 PROMISED = {
     "solved": bool, "forks": int, "joins": int, "format_errors": list, "critical_path_tokens": int,
     "total_tokens": int, "wall_seconds": float, "kv_bytes_shared": int, "kv_bytes_copied": int, "join_mode": str,

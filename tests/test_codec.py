@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from asyncthink import checkpoint_path
-from asyncthink.codec import Codec
-from asyncthink.messages import check_text
+from asyncthink.protocol.codec import Codec
+from asyncthink.protocol.messages import check_text
 from toy_tokenizers import KINDS, SPECIAL, byte_level, sentencepiece
 
 SENTENCEPIECE = ("legacy", "metaspace first", "metaspace always")

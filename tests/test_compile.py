@@ -13,7 +13,7 @@ from torch._dynamo.exc import Unsupported
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 
-from asyncthink.model import Decoder
+from asyncthink.model.decoder import Decoder
 from asyncthink_kernels.cache import Branch
 from tiny_models import eager, feed, same, tiny, tokens
 

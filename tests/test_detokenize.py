@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from asyncthink.codec import Codec
-from asyncthink.detokenize import TextStream, join_tokens
+from asyncthink.engine.detokenize import TextStream, join_tokens
+from asyncthink.protocol.codec import Codec
 from toy_tokenizers import KINDS, byte_level, real_model, sentencepiece, word_piece
 
 ALL = {**KINDS, "word-piece": word_piece}

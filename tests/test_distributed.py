@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import asyncthink
-from asyncthink.model_files import device_for
+from asyncthink.cli.train import app
+from asyncthink.model.files import device_for
 from asyncthink.train.checkpoint import checkpoints
-from asyncthink.train.commands import app
 from asyncthink.train.distributed import World, gradients
 from asyncthink.train.progress import read_metrics
 from asyncthink.train.sft import SFTConfig, train_sft

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from asyncthink import ForkJoinSampler, SamplingParams, checkpoint_path
-from asyncthink.bootstrap import Bootstrap
-from asyncthink.cli import app
-from asyncthink.eval_command import models_by_mode
-from asyncthink.evaluation import compare, evaluate, fingerprint, held_out, measure_seconds, with_seconds
+from asyncthink.cli.app import app
+from asyncthink.cli.evaluate import models_by_mode
+from asyncthink.eval.bootstrap import Bootstrap
+from asyncthink.eval.evaluation import compare, evaluate, fingerprint, held_out, measure_seconds, with_seconds
 from asyncthink.tasks import Countdown, Puzzle
 from asyncthink.tasks.countdown import is_held_out
 from asyncthink.tasks.search import find_all

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import asyncthink
 import asyncthink_kernels
-from asyncthink.model import Decoder
+from asyncthink.model.decoder import Decoder
 from asyncthink_kernels import dispatch, explain, tree_attention, use_backend
 from asyncthink_kernels.backends import flash
 from asyncthink_kernels.cache import KVStorage, LayerShape, TreeCache

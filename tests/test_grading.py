@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asyncthink.grading import final_answer, grade, how_to_aggregate
-from asyncthink.records import Episode, Trace
+from asyncthink.episode.records import Episode, Trace
 from asyncthink.tasks import Countdown, Puzzle, task
+from asyncthink.tasks.grading import final_answer, grade, how_to_aggregate
 
 COUNTDOWN = Countdown()
 PUZZLE = Puzzle((2, 3, 4, 5, 6, 7, 8), 24)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncthink.records import Episode, Trace
+from asyncthink.episode.records import Episode, Trace
 from asyncthink.train.grpo import Objective, grpo_terms
 
 NUMBERS = st.floats(-3, 3)

@@ -144,7 +144,7 @@ def test_no_torch_comes_along(name: str) -> None:
 
 def test_no_torch_is_loaded_with_records_and_protocol() -> None:
     """The same at run time, with what the package itself pulls in."""
-    code = "import sys, asyncthink.records, asyncthink.protocol, asyncthink.tasks; sys.exit('torch' in sys.modules)"
+    code = "import sys, asyncthink.episode.records, asyncthink.protocol.tags, asyncthink.tasks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT / "python", check=False).returncode == 0
 
 

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from asyncthink.prompts import PromptFormat
-from asyncthink.protocol import DEFAULT_PROMPTS
-from asyncthink.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.cli.train import app
+from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.protocol.prompts import PromptFormat
+from asyncthink.protocol.tags import DEFAULT_PROMPTS
 from asyncthink.tasks import task, tasks
 from asyncthink.train.checkpoint import checkpoints
-from asyncthink.train.commands import app
 from asyncthink.train.loading import Loaded, ModelOptions, Shape, load
 from asyncthink.train.logprobs import token_logprobs
 from asyncthink.train.packed_attention import use_packed_attention

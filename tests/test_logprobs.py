@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from asyncthink import Episode, ForkJoinSampler, SamplingParams, checkpoint_path
-from asyncthink.model import Decoder
-from asyncthink.model_load import LoadedModel
-from asyncthink.options import CONTEXTS, JOINS
-from asyncthink.prompts import PromptFormat
+from asyncthink.engine.loaded import LoadedModel
+from asyncthink.episode.options import CONTEXTS, JOINS
+from asyncthink.model.decoder import Decoder
+from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.tasks import Countdown
 from asyncthink.train.logprobs import logits_of, token_logprobs
 from asyncthink.train.packed_attention import use_packed_attention

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from asyncthink.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
 from asyncthink.tasks import task
 from asyncthink.train.loading import Loaded, ModelOptions, Shape, load
 from asyncthink.train.logprobs import token_logprobs

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3Config
 
+from asyncthink.cli.train import app
 from asyncthink.tasks import tasks
-from asyncthink.train.commands import app
 from asyncthink.train.loading import ModelOptions, Shape, load, optimizer
 from asyncthink.train.logprobs import token_logprobs
 from asyncthink.train.memory import estimate

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from asyncthink.model import Decoder, DecoderError
+from asyncthink.model.decoder import Decoder, DecoderError
 from tiny_models import FAMILIES, eager, eager_cache, feed, joined_branches, same, spliced, tiny, tokens
 
 ROTARY = [family for family in FAMILIES if family not in ("gpt2", "deepseek_v3")]

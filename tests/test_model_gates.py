@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Model, T5Config, T5ForConditionalGeneration
 
-from asyncthink import model_memory
-from asyncthink.model import Decoder, DecoderError
-from asyncthink.model_step import Step
+from asyncthink.model.attention import Step
+from asyncthink.model.decoder import Decoder, DecoderError
+from asyncthink.model.decoder import memory as model_memory
 from tiny_models import tiny, tokens
 
 _SMALL = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "hidden_size": 64}

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 from asyncthink import ForkJoinSampler, SamplingParams
-from asyncthink.model import Decoder
-from asyncthink.model_graph import MAX_ROWS, CaptureError, Rerun, StepGraphs
-from asyncthink.options import JOINS
-from asyncthink.records import Episode
+from asyncthink.episode.options import JOINS
+from asyncthink.episode.records import Episode
+from asyncthink.model.cuda_graphs import MAX_ROWS, CaptureError, Rerun, StepGraphs
+from asyncthink.model.decoder import Decoder
 from asyncthink_kernels.cache import Branch, Capacity, PlanBuffers
 from graph_cases import capturable, graphs_of, history, make
 from scripted import PROMPTS

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from asyncthink.model_graph import CaptureError, CudaRecorder, Rerun, StepGraphs
+from asyncthink.model.cuda_graphs import CaptureError, CudaRecorder, Rerun, StepGraphs
 from asyncthink_kernels.cache import StepPlan
 from graph_cases import capturable, graphs_of, history, make
 from tiny_models import feed, same, tiny, tokens

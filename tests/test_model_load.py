@@ -14,11 +14,13 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import asyncthink
-from asyncthink import Decoder, ForkJoinSampler, SamplingParams, auto_dtype, model_files
-from asyncthink.chat import prompts_for
-from asyncthink.model_files import device_for, dtype_for, load_network, load_tokenizer, saved_prompts
-from asyncthink.model_load import LoadedModel
-from asyncthink.protocol import DEFAULT_PROMPTS, PromptFormat
+from asyncthink import Decoder, ForkJoinSampler, SamplingParams
+from asyncthink.engine.loaded import LoadedModel
+from asyncthink.model.decoder import auto_dtype
+from asyncthink.model.decoder import files as model_files
+from asyncthink.model.files import device_for, dtype_for, load_network, load_tokenizer, saved_prompts
+from asyncthink.protocol.chat import prompts_for
+from asyncthink.protocol.tags import DEFAULT_PROMPTS, PromptFormat
 from asyncthink.train.loading import ModelOptions, load
 from untrained import PROMPTS, save_untrained
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from asyncthink import model_pack
-from asyncthink.model import Decoder, DecoderError
-from asyncthink.model_pack import PackedLinears, PackError
+from asyncthink.model.decoder import Decoder, DecoderError
+from asyncthink.model.decoder import linear as model_pack
+from asyncthink.model.linear import PackedLinears, PackError
 from tiny_models import FAMILIES, eager, feed, same, tiny, tokens
 
 SIZES = {"page_size": 4, "num_pages": 60, "chunk": 8}

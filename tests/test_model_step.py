@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from asyncthink import model_step
-from asyncthink.model import Decoder
+from asyncthink.model.decoder import Decoder
+from asyncthink.model.decoder import attention as model_step
 from asyncthink_kernels.cache import OutOfPages
 from tiny_models import eager, feed, joined_branches, same, tiny, tokens
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from asyncthink.model import Decoder, DecoderError
+from asyncthink.model.decoder import Decoder, DecoderError
 from survey_models import KINDS, NOT_BUILT, build, context, layer_patterns
 from tiny_models import feed
 

@@ -20,9 +20,9 @@ from transformers.masking_utils import (
 )
 from transformers.models.qwen3 import modeling_qwen3
 
-from asyncthink.model import Decoder, DecoderError
-from asyncthink.model_gates import probe_tokens
-from asyncthink.model_watch import Mask, WatchedTables
+from asyncthink.model.checks import probe_tokens
+from asyncthink.model.decoder import Decoder, DecoderError
+from asyncthink.model.watch import Mask, WatchedTables
 from tiny_models import feed, same, tiny, tokens
 
 SIZES = st.integers(1, 1 << 20)

@@ -67,7 +67,7 @@ def test_installed_metadata() -> None:
     assert metadata["Requires-Python"] == "<3.13,>=3.11"
     assert set(metadata.get_all("Provides-Extra")) == {"test", "dev", "train", "flash-attn", "peers"}
     scripts = importlib.metadata.distribution("asyncthink-kernels").entry_points
-    assert {(each.name, each.value) for each in scripts} == {("asyncthink", "asyncthink.cli:main")}
+    assert {(each.name, each.value) for each in scripts} == {("asyncthink", "asyncthink.cli.app:main")}
 
 
 def test_constraints_pin_the_whole_tree() -> None:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncthink import Episode, ForkJoinSampler, SamplingParams
-from asyncthink.options import CONTEXTS, JOINS
-from asyncthink.prompts import PromptFormat
-from asyncthink.records import Join, Trace
+from asyncthink.episode.options import CONTEXTS, JOINS
+from asyncthink.episode.records import Join, Trace
+from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.train.packed_flex import block_mask
 from asyncthink.train.packing import IGNORED, Batch, Move, Row, limits, pack, visible
 from asyncthink.train.traces import rows

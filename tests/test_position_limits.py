@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asyncthink.model import Decoder
+from asyncthink.model.decoder import Decoder
 from tiny_models import feed, same, tiny, tokens
 
 _LONG = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 40,

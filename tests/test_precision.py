@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from asyncthink.auto_dtype import Choice
+from asyncthink.model.auto_dtype import Choice
 from asyncthink.train import commands, loading
 from asyncthink.train.distributed import World
 from asyncthink.train.grpo_config import GRPOConfig

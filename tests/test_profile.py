@@ -8,12 +8,14 @@ import pytest
 from torch import nn
 from typer.testing import CliRunner
 
-from asyncthink import checkpoint_path, model_pack, profile_command
-from asyncthink.cli import app
+from asyncthink import checkpoint_path
+from asyncthink.cli.app import app
+from asyncthink.cli.app import profile as profile_command
+from asyncthink.engine.loaded import LoadedModel
+from asyncthink.engine.local import LocalEngine
 from asyncthink.episode.core import EpisodeCore
-from asyncthink.local_engine import LocalEngine
-from asyncthink.model_load import LoadedModel
-from asyncthink.profiling import PARTS, Clock, profile
+from asyncthink.eval.profiling import PARTS, Clock, profile
+from asyncthink.model.decoder import linear as model_pack
 from asyncthink_kernels.ops import _library
 
 TINY = {
@@ -55,7 +57,7 @@ def test_the_end_of_the_agents_is_not_in_the_steps(monkeypatch: pytest.MonkeyPat
     drop, clocks = LocalEngine.drop, []
     monkeypatch.setattr(LocalEngine, "drop", lambda *given: (clocks.append(sum(clock.seconds.values())), drop(*given)))
     clock = Clock()
-    monkeypatch.setattr("asyncthink.profiling.Clock", lambda: clock)
+    monkeypatch.setattr("asyncthink.eval.profiling.Clock", lambda: clock)
     profile(served.decoder, served.tokenizer, agents=3, prefix=4, tokens=3)
     assert clocks[-3] == pytest.approx(sum(clock.seconds.values()), abs=0)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncthink import protocol
-from asyncthink.protocol import Answer, Fork, FormatError, Join, Parser, Return, join_insert, render
+from asyncthink.protocol.tags import Answer, Fork, FormatError, Join, Parser, Return, join_insert, render
 
 FRAGMENTS = [f"<{close}{name}>" for close in ("", "/") for name in ("FORK-1", "FORK-2", "JOIN-1", "JOIN-2")]
 FRAGMENTS += [
@@ -261,5 +261,5 @@ def test_default_prompts_name_every_tag() -> None:
 
 
 def test_protocol_and_records_need_no_torch() -> None:
-    code = "import sys, asyncthink, asyncthink.records; assert 'torch' not in sys.modules"
+    code = "import sys, asyncthink, asyncthink.episode.records; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from asyncthink.bootstrap import Bootstrap
+from asyncthink.eval.bootstrap import Bootstrap
 from asyncthink.results import page as results
 from asyncthink.results.pictures import CURVES, PICTURES, draw
 from asyncthink.results.tables import SHEETS

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncthink.records import Episode, Join, Trace
+from asyncthink.episode.records import Episode, Join, Trace
 from asyncthink.tasks import task
 from asyncthink.train.rewards import RewardRule, advantages, eta
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from asyncthink import ForkJoinSampler, SamplingParams
-from asyncthink.prompts import PromptFormat
+from asyncthink.protocol.prompts import PromptFormat
 from scripted import ScriptedDecoder, tokenizer
 from toy_tokenizers import byte_level, sentencepiece
 
@@ -82,7 +82,7 @@ def test_a_head_ends_where_head_and_prompt_agree() -> None:
 
 
 def test_prompts_with_another_beginning_share_nothing() -> None:
-    from asyncthink.chat import chat_prompts
+    from asyncthink.protocol.chat import chat_prompts
     from toy_tokenizers import CHATML
 
     tok = byte_level(CHATML)
@@ -98,7 +98,7 @@ def test_prompts_with_another_beginning_share_nothing() -> None:
 
 
 def test_conversations_are_answered() -> None:
-    from asyncthink.chat import chat_prompts
+    from asyncthink.protocol.chat import chat_prompts
     from toy_tokenizers import CHATML
 
     tok = byte_level(CHATML)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncthink.records import Episode, Trace
+from asyncthink.episode.records import Episode, Trace
 from asyncthink.train.rewards import Reward, advantages
 from asyncthink.train.rollout import COUNTS, figures, graded, measures
 

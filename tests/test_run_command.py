@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from asyncthink.cli import app
-from asyncthink.command_options import loading
-from asyncthink.model_files import load_tokenizer
-from asyncthink.records import Episode, Trace
-from asyncthink.report import print_answer
-from asyncthink.run_command import question_from
-from asyncthink.sampler import ForkJoinSampler
+from asyncthink.cli.app import app
+from asyncthink.cli.options import loading
+from asyncthink.cli.run import question_from
+from asyncthink.engine.sampler import ForkJoinSampler
+from asyncthink.episode.records import Episode, Trace
+from asyncthink.model.files import load_tokenizer
+from asyncthink.view.report import print_answer
 from untrained import save_untrained
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 from 1 1"}]
@@ -156,7 +156,7 @@ def test_explain(untrained: Path) -> None:
 def test_a_terminal_sees_the_stages_in_a_spinner(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
     monkeypatch.setattr(
-        "asyncthink.command_options.Console", lambda **given: Console(file=shown, force_terminal=True, **given)
+        "asyncthink.cli.options.Console", lambda **given: Console(file=shown, force_terminal=True, **given)
     )
     with loading(quiet=False) as progress:
         progress("checking the model")

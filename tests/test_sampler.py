@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from asyncthink import SamplingParams
-from asyncthink.options import CONTEXTS, JOINS
-from asyncthink.records import Event, TokenEvent
+from asyncthink.episode.options import CONTEXTS, JOINS
+from asyncthink.episode.records import Event, TokenEvent
 from scripted import END, sampler
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=200)

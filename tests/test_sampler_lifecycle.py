@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import tiny_models as tm
 from asyncthink import ForkJoinSampler, SamplingParams
-from asyncthink.model import Decoder
-from asyncthink.options import CONTEXTS, JOINS
-from asyncthink.records import Event, TokenEvent
+from asyncthink.episode.options import CONTEXTS, JOINS
+from asyncthink.episode.records import Event, TokenEvent
+from asyncthink.model.decoder import Decoder
 from scripted import PROMPTS, ScriptedDecoder, sampler, tokenizer
 from test_sampler import GREEDY, ISOLATED, SHARED, clean
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from asyncthink import ForkJoinSampler, SamplingParams
-from asyncthink.options import CONTEXTS, JOINS
+from asyncthink.episode.options import CONTEXTS, JOINS
 from scripted import PROMPTS
 from tiny_models import organizer
 

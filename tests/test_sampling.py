@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncthink import sampling
-from asyncthink.sampling import SamplingParams, draw
+from asyncthink.engine import sampling
+from asyncthink.engine.sampling import SamplingParams, draw
 
 GREEDY = SamplingParams(temperature=0.0)
 

@@ -15,11 +15,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from asyncthink.protocol import PromptFormat
+from asyncthink.cli.train import app
+from asyncthink.protocol.tags import PromptFormat
 from asyncthink.tasks import tasks
 from asyncthink.train import checkpoint
 from asyncthink.train.checkpoint import checkpoints
-from asyncthink.train.commands import app
 from asyncthink.train.evaluate import evaluate, held_out_episodes
 from asyncthink.train.loading import TINY_PROMPTS, ModelOptions, Shape
 from asyncthink.train.sft import SFTConfig, train_sft

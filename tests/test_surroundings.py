@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from asyncthink import ForkJoinSampler, SamplingParams
-from asyncthink.model import Decoder, DecoderError
+from asyncthink.model.decoder import Decoder, DecoderError
 from scripted import PROMPTS
 from tiny_models import feed, organizer, same, tiny, tokens
 

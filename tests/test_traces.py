@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from asyncthink import ForkJoinSampler, SamplingParams
-from asyncthink.codec import Codec
-from asyncthink.protocol import PromptFormat
-from asyncthink.records import Episode
+from asyncthink.episode.records import Episode
+from asyncthink.protocol.codec import Codec
+from asyncthink.protocol.tags import PromptFormat
 from asyncthink.tasks import Countdown, Demonstration, Script, tasks
 from asyncthink.tasks.countdown import is_held_out
 from asyncthink.train.loading import TINY_PROMPTS

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from asyncthink.records import Episode
+from asyncthink.episode.records import Episode
 from asyncthink.tasks import Task
 from asyncthink.train import checkpoint, grpo_loop, sft
 from asyncthink.train.checkpoint import STATE_TENSORS, Progress, checkpoints, load_state, save_checkpoint

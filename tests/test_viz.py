@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncthink.critical import Stretch, critical_path
-from asyncthink.records import Episode, Event, Join, Trace
-from asyncthink.timeline import timeline
-from asyncthink.viz import timeline_html
+from asyncthink.episode.critical_path import Stretch, critical_path
+from asyncthink.episode.records import Episode, Event, Join, Trace
+from asyncthink.view.html import timeline_html
+from asyncthink.view.timeline import timeline
 
 HOSTILE = "</template></script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
-from asyncthink.model import Decoder
+from asyncthink.model.decoder import Decoder
 from asyncthink_kernels.cache import Branch
 from scripted import tokenizer
 

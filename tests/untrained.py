@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from asyncthink.prompts import PromptFormat
+from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.train.tokenizer import build_tokenizer
 
 PROMPTS = PromptFormat("<organizer>{question}\n", "<worker>", "<worker>{subquery}\n", "<solo>{question}\n")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from asyncthink.model import Decoder
+from asyncthink.model.decoder import Decoder
 from asyncthink_kernels.cache import Branch
 from engines import MOST_BRANCHES, NEW
 

@@ -9,13 +9,13 @@ import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asyncthink.options import Options
-from asyncthink.protocol import DEFAULT_PROMPTS, Parser, PromptFormat
-from asyncthink.records import Episode, Event, Trace
+from asyncthink.episode.options import Options
+from asyncthink.episode.records import Episode, Event, Trace
+from asyncthink.protocol.tags import DEFAULT_PROMPTS, Parser, PromptFormat
 
 if TYPE_CHECKING:
-    from asyncthink.model import Decoder
-    from asyncthink.sampler import ForkJoinSampler, SamplingParams, TokenEvent
+    from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams, TokenEvent
+    from asyncthink.model.decoder import Decoder
     from asyncthink.tasks import Task
 
     __version__: str
@@ -56,11 +56,11 @@ def checkpoint_path(name: str = "countdown") -> Path:
 def __getattr__(name: str) -> Any:
     # Sampler and decoder bring torch and transformers: seconds of import that records, protocol and viz do not need.
     if name in _FROM_SAMPLER:
-        from asyncthink import sampler
+        from asyncthink.engine import sampler
 
         return getattr(sampler, name)
     if name == "Decoder":
-        from asyncthink.model import Decoder
+        from asyncthink.model.decoder import Decoder
 
         return Decoder
     if name == "Task":

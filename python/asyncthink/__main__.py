@@ -1,6 +1,6 @@
 """``python -m asyncthink``: the command line, for launchers such as torchrun."""
 
-from asyncthink.cli import main
+from asyncthink.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from asyncthink.episode.contexts import contexts
 from asyncthink.episode.core import EpisodeCore
+from asyncthink.episode.options import Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.speaker import Insert
 from asyncthink.episode.wishes import Begin, Feed, Fork, Release, Splice, Wish
-from asyncthink.options import Options
 
 END = 3
 

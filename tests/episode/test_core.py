@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asyncthink.episode.options import CONTEXTS, JOINS, MODES, Options
 from asyncthink.episode.params import SamplingParams
+from asyncthink.episode.records import Event
 from asyncthink.episode.wishes import Begin, Feed, Fork, Release, Splice
-from asyncthink.options import CONTEXTS, JOINS, MODES, Options
-from asyncthink.records import Event
 from episode.scripted_engine import END, ScriptedEngine, tokens
 
 TAGS = [f"<{close}{name}-{i}>" for i in (1, 2) for name in ("FORK", "JOIN") for close in ("", "/")]

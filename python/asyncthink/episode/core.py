@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Sequence
 
 from asyncthink.episode.modes import STRATEGIES
+from asyncthink.episode.options import Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.recorder import Listener, Recorder
+from asyncthink.episode.records import Episode, Join, Trace
 from asyncthink.episode.speaker import Insert, Speaker, Texts, splice_of
 from asyncthink.episode.wishes import Begin, Feed, Fork, Release, Wish
-from asyncthink.options import Options
-from asyncthink.protocol import BUDGET_EXCEEDED, POOL_OVERFLOW, Action, Answer, FormatError, Return
-from asyncthink.protocol import Fork as ForkTag
-from asyncthink.protocol import Join as JoinTag
-from asyncthink.records import Episode, Join, Trace
+from asyncthink.protocol.tags import BUDGET_EXCEEDED, POOL_OVERFLOW, Action, Answer, FormatError, Return
+from asyncthink.protocol.tags import Fork as ForkTag
+from asyncthink.protocol.tags import Join as JoinTag
 
 
 class EpisodeCore:

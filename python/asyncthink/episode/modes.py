@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from asyncthink.episode.options import Options, combine
+from asyncthink.episode.records import Episode, Role
 from asyncthink.episode.speaker import Speaker
-from asyncthink.options import Options, combine
-from asyncthink.records import Episode, Role
 
 
 class Running(Protocol):
@@ -86,5 +86,5 @@ class Parallel:
             core.finish(core.episode.traces[0].finish)
 
 
-#: By the names that :class:`asyncthink.options.Options` knows.
+#: By the names that :class:`asyncthink.episode.options.Options` knows.
 STRATEGIES: dict[str, Mode] = {"asyncthink": Organized(), "sequential": Sequential(), "parallel": Parallel()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from asyncthink.records import Episode, Event, TokenEvent
+from asyncthink.episode.records import Episode, Event, TokenEvent
 
 if TYPE_CHECKING:
     from asyncthink.episode.speaker import Speaker

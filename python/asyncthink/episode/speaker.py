@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from asyncthink.episode.records import Join, Trace
 from asyncthink.episode.wishes import Splice
-from asyncthink.protocol import Parser
-from asyncthink.records import Join, Trace
+from asyncthink.protocol.tags import Parser
 
 
 class Stream(Protocol):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asyncthink.report import solved
 from asyncthink.results.reports import Line, read_lines
 from asyncthink.results.tables import SHEETS
 from asyncthink.train.curve import plot_curves
+from asyncthink.view.report import solved
 
 #: Picture -> the training logs that lie over each other in it (name -> file).
 CURVES: dict[str, dict[str, str]] = {

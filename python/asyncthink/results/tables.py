@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asyncthink.evaluation import compare
-from asyncthink.report import compared, solved
+from asyncthink.eval.evaluation import compare
 from asyncthink.results.reports import Line, Lines, read_lines
+from asyncthink.view.report import compared, solved
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from asyncthink.records import Episode
+from asyncthink.episode.records import Episode
 
 Normaliser = Literal["token", "episode", "constant"]
 NORMALISERS = ("token", "episode", "constant")

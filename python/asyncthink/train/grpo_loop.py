@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from asyncthink.grading import how_to_aggregate
-from asyncthink.model_files import device_for
-from asyncthink.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.model.files import device_for
 from asyncthink.tasks import tasks
+from asyncthink.tasks.grading import how_to_aggregate
 from asyncthink.train.checkpoint import Progress, load_state, save_checkpoint, save_model
 from asyncthink.train.distributed import World, gradients
 from asyncthink.train.grpo import Terms, grpo_terms

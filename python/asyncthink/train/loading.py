@@ -17,10 +17,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from asyncthink.auto_dtype import choose_dtype
-from asyncthink.chat import prompts_for
-from asyncthink.model_files import device_for, load_tokenizer, open_weights, saved_prompts
-from asyncthink.protocol import PromptFormat
+from asyncthink.model.auto_dtype import choose_dtype
+from asyncthink.model.files import device_for, load_tokenizer, open_weights, saved_prompts
+from asyncthink.protocol.chat import prompts_for
+from asyncthink.protocol.tags import PromptFormat
 from asyncthink.train.lora import FOLDER, add_lora, load_adapter
 from asyncthink.train.tokenizer import build_tokenizer
 
@@ -48,7 +48,7 @@ class ModelOptions:
     Args:
         model: a folder or hub id; None: random weights of ``shape``, by ``seed``, with the number-level tokenizer.
         bfloat16: multiply matrices in bfloat16 (autocast); all else stays in the weights' dtype. "auto": where that
-            is faster on this machine (:func:`asyncthink.auto_dtype.choose_dtype`).
+            is faster on this machine (:func:`asyncthink.model.auto_dtype.choose_dtype`).
         weights: dtype the weights are held in. "bfloat16" halves them, their gradients and their moments, but loses
             updates smaller than 1/256 of a weight; it is meant for LoRA, whose adapters are float32 all the same.
         lora: rank of the adapters; 0 trains all weights. ``lora_alpha``: None means twice the rank. ``lora_targets``:

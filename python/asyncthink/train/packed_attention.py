@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, PreTrainedModel
 
-from asyncthink.rotary import Rotary, find_rotaries
+from asyncthink.model.rotary import Rotary, find_rotaries
 from asyncthink.train.packed_flex import block_mask, flex
 from asyncthink.train.packing import Batch, Limits, Span, limits
 
@@ -168,7 +168,7 @@ def use_packed_attention(model: PreTrainedModel, moves: bool = False) -> None:
 
     The model is run once on a few tokens. Raises ValueError when it ignores the choice, or uses what packed attention
     does not support (attention sinks, dropout, masks of its own), and with ``moves`` when a cached K cannot be moved
-    (:class:`asyncthink.rotary.NotRotaryError` says why).
+    (:class:`asyncthink.model.rotary.NotRotaryError` says why).
     """
     AttentionInterface.register(ATTENTION, _attention)
     model.set_attn_implementation(ATTENTION)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from asyncthink.grading import grade
-from asyncthink.records import Episode
+from asyncthink.episode.records import Episode
 from asyncthink.tasks import Task
+from asyncthink.tasks.grading import grade
 
 Reading = Literal["agents", "workers"]
 READINGS = ("agents", "workers")
@@ -50,7 +50,7 @@ class RewardRule:
 
     ``format_error``: the reward of an episode that broke the protocol; ``weight``: lambda; ``threshold``: tau, the
     concurrency ratio above which more is not rewarded; ``reading``: which ratio (:func:`eta`); ``aggregate``: how
-    ``parallel`` traces become one answer (:func:`asyncthink.grading.final_answer`).
+    ``parallel`` traces become one answer (:func:`asyncthink.tasks.grading.final_answer`).
 
     Raises ValueError for a format error that is not finite, a weight below 0 or a threshold outside (0, 1].
     """

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asyncthink.records import Episode
-from asyncthink.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.episode.records import Episode
 from asyncthink.tasks import Task
 from asyncthink.train.rewards import Reward, RewardRule, advantages
 

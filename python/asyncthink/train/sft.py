@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from asyncthink.model_files import device_for
+from asyncthink.model.files import device_for
 from asyncthink.tasks import tasks
 from asyncthink.train.checkpoint import Progress, load_state, save_checkpoint, save_model
 from asyncthink.train.distributed import World, gradients

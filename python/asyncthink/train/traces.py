@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from asyncthink.codec import Codec
-from asyncthink.detokenize import TextStream, join_tokens
-from asyncthink.protocol import Parser, PromptFormat, Return, join_insert
-from asyncthink.records import Episode, Join, Trace
+from asyncthink.engine.detokenize import TextStream, join_tokens
+from asyncthink.episode.records import Episode, Join, Trace
+from asyncthink.protocol.codec import Codec
+from asyncthink.protocol.tags import Parser, PromptFormat, Return, join_insert
 from asyncthink.tasks import Demonstration, Script, Task
 from asyncthink.train.packing import Batch, Move, Row, pack
 

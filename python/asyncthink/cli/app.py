@@ -1,0 +1,171 @@
+"""The command ``asyncthink``: demo, run, view, eval, profile, train."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, ParamSpec
+
+import typer
+from rich.console import Console
+
+from asyncthink.cli.evaluate import evaluate
+from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
+from asyncthink.cli.profile import profile_step
+from asyncthink.cli.run import ask
+from asyncthink.episode.records import Episode
+from asyncthink.files import check_writable, write_whole
+from asyncthink.view.html import timeline_html
+
+P = ParamSpec("P")
+PUZZLE = 0  # shown when no --seed is given
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Bad input, a full disk and Ctrl-C end a command with one line on stderr and an exit code, not a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except typer.Exit:
+            raise
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
+        except BrokenPipeError:
+            _fail("", 1)
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            _fail(f"{place}{error.strerror or error}", 1)
+        except (ValueError, RuntimeError, MemoryError, ImportError) as error:
+            _fail(" ".join(str(error).split()) or type(error).__name__, 1)
+
+    return run
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if message:
+        print(f"asyncthink: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from asyncthink import __version__
+
+        print(f"asyncthink {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Asynchronous thinking: one model organizes its own workers."""
+
+
+@app.command()
+@guarded
+def demo(
+    as_json: Json = False,
+    model: Annotated[str | None, typer.Option(help="Another model than the one in the box.")] = None,
+    seed: Annotated[int, typer.Option(help="Number of the held-out puzzle.")] = PUZZLE,
+    join: JoinMode = "exact",
+    context: Context = "shared",
+    pool: Pool = 4,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    out: Annotated[Path, typer.Option(help="Where the timeline goes.")] = Path("timeline.html"),
+    save: Save = None,
+) -> None:
+    """Watch a small trained model organize a countdown puzzle, and compare it with one agent alone."""
+    check_writable(out, save)
+    console = Console(quiet=as_json)
+    with loading(quiet=as_json) as progress:
+        from asyncthink import checkpoint_path
+        from asyncthink.cli.demo import play, summary
+        from asyncthink.engine.loaded import LoadedModel
+        from asyncthink.view.report import print_demo
+
+        place: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+        loaded = LoadedModel.load(model or checkpoint_path(), **place, progress=progress)
+    outcome = play(loaded, console, seed=seed, pool=pool, context=context, join=join)
+    write_whole(out, timeline_html(outcome.episode, outcome.sequential))
+    if save:
+        outcome.episode.save(save)
+    if as_json:
+        print(json.dumps(summary(outcome) | {"timeline": str(out)}))
+        return
+    print_demo(console, outcome)
+    console.print(f"timeline: {out}", highlight=False, soft_wrap=True)
+
+
+app.command(name="run")(guarded(ask))
+
+
+@app.command()
+@guarded
+def view(
+    episode: Annotated[Path, typer.Argument(help="An episode saved as JSON.")],
+    against: Annotated[Path | None, typer.Option(help="A one-agent episode to compare with.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the timeline goes.")] = Path("timeline.html"),
+) -> None:
+    """Draw a saved episode as an HTML page."""
+    check_writable(out)
+    write_whole(out, timeline_html(_load(episode), _load(against) if against else None))
+    print(out)
+
+
+app.command(name="eval")(guarded(evaluate))
+app.command(name="profile")(guarded(profile_step))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@guarded
+def train(ctx: typer.Context) -> None:
+    """Train: asyncthink train --help says what."""
+    from asyncthink.cli.train import app as commands
+
+    code = commands(args=ctx.args, prog_name="asyncthink train", standalone_mode=False)
+    if code == 130:  # typer turned Ctrl-C into an exit code
+        raise KeyboardInterrupt
+    raise typer.Exit(code or 0)
+
+
+def _load(path: Path) -> Episode:
+    try:
+        return Episode.load(path)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: expected an episode's JSON, got {error}") from None
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # a full disk, a closed pipe: said already, and the interpreter must not try again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The demo: one held-out puzzle, organized live, verified, and timed against one agent alone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from asyncthink.engine.loaded import LoadedModel
+from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.episode.records import Episode
+from asyncthink.tasks import Countdown, Puzzle
+from asyncthink.view.terminal import watcher
+
+MAX_TOKENS = 1024
+_PACE = 60.0  # steps a second on the screen
+_ROUNDS, _BUDGET = 3, 6.0  # timed runs of each kind, and the seconds after which no further round begins
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The same puzzle organized and alone; each is the median of ``rounds`` runs, taken in turn."""
+
+    puzzle: Puzzle
+    episode: Episode
+    sequential: Episode
+    right: int
+    right_alone: int
+    asked: int
+    rounds: int
+    page_bytes: int
+
+    @property
+    def solved(self) -> bool:
+        return self.right == self.asked
+
+    @property
+    def pages_shared(self) -> int:
+        """Pages of K/V that were read in place and would otherwise have been computed or copied again."""
+        return -(-self.episode.kv_bytes_shared // self.page_bytes)
+
+
+def play(served: LoadedModel, console: Console, *, seed: int, pool: int, context: str, join: str) -> Outcome:
+    """Run the demo; ``console`` shows the episode as it happens, unless it is quiet.
+
+    What is shown is not what is timed: the screen costs time, so the same episodes run again without it. A quiet demo
+    runs the first episode too: it warms up what is timed.
+
+    Raises ValueError: options outside their range.
+    """
+    task = Countdown()
+    puzzle = task.sample(seed, held_out=True)
+    question = task.prompt(puzzle)
+    params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, seed=seed)
+    organized = served.sampler(mode="asyncthink", pool=pool, context=context, join=join)
+    alone = served.sampler(mode="sequential", pool=pool)
+    if not console.quiet:
+        goal = f"  {task.asked} different expressions, each number at most once in each; a puzzle held out of training"
+        console.print(Text.assemble((question, "bold"), (goal, "dim")), soft_wrap=True)
+    with watcher(console, _PACE) as screen, organized.stream(question, params) as stream:
+        for event in stream:
+            screen.show(event)
+    episode, sequential, rounds = _timed(organized, alone, question, params)
+    right, right_alone = (len(task.correct(puzzle, e.answer or "")) for e in (episode, sequential))
+    for run, count in ((episode, right), (sequential, right_alone)):
+        run.meta.update(model=served.name, solved=count == task.asked, right=count, asked=task.asked)
+    page_bytes = served.decoder.storage.bytes_per_token * served.decoder.cache.page_size
+    return Outcome(puzzle, episode, sequential, right, right_alone, task.asked, rounds, page_bytes)
+
+
+def _timed(
+    organized: ForkJoinSampler, alone: ForkJoinSampler, question: str, params: SamplingParams
+) -> tuple[Episode, Episode, int]:
+    """Both kinds in turn, after one warm-up step each; of each kind the run with the median wall clock."""
+    for sampler in (organized, alone):
+        sampler.generate([question], SamplingParams(max_tokens=1))
+    pairs: list[tuple[Episode, Episode]] = []
+    began = time.perf_counter()
+    while not pairs or (len(pairs) < _ROUNDS and time.perf_counter() - began < _BUDGET):
+        pairs.append((organized.generate([question], params)[0], alone.generate([question], params)[0]))
+    episode, sequential = (sorted(runs, key=_wall)[len(runs) // 2] for runs in zip(*pairs, strict=True))
+    return episode, sequential, len(pairs)
+
+
+def _wall(episode: Episode) -> float:
+    return episode.wall_seconds
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """What ``--json`` prints: plain values, times in seconds."""
+    episode, alone = outcome.episode, outcome.sequential
+    return {
+        "solved": outcome.solved,
+        "question": episode.question,
+        "answer": episode.answer,
+        "right": outcome.right,
+        "asked": outcome.asked,
+        "forks": episode.forks,
+        "joins": episode.joins,
+        "format_errors": episode.format_errors,
+        "critical_path_tokens": episode.critical_path_tokens,
+        "total_tokens": episode.total_tokens,
+        "concurrency": round(episode.concurrency, 4),
+        "wall_seconds": episode.wall_seconds,
+        "critical_path_seconds": episode.critical_path_seconds,
+        "kv_bytes_shared": episode.kv_bytes_shared,
+        "kv_bytes_copied": episode.kv_bytes_copied,
+        "pages_shared": outcome.pages_shared,
+        "join_mode": episode.join_mode,
+        "context": episode.context,
+        "pool": episode.pool,
+        "seed": episode.seed,
+        "model": episode.meta["model"],
+        "rounds": outcome.rounds,
+        "sequential": {
+            "solved": outcome.right_alone == outcome.asked,
+            "right": outcome.right_alone,
+            "format_errors": alone.format_errors,
+            "critical_path_tokens": alone.critical_path_tokens,
+            "wall_seconds": alone.wall_seconds,
+        },
+    }

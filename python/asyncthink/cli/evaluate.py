@@ -1,0 +1,151 @@
+"""The command ``asyncthink eval``."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TaskID
+
+from asyncthink.cli.options import Device, Dtype, Revision, loading
+from asyncthink.episode.options import MODES
+
+if TYPE_CHECKING:
+    from asyncthink.engine.loaded import LoadedModel
+    from asyncthink.engine.sampler import ForkJoinSampler
+
+
+def evaluate(
+    model: Annotated[
+        list[str] | None, typer.Option(help="PATH for every mode, or MODE=PATH for one; again for others.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="Which task's held-out puzzles.")] = "countdown",
+    puzzles: Annotated[int, typer.Option(min=1, help="How many different ones.")] = 200,
+    first: Annotated[int, typer.Option(help="Seed of the first held-out puzzle.")] = 0,
+    mode: Annotated[str, typer.Option(help="One or several of sequential,parallel,asyncthink.")] = "asyncthink",
+    context: Annotated[str, typer.Option(help="One or several of shared,isolated.")] = "shared",
+    join: Annotated[str, typer.Option(help="One or several of exact,append,link.")] = "exact",
+    pool: Annotated[int, typer.Option(help="The organizer and at most POOL - 1 live workers; parallel traces.")] = 4,
+    budget: Annotated[int, typer.Option(help="Tokens that one agent may draw, the same in every mode.")] = 700,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the most likely token; all traces of `parallel` are then the same.")
+    ] = 0.0,
+    draws: Annotated[int, typer.Option(min=1, help="Episodes of each puzzle; several need a temperature.")] = 1,
+    aggregate: Annotated[
+        str | None, typer.Option(help="Parallel answers: union or vote; by default union where several are asked for.")
+    ] = None,
+    latency: Annotated[int, typer.Option(min=0, help="Puzzles that are timed, one at a time; 0 times none.")] = 20,
+    seed: Annotated[int, typer.Option(help="Key of the random streams.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Solve held-out puzzles, the same in every mode: solutions found, concurrency, critical path, format errors."""
+    console = Console(quiet=as_json, stderr=True)
+    with loading(quiet=as_json) as progress:
+        from asyncthink.engine.sampler import SamplingParams
+        from asyncthink.eval import evaluation
+        from asyncthink.tasks import task as find_task
+        from asyncthink.tasks.grading import how_to_aggregate
+        from asyncthink.view.report import print_evaluation
+
+        params = SamplingParams(temperature=temperature, max_tokens=budget, seed=seed)
+        known = find_task(task)
+        how_to_aggregate(known, aggregate)
+        wanted = evaluation.settings(mode, context, join)
+        models = models_by_mode(model or [], [each["mode"] for each in wanted])
+        served = _load(models, device=device, dtype=dtype, revision=revision, progress=progress)
+        samplers = [served[each["mode"]].sampler(pool=pool, **each) for each in wanted]
+        asked = evaluation.held_out(known, puzzles, first)
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
+        rows = []
+        for each, sampler in zip(wanted, samplers, strict=True):
+            line = bar.add_task(" ".join(each.values()), total=puzzles * draws)
+            told = functools.partial(_advance, bar, line)
+            row = evaluation.evaluate(sampler, known, asked, params, draws=draws, aggregate=aggregate, progress=told)
+            rows.append(row | _weights(models[each["mode"]], served[each["mode"]]))
+        if latency:
+            timed = asked[:latency]
+            line = bar.add_task("seconds", total=len(timed))
+            told = functools.partial(_advance, bar, line)
+            named = {row["name"]: sampler for row, sampler in zip(rows, samplers, strict=True)}
+            seconds = evaluation.measure_seconds(named, known, timed, params, draws=draws, progress=told)
+            rows = [evaluation.with_seconds(row, seconds[row["name"]]) for row in rows]
+    report = {
+        "task": task,
+        "asked": known.asked,
+        "puzzles": puzzles,
+        "first": first,
+        "questions_sha256": evaluation.fingerprint(known, asked),
+        "pool": pool,
+        "budget": budget,
+        "temperature": temperature,
+        "draws": draws,
+        "seed": seed,
+        "timed_puzzles": min(latency, puzzles),
+        "machine": _machine(samplers[0]),
+        "rows": rows,
+        "comparisons": [evaluation.compare(row, other) for k, row in enumerate(rows) for other in rows[:k]],
+    }
+    if as_json:
+        print(json.dumps(report))
+    else:
+        print_evaluation(Console(), report)
+
+
+def models_by_mode(given: Sequence[str], modes: Sequence[str]) -> dict[str, str]:
+    """The model of each mode, from values ``PATH`` and ``MODE=PATH``; the model in the box where there are none.
+
+    Raises ValueError for a mode without a model or with two, and for a model whose mode is not evaluated.
+
+    >>> models_by_mode(["small", "parallel=runs/p"], ["parallel", "asyncthink"])
+    {'parallel': 'runs/p', 'asyncthink': 'small'}
+    """
+    from asyncthink import checkpoint_path
+
+    found: dict[str, str] = {}
+    for value in given or [str(checkpoint_path())]:
+        head, equals, path = value.partition("=")
+        mode, path = (head, path) if equals and head in MODES else ("", value)
+        if mode in found:
+            raise ValueError(f"model: expected one {f'for {mode}' if mode else 'for all modes'}, got {value!r} too")
+        if mode and mode not in modes:
+            raise ValueError(f"model: expected one of the modes evaluated ({', '.join(modes)}), got {value!r}")
+        found[mode] = path
+    for mode in modes:
+        if mode not in found and "" not in found:
+            raise ValueError(f"model: expected {mode}=PATH or a PATH for all modes, got {', '.join(given)}")
+    return {mode: found.get(mode, found.get("", "")) for mode in dict.fromkeys(modes)}
+
+
+def _load(models: dict[str, str], **options: Any) -> dict[str, LoadedModel]:
+    """Each model once, however many modes it serves."""
+    from asyncthink.engine.loaded import LoadedModel
+
+    loaded = {path: LoadedModel.load(path, **options) for path in dict.fromkeys(models.values())}
+    return {mode: loaded[path] for mode, path in models.items()}
+
+
+def _weights(model: str, served: LoadedModel) -> dict[str, Any]:
+    parameters = sum(parameter.numel() for parameter in served.decoder.model.parameters())
+    return {"model": "/".join(Path(model).parts[-2:]), "parameters": parameters}
+
+
+def _machine(sampler: ForkJoinSampler) -> str:
+    """Where the seconds were measured."""
+    import torch
+
+    device = next(sampler.decoder.model.parameters()).device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+
+
+def _advance(bar: Progress, line: TaskID, done: int) -> None:
+    bar.update(line, completed=done)

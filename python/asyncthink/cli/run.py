@@ -1,0 +1,116 @@
+"""The command ``asyncthink run``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
+from asyncthink.files import check_writable, write_whole
+from asyncthink.view.html import timeline_html
+
+Messages = list[dict[str, str]]
+
+
+def ask(
+    model: Annotated[str, typer.Option(help="Folder or hub id of any causal language model.")],
+    question: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt before the question.")] = None,
+    messages: Annotated[
+        str | None, typer.Option(help="In place of a question: a JSON file of [{role, content}, ...]; - reads stdin.")
+    ] = None,
+    as_json: Json = False,
+    mode: Annotated[str, typer.Option(help="asyncthink, sequential or parallel.")] = "asyncthink",
+    join: JoinMode = "exact",
+    context: Context = "shared",
+    pool: Pool = 4,
+    max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw.")] = 1024,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Key of the random streams.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say how the model runs here, and why.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write a timeline here.")] = None,
+    save: Save = None,
+) -> None:
+    """Ask any model, prompted with our organizer and worker instructions in its own chat format."""
+    check_writable(out, save)
+    asked: Any = question_from(question, system, messages)
+    if asked is None and not explain:
+        raise ValueError("question: expected a text, or --messages FILE, got neither")
+    console = Console(quiet=as_json)
+    with loading(quiet=as_json) as progress:
+        from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
+        from asyncthink.view.report import print_answer, print_explanation, print_figures
+        from asyncthink.view.terminal import watcher
+
+        params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
+        how: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join}
+        place: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+        sampler = ForkJoinSampler(model, **how, **place, progress=progress)
+    explanation = sampler.explain() if explain else {}
+    print_explanation(console, explanation)
+    if asked is None:
+        _print_json(explanation, as_json)
+        return
+    if as_json:
+        (episode,) = sampler.generate([asked], params)
+    else:
+        with watcher(console) as screen, sampler.stream(asked, params) as stream:
+            for event in stream:
+                screen.show(event)
+        episode = stream.episode
+    episode.meta["model"] = model
+    if explain:
+        episode.meta["explain"] = explanation
+    if save:
+        episode.save(save)
+    if out:
+        write_whole(out, timeline_html(episode))
+    _print_json(episode.to_dict(), as_json)
+    print_answer(console, episode, texts=True)
+    print_figures(console, episode)
+
+
+def question_from(question: str | None, system: str | None, messages: str | None) -> str | Messages | None:
+    """What is asked: a text, or chat messages; None where nothing is given.
+
+    Raises ValueError for two questions, a system prompt beside ``messages`` or alone, and a file of something else.
+
+    >>> question_from("How many?", "Be brief.", None)
+    [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'How many?'}]
+    """
+    if messages is not None:
+        if question is not None or system is not None:
+            raise ValueError("messages: expected no question and no --system beside --messages, got both")
+        return _read_messages(messages)
+    if system is None:
+        return question
+    if question is None:
+        raise ValueError("system: expected a question beside it, got none")
+    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
+
+
+def _read_messages(place: str) -> Messages:
+    text = sys.stdin.read() if place == "-" else Path(place).read_text(encoding="utf-8")
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"messages: expected JSON in {place}, got {error}") from None
+    if not isinstance(found, list) or not found:
+        raise ValueError(f"messages: expected a list of {{role, content}} in {place}, got {type(found).__name__}")
+    for number, message in enumerate(found):
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise ValueError(f"messages[{number}]: expected {{role, content}}, got {message!r}")
+    return found
+
+
+def _print_json(found: dict[str, Any], wanted: bool) -> None:
+    if wanted:
+        print(json.dumps(found))

@@ -1,0 +1,77 @@
+"""What the engine holds for one agent: its branch of the cache, and what must still enter its context."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from asyncthink.episode.records import Trace
+from asyncthink.episode.speaker import Speaker
+from asyncthink.episode.wishes import Splice
+
+if TYPE_CHECKING:
+    from asyncthink_kernels.cache import Branch
+
+
+class Agent:
+    """A queue of tokens and splices in front of a branch; a token is drawn when it runs empty, if the speaker draws.
+
+    ``held`` is the branch; None until it can be forked: as soon as the branch of agent ``source[0]`` holds
+    ``source[1]`` tokens.
+    """
+
+    def __init__(self, speaker: Speaker, held: Branch | None = None, source: tuple[Agent, int] | None = None) -> None:
+        self.speaker = speaker
+        self.held = held
+        self.source = source
+        self.queue: deque[list[int] | Splice] = deque()
+
+    @property
+    def trace(self) -> Trace:
+        """What the agent has said and been given."""
+        return self.speaker.trace
+
+    @property
+    def branch(self) -> Branch:
+        """The branch of an agent that has begun and still holds its pages."""
+        assert self.held is not None
+        return self.held
+
+    @property
+    def ready(self) -> int:
+        """Tokens that the next step can take from the queue: those in front of the next splice."""
+        if self.held is None or not self.queue:
+            return 0
+        head = self.queue[0]
+        return len(head) if isinstance(head, list) else 0
+
+    @property
+    def splice(self) -> Splice | None:
+        """The splice that stands first in the queue, if one does."""
+        head = self.queue[0] if self.queue and self.held is not None else None
+        return head if isinstance(head, Splice) else None
+
+    def draws(self, count: int) -> bool:
+        """True when a token is drawn after ``count`` more tokens of the queue are in the cache."""
+        return self.speaker.draws and len(self.queue) == 1 and count == self.ready
+
+    def put(self, item: Sequence[int] | Splice) -> None:
+        """Add to the queue; neighbouring tokens become one piece."""
+        if isinstance(item, Splice):
+            self.queue.append(item)
+        elif item and self.queue and isinstance(self.queue[-1], list):
+            self.queue[-1].extend(item)
+        elif item:
+            self.queue.append(list(item))
+
+    def take(self, count: int) -> list[int]:
+        """Remove the first ``count`` tokens of the queue; they are in the cache when the step is over."""
+        head = self.queue[0]
+        assert isinstance(head, list)
+        assert 0 < count <= len(head)
+        tokens = head[:count]
+        del head[:count]
+        if not head:
+            self.queue.popleft()
+        return tokens

@@ -1,0 +1,77 @@
+"""What a sampler is given (a path, a live module, a Decoder) as a Decoder with its tokenizer and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from asyncthink.model.decoder import Decoder
+from asyncthink.model.files import load_tokenizer, saved_prompts
+from asyncthink.protocol.chat import prompts_for
+from asyncthink.protocol.prompts import FILE_NAME, PromptFormat
+
+
+class Opened(NamedTuple):
+    """What a sampler runs on; ``source`` says where the prompts come from."""
+
+    decoder: Decoder
+    tokenizer: Any
+    prompts: PromptFormat
+    source: str
+
+
+def open_model(
+    model: str | Path | nn.Module | Decoder,
+    tokenizer: Any,
+    prompts: PromptFormat | None,
+    *,
+    sizes: dict[str, Any],
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Opened:
+    """A decoder, its tokenizer and its prompts; ``sizes`` are arguments of :class:`Decoder`, None where not given.
+
+    Prompts are those given, else those of the model's ``asyncthink.json``, else the default ones in the tokenizer's
+    chat template, or plain where it has none.
+
+    Raises:
+        ValueError: what cannot be loaded, and arguments that would not count: a Decoder has its own sizes, and a live
+            model stays in its dtype where it lies.
+    """
+    given = {name: value for name, value in sizes.items() if value is not None}
+    place: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+    fixed = {name: value for name, value in place.items() if value not in ("auto", None)}
+    if isinstance(model, (nn.Module, Decoder)) and tokenizer is None:
+        raise ValueError("tokenizer: expected the model's tokenizer beside a live module, got None")
+    saved: PromptFormat | None = None
+    if isinstance(model, Decoder):
+        _refuse(given | fixed, "a Decoder, which has its own")
+        decoder = model
+    elif isinstance(model, nn.Module):
+        _refuse(fixed, "a live model, which stays as it is where it lies")
+        decoder = Decoder(model, progress=progress, **given)
+    else:  # first what is small: weights may take minutes
+        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(model, revision)
+        saved = saved_prompts(model, revision) if prompts is None else None
+        decoder = Decoder.load(model, **place, progress=progress, **given)
+    if prompts is not None:
+        return Opened(decoder, tokenizer, prompts, "given")
+    return Opened(decoder, tokenizer, prompts_for(tokenizer, saved), _source(tokenizer, saved))
+
+
+def _refuse(given: dict[str, Any], beside: str) -> None:
+    if given:
+        values = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ValueError(f"{', '.join(given)}: expected none beside {beside}, got {values}")
+
+
+def _source(tokenizer: Any, saved: PromptFormat | None) -> str:
+    if saved is not None:
+        return FILE_NAME
+    return "default, " + ("in the model's chat template" if getattr(tokenizer, "chat_template", None) else "plain")

@@ -1,0 +1,196 @@
+"""What happened: plain records of an episode. No torch, no tokenizer.
+
+An :class:`Episode` is one query answered. It holds one :class:`Trace` per agent (the organizer first, then the
+workers in the order of their forks) and the :class:`Event` list in the order things happened. Everything a trainer or
+a viewer needs is in here; everything derived (critical path, concurrency) is a property.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from asyncthink.episode.critical_path import critical_path
+from asyncthink.files import write_whole
+
+Role = Literal["organizer", "worker", "solo"]
+#: Kinds of :class:`Event`.
+EVENT_KINDS = ("start", "fork", "wait", "join", "return", "answer", "error", "stop")
+
+
+#: How a trace or an episode can end. "end": the model wrote its end-of-text token; "error": a format error; "length":
+#: the model has no more positions; "failed": it cannot go on, and :attr:`Episode.failures` says why.
+FINISHES = (
+    *("answer", "return", "end", "stop", "budget", "length", "error"),
+    *("timeout", "cancelled", "out_of_pages", "failed"),
+)
+
+
+@dataclass(slots=True)
+class Event:
+    """One thing that happened to one agent.
+
+    ``step`` counts forward passes since the episode was admitted; ``time`` is seconds since then. ``index`` is the i of
+    ``<FORK-i>`` / ``<JOIN-i>``; ``peer`` is the other agent (the worker of a fork or join, the organizer of a return).
+    """
+
+    kind: str
+    agent: int
+    step: int
+    time: float
+    index: int | None = None
+    peer: int | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One token entered an agent's context: drawn by it, or inserted by the runtime (prompt, returned text)."""
+
+    agent: int
+    text: str
+    sampled: bool
+    step: int
+
+
+@dataclass(slots=True)
+class Join:
+    """A worker's return as it entered the organizer: ``tokens[at : at + length]`` of the organizer's trace.
+
+    ``source`` is the half-open token span in the worker's own ``tokens`` whose K/V stands at ``at + lead`` (``append``,
+    ``link``); ``None`` when all of the text was prefilled (``exact``, or no token lay wholly inside it). The ``lead``
+    tokens in front, and what is left behind the span, belong to tokens cut by a tag and were prefilled anew.
+    """
+
+    index: int
+    worker: int
+    at: int
+    length: int
+    mode: str
+    source: tuple[int, int] | None = None
+    lead: int = 0
+
+
+@dataclass(slots=True)
+class Trace:
+    """One agent's own tokens: prompt, sampled and inserted, in the order they stand in its context.
+
+    ``fork_at`` is the number of the parent's own tokens that existed when this worker was forked. With
+    ``context="shared"`` exactly those tokens precede ``tokens`` in what the agent sees; with ``"isolated"`` none do.
+    ``sampled[k]`` is True when token k was drawn by this agent; ``logprobs[k]`` is then its natural-log probability
+    under softmax(logits / temperature), before top-k, top-p and min-p (0.0 when inserted); ``steps[k]`` is the step
+    that drew it or put it in; ``pieces[k]`` is the text it added. ``text`` is what follows the prompt.
+    """
+
+    agent: int
+    role: Role
+    parent: int | None = None
+    fork_index: int | None = None
+    fork_at: int = 0
+    tokens: list[int] = field(default_factory=list)
+    sampled: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    joins: list[Join] = field(default_factory=list)
+    text: str = ""
+    returned: str | None = None
+    finish: str = ""  # one of FINISHES
+
+    def add(self, token: int, sampled: bool, logprob: float, step: int, piece: str = "") -> None:
+        self.tokens.append(token)
+        self.sampled.append(sampled)
+        self.logprobs.append(logprob)
+        self.steps.append(step)
+        self.pieces.append(piece)
+
+    @property
+    def decoded(self) -> int:
+        """Number of tokens that this agent drew."""
+        return sum(self.sampled)
+
+
+@dataclass(slots=True)
+class Episode:
+    """One query, its traces, and what came of it.
+
+    ``mode`` is "asyncthink", "sequential" or "parallel". ``critical_path_seconds`` runs from admission to the answer,
+    prefill included; ``wall_seconds`` also counts the wait for admission. ``step_times[s]`` is the end of step s in
+    seconds since admission. ``kv_bytes_shared`` is what workers (and ``link`` joins) read in place instead of owning a
+    copy, ``kv_bytes_copied`` what ``append`` joins scattered. ``failures`` are faults of the model or the program, not
+    of the format: logits that are not finite, an exception.
+    """
+
+    question: str
+    mode: str
+    context: str = "shared"
+    join_mode: str = "exact"
+    pool: int = 4
+    seed: int = 0
+    traces: list[Trace] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    answer: str | None = None
+    format_errors: list[str] = field(default_factory=list)
+    finish: str = ""
+    wall_seconds: float = 0.0
+    critical_path_seconds: float = 0.0
+    kv_bytes_shared: int = 0
+    kv_bytes_copied: int = 0
+    step_times: list[float] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens drawn by all agents."""
+        return sum(trace.decoded for trace in self.traces)
+
+    @property
+    def forks(self) -> int:
+        return sum(event.kind == "fork" for event in self.events)
+
+    @property
+    def joins(self) -> int:
+        return sum(len(trace.joins) for trace in self.traces)
+
+    @property
+    def critical_path_tokens(self) -> int:
+        """Longest chain of drawn tokens through forks and joins (AsyncThink, arXiv 2510.26658, section 2.3).
+
+        A worker starts at its organizer's clock, a join waits for the later of the two. Inserted tokens cost nothing.
+        In ``parallel`` mode the traces are independent and the longest one counts.
+        """
+        if self.mode == "parallel":
+            return max((trace.decoded for trace in self.traces), default=0)
+        return sum(sum(self.traces[agent].sampled[first:last]) for agent, first, last in critical_path(self.traces))
+
+    @property
+    def concurrency(self) -> float:
+        """eta = (tokens drawn by all agents) / (critical path): mean number of agents decoding along it."""
+        path = self.critical_path_tokens
+        return self.total_tokens / path if path else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        write_whole(path, json.dumps(self.to_dict()))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Episode:
+        data = dict(data)
+        data["events"] = [Event(**event) for event in data.get("events", [])]
+        data["traces"] = [_trace(trace) for trace in data.get("traces", [])]
+        return cls(**data)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Episode:
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def _trace(data: dict[str, Any]) -> Trace:
+    joins = [Join(**{**j, "source": tuple(j["source"]) if j["source"] else None}) for j in data.get("joins", [])]
+    return Trace(**{**data, "joins": joins})

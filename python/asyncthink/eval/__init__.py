@@ -1,0 +1,1 @@
+"""Measuring: held-out puzzles with intervals, and where the time of a step goes."""

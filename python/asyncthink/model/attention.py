@@ -1,0 +1,159 @@
+"""One step of the model over the paged tree: append_kv, then tree_attention, in every layer with one plan.
+
+Letters: T rows, Hq query heads, H kv heads, D head_dim of K, Dv of V, L layers, R rotated pairs, K distinct shifts.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from asyncthink.model.rotary import Rotary, Turns
+from asyncthink_kernels import append_kv, join_append, tree_attention
+from asyncthink_kernels.cache import Capacity, Group, KVStorage, PlanBuffers, Scatter, StepPlan
+from asyncthink_kernels.dispatch import find_prefill
+
+_OPTIONS = {"scale": "scaling", "window": "sliding_window", "softcap": "softcap"}
+"""Options of attention, by the keywords under which layers pass them."""
+
+
+class _Place(NamedTuple):
+    """Where a layer keeps K [P,S,H,D] and V [P,S,H,Dv]."""
+
+    layer: int
+    k_cache: Tensor
+    v_cache: Tensor
+
+
+class _Run(NamedTuple):
+    """Consecutive layers of a storage group that one join_append serves: k [L,P,S,H,D], v [L,P,S,H,Dv]."""
+
+    k: Tensor
+    v: Tensor
+    inv_freq: Tensor  # [L,R] float64, zero in layers without positions
+    interleaved: bool
+
+
+class PagedAttention:
+    """Our attention for the given attention modules, over one storage.
+
+    ``rotaries`` [L] say how positions enter each layer; without them there are no joins other than exact.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], storage: KVStorage, rotaries: Sequence[Rotary] | None) -> None:
+        self.storage = storage
+        self.rotaries = None if rotaries is None else tuple(rotaries)
+        self.places = {
+            module: _Place(layer, storage.k(layer), storage.v(layer)) for layer, module in enumerate(modules)
+        }
+        self.device = storage.groups[0].k.device
+        self.wide = torch.float64 if storage.dtype == torch.float64 else torch.float32
+        self._runs = [] if rotaries is None else [run for group in storage.groups for run in _runs(group, rotaries)]
+        self._turns = self.turns()
+
+    def turns(self) -> Turns:
+        """Tables for shifted positions, for all layers; a step that is kept has its own."""
+        return Turns(self.rotaries, len(self.places), dtype=self.wide, device=self.device)
+
+    def step(self, plan: StepPlan, tokens: Tensor) -> Step:
+        """The receiver of one forward pass of tokens [T] over ``plan``, which go to the device in one copy."""
+        turns, fresh = self._turns.load(plan.shifts), plan.fresh
+        if plan.slots.device != self.device:
+            buffers = PlanBuffers(Capacity.exact(plan), self.device)
+            plan, tokens = load(buffers, plan, tokens), buffers.tokens
+        return Step(self, plan, tokens.to(self.device), turns, fresh)
+
+    def append(self, scatter: Scatter) -> None:
+        """Carry out an ``append`` join: K, rotated by the shift, and V to their new slots, in all layers."""
+        src, dst = scatter.src_slots.to(self.device), scatter.dst_slots.to(self.device)
+        for run in self._runs:
+            angles = scatter.shift * run.inv_freq
+            cos, sin = angles.cos().to(self.device, self.wide), angles.sin().to(self.device, self.wide)
+            join_append(run.k, run.v, src, dst, cos, sin, interleaved=run.interleaved)
+
+
+def load(buffers: PlanBuffers, plan: StepPlan, tokens: Tensor) -> StepPlan:
+    """Fill the buffers with a plan and its tokens [T], which may lie on the CPU or, already, on the device."""
+    if tokens.device.type == "cpu":
+        return buffers.load(plan, tokens)
+    loaded = buffers.load(plan)
+    buffers.tokens[: len(tokens)] = tokens
+    return loaded
+
+
+class Step:
+    """Receives the attention calls of one forward pass and serves each from the paged cache.
+
+    tokens, positions [T] int64 on the device are what the pass is run with; ``turns`` [L] come from :class:`Turns`.
+    ``fresh`` is that of the plan; where it is given, flash-attn computes the step, if it can and the step is not
+    compiled.
+    """
+
+    def __init__(
+        self,
+        attention: PagedAttention,
+        plan: StepPlan,
+        tokens: Tensor,
+        turns: list[dict[str, Any]],
+        fresh: tuple[int, ...] | None = None,
+    ) -> None:
+        self.attention = attention
+        self.tokens = tokens
+        self.positions = plan.positions.long()
+        self.slots = plan.slots
+        self.plan_args: dict[str, Any] = plan.attention_args()
+        self.turns = turns
+        self.fresh: dict[str, Any] | None = None
+        if fresh is not None:
+            starts = torch.tensor([0, *itertools.accumulate(fresh)], dtype=torch.int32, device=attention.device)
+            self.fresh = {"starts": starts, "longest": max(fresh)}
+        self.calls = 0
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, given: dict[str, Any]
+    ) -> Tensor:
+        """query [1,Hq,T,D], key [1,H,T,D], value [1,H,T,Dv] -> [1,T,Hq,Dv]."""
+        layer, k_cache, v_cache = self.attention.places[module]
+        sinks = given.get("s_aux")
+        if torch.compiler.is_compiling():  # sizes are symbols there, and what every plan promises must be said
+            torch._check(self.plan_args["row_ptr"].shape[0] == query.shape[2] + 1)  # type: ignore[no-untyped-call]
+            torch._check(self.plan_args["shifts"].shape[0] >= 1)  # type: ignore[no-untyped-call]
+        q, k, v = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+        options: dict[str, Any] = {name: given.get(key) for name, key in _OPTIONS.items()}
+        append_kv(k, v, k_cache, v_cache, self.slots)
+        flash = None if torch.compiler.is_compiling() else self._flash(q, v, sinks)
+        if flash is not None:
+            out: Tensor = flash(q, k, v, **options)
+        else:
+            sinks = None if sinks is None else sinks.to(self.attention.wide)
+            out = tree_attention(q, k_cache, v_cache, **self.plan_args, **options, sinks=sinks, **self.turns[layer])
+        self.calls += 1
+        return out[None]
+
+    def _flash(self, q: Tensor, v: Tensor, sinks: Tensor | None) -> Callable[..., Tensor] | None:
+        """flash-attn for a layer of this step, where it can compute it."""
+        if self.fresh is None:
+            return None
+        prefill = find_prefill(q, v, sinks)
+        return None if prefill is None else functools.partial(prefill, **self.fresh)
+
+
+def _runs(group: Group, rotaries: Sequence[Rotary]) -> Iterator[_Run]:
+    """One run where all layers of the group turn the same pairs or none, as is usual; else as many as it takes."""
+    own = [rotaries[layer] for layer in group.layers]
+    turning = next((one for one in own if one.pairs), own[0])
+    shapes = []
+    for one in own:  # a layer without positions joins in, turned by 0
+        turning = one if one.pairs else turning
+        shapes.append((turning.pairs, turning.interleaved))
+    for (pairs, interleaved), alike in itertools.groupby(range(len(own)), key=shapes.__getitem__):
+        members = list(alike)
+        part = slice(members[0], members[-1] + 1)
+        still = torch.zeros(pairs, dtype=torch.float64, device="cpu")
+        rows = [one.inv_freq if one.pairs else still for one in own[part]]
+        yield _Run(group.k[part], group.v[part], torch.stack(rows), interleaved)

@@ -1,0 +1,83 @@
+"""Which models can be served at all, as far as that is written on them: the first gate at load."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from asyncthink.model.hook import DecoderError
+
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+_STRIDE = 5  # between the ids of a probe
+
+
+def check_kind(model: nn.Module) -> str:
+    """The model's type name; DecoderError unless it is a decoder whose layers are full or sliding attention."""
+    config = getattr(model, "config", None)
+    if not isinstance(model, nn.Module) or not isinstance(config, PreTrainedConfig):
+        raise DecoderError(f"expected a transformers causal language model, got {type(model).__name__}")
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise DecoderError(f"{kind} is not a decoder: it is an encoder-decoder model")
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is None:
+        raise DecoderError(f"{kind} ({type(model).__name__}) has no language-model head; load it as a causal LM")
+    if getattr(model, "_is_stateful", False):
+        raise DecoderError(f"{kind} has recurrent layers, which would mix the branches packed into one step")
+    text = text_config(model)
+    types = getattr(text, "layer_types", None) or ()
+    wrong = sorted({str(one) for one in types if one not in _LAYER_TYPES})
+    if wrong:
+        raise DecoderError(f"{kind} has layers that are neither full nor sliding attention: {', '.join(wrong)}")
+    if not isinstance(getattr(getattr(model, "get_input_embeddings", lambda: None)(), "weight", None), Tensor):
+        raise DecoderError(f"{kind} has no table of token embeddings, so what it reads is not token ids alone")
+    places = {str(parameter.device) for parameter in model.parameters()}
+    if len(places) != 1 or "meta" in places:
+        raise DecoderError(f"{kind} must have all its weights on one device, got {', '.join(sorted(places))}")
+    return kind
+
+
+def text_config(model: Any) -> Any:
+    """The config of a model's language part."""
+    return model.config.get_text_config(decoder=True)
+
+
+def vocabulary(model: Any) -> int:
+    """How many token ids a model can be given."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def padding_token(model: Any) -> int | None:
+    """The id of padding. A model that counts positions from there skips it when it counts."""
+    token: int | None = text_config(model).pad_token_id
+    return token
+
+
+def probe_tokens(model: nn.Module, count: int) -> list[int]:
+    """Token ids that mean nothing special to the model; different ones, no neighbours, where it has enough."""
+    size, special = vocabulary(model), _special_tokens(model)
+    apart = ((size // 3 + _STRIDE * i) % size for i in range(size // _STRIDE))
+    ids = itertools.chain(apart, range(size))
+    plain = list(itertools.islice((token for token in ids if token not in special), count)) or [size // 3]
+    return [plain[i % len(plain)] for i in range(count)]
+
+
+def _special_tokens(model: nn.Module) -> set[int]:
+    """Ids with a meaning of their own, by the configs: padding, image places, ..."""
+    found: set[int] = set()
+    for config in (model.config, text_config(model)):
+        for name, value in vars(config).items():
+            if name.endswith(("token_id", "token_ids", "token_index", "padding_idx")):
+                found.update(
+                    token for token in (value if isinstance(value, list) else [value]) if isinstance(token, int)
+                )
+    return found
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message with the name of its type."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__

@@ -1,0 +1,40 @@
+"""How a decoder runs on this machine, and why, in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncthink.model.decoder import Decoder
+
+
+def explain(decoder: Decoder) -> dict[str, str]:
+    """A sentence each on device, dtype, packed layers, graphs, compile, join modes and cache of a decoder."""
+    storage, cache = decoder.storage, decoder.cache
+    parameters = sum(parameter.numel() for parameter in decoder.model.parameters())
+    joins = [f"{mode}: {decoder.why_not[mode]}" for mode in ("append", "link") if mode in decoder.why_not]
+    return {
+        "model": f"{type(decoder.model).__name__}, {parameters:,} parameters",
+        "device": f"{decoder.device}: {decoder.why_device}",
+        "dtype": decoder.why_dtype or f"{str(storage.dtype).removeprefix('torch.')}, as the live model has it",
+        "pack": _pack(decoder),
+        "graphs": _graphs(decoder),
+        "compile": "steps run through torch.compile" if decoder.compiled else "no: not asked for",
+        "joins": "; ".join([", ".join(decoder.join_modes), *joins]),
+        "positions": f"at most {decoder.max_length:,}" if decoder.max_length is not None else "no hard limit",
+        "cache": f"{cache.num_pages:,} pages of {cache.page_size} tokens, {storage.bytes_per_token:,} bytes a token",
+    }
+
+
+def _pack(decoder: Decoder) -> str:
+    if decoder.linears is not None:
+        return f"linear layers run on packed copies of their weights, {decoder.linears.nbytes:,} bytes"
+    return f"no: {decoder.why_not.get('pack', 'switched off')}"
+
+
+def _graphs(decoder: Decoder) -> str:
+    if decoder.graphs is not None:
+        return "decode steps are captured" if decoder.device.type == "cuda" else "decode steps run from static buffers"
+    if "graphs" in decoder.why_not:
+        return f"no: {decoder.why_not['graphs']}"
+    return "no: switched off" if decoder.device.type == "cuda" else "no: CUDA graphs need a GPU"

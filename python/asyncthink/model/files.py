@@ -1,0 +1,215 @@
+"""The files of a model, in a local folder or on the hub: weights, tokenizer, prompts.
+
+The one way in for the sampler, the command line, evaluation and training. Cache, tokens and offline mode of the hub are
+those of huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from asyncthink.model.auto_dtype import choose_dtype
+from asyncthink.model.checks import one_line
+from asyncthink.model.hook import DecoderError
+from asyncthink.protocol.prompts import FILE_NAME, PromptFormat
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+class Network(NamedTuple):
+    """A model on its device, and the reasons for the device and the dtype."""
+
+    model: nn.Module
+    why_device: str
+    why_dtype: str
+
+
+def load_network(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    progress: Callable[[str], None] | None = None,
+) -> Network:
+    """The model at a local folder or hub id, in evaluation mode.
+
+    Args:
+        path: a folder, or the hub's "owner/name".
+        revision: branch, tag or commit on the hub; None: its main branch.
+        device: "auto" (the GPU where there is one), or a device's name.
+        dtype: "auto" (as stored, or float32 where this CPU multiplies much faster in it: see
+            :func:`asyncthink.model.auto_dtype.choose_dtype`), or a dtype or its name, which is kept.
+        progress: called with a phrase before what takes long.
+
+    Raises:
+        ValueError: an unknown device or dtype, a device that is not here, a revision of a folder.
+        DecoderError: no model there, or weights that are missing or broken; one line that says why.
+    """
+    wanted, place = dtype_for(dtype), device_for(device)
+    why_device = "as asked for"
+    if str(device) == "auto":
+        why_device = "the GPU of this machine" if place.type == "cuda" else "torch finds no GPU here"
+    if progress is not None:
+        progress(f"loading the weights of {path}")
+    if wanted is not None:
+        model, why = open_weights(path, wanted, revision), f"{_name(wanted)}, as asked for"
+    else:
+        model, why = _open_in_best_dtype(path, place, revision)
+    return Network(model.to(place).eval(), why_device, why)
+
+
+def open_weights(path: str | Path, dtype: torch.dtype | str, revision: str | None = None) -> Any:
+    """The transformers model at ``path`` on the CPU, in ``dtype`` ("auto": as stored), with all of its weights.
+
+    Raises ValueError for a revision of a folder, and DecoderError, one line, where there is no such model or weights
+    are missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source = _source(path, revision)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, output_loading_info=True)
+    except Exception as error:
+        raise _no_model(path, one_line(error)) from error
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise _no_model(path, f"it lacks {len(missing)} of its weights, the first is {missing[0]}")
+    return loaded[0]
+
+
+def load_config(path: str | Path, revision: str | None = None) -> Any:
+    """The configuration at ``path``; nothing else is read. Raises DecoderError, one line, where there is none."""
+    from transformers import AutoConfig
+
+    source = _source(path, revision)
+    try:
+        return AutoConfig.from_pretrained(**source)
+    except Exception as error:
+        raise _no_model(path, one_line(error)) from error
+
+
+def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
+    """The tokenizer at ``path``. Raises ValueError, one line, where it cannot be loaded or has no vocabulary."""
+    from transformers import AutoTokenizer
+
+    source = _source(path, revision)
+    try:
+        found: Any = AutoTokenizer.from_pretrained(**source)
+    except Exception as error:
+        raise ValueError(f"cannot load a tokenizer from {path}: {one_line(error)}") from error
+    if set(found.get_vocab()) <= set(found.all_special_tokens):  # what transformers makes up where files are missing
+        raise ValueError(f"cannot load a tokenizer from {path}: its vocabulary is empty, so its files are missing")
+    return found
+
+
+def saved_prompts(path: str | Path, revision: str | None = None) -> PromptFormat | None:
+    """The templates in the model's ``asyncthink.json``; None where it has no such file.
+
+    Without an answer of the hub, what its cache knows counts; in offline mode a file that was never fetched is absent.
+
+    Raises:
+        ValueError: a file that cannot be read, or, outside offline mode, a hub that does not answer where the cache
+            does not know either.
+    """
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return PromptFormat.load(folder) if (folder / FILE_NAME).is_file() else None
+    name = str(path)
+    try:
+        return PromptFormat.load(Path(hf_hub_download(name, FILE_NAME, revision=revision)).parent)
+    except LocalEntryNotFoundError as error:  # the hub was not asked, or did not answer
+        known_absent = not isinstance(try_to_load_from_cache(name, FILE_NAME, revision=revision), str | None)
+        if known_absent or constants.HF_HUB_OFFLINE:
+            return None
+        raise ValueError(f"cannot load {FILE_NAME} from {path}: {one_line(error)}") from error
+    except EntryNotFoundError:
+        return None
+    except Exception as error:
+        raise ValueError(f"cannot load {FILE_NAME} from {path}: {one_line(error)}") from error
+
+
+def device_for(name: str | torch.device) -> torch.device:
+    """The device called ``name``; "auto" is this process's GPU where there is one, else the CPU.
+
+    Raises ValueError for a name that is no device, and for a device that is not here.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if name == "auto":
+        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: expected auto, cpu or cuda, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected auto, cpu or cuda, got {str(name)!r}")
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
+        raise ValueError(f"device: expected one that is here, got {str(name)!r}: torch finds no CUDA")
+    device = torch.device("cuda", local) if device.index is None else device
+    if device.index >= torch.cuda.device_count():
+        raise ValueError(f"device: expected one of the {torch.cuda.device_count()} GPUs here, got {str(name)!r}")
+    return device
+
+
+def dtype_for(dtype: str | torch.dtype) -> torch.dtype | None:
+    """The floating-point dtype of that name; None for "auto". Raises ValueError for another.
+
+    >>> dtype_for("bfloat16"), dtype_for("auto")
+    (torch.bfloat16, None)
+    """
+    if dtype == "auto":
+        return None
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype: expected one of auto, {', '.join(DTYPES)}, got {str(dtype)!r}")
+    return found
+
+
+def _open_in_best_dtype(path: str | Path, device: torch.device, revision: str | None) -> tuple[Any, str]:
+    """(the model, why this dtype). Weights are read in their final dtype: converting a model afterwards would keep the
+    rounding of buffers that it computes itself."""
+    model: Any = None
+    config = load_config(path, revision)
+    stored = getattr(config, "dtype", None)
+    if getattr(config, "quantization_config", None) is not None:
+        return open_weights(path, "auto", revision), "as the quantized weights are stored"
+    if not isinstance(stored, torch.dtype):
+        model = open_weights(path, "auto", revision)
+        stored = model.dtype
+    choice = choose_dtype(device, stored, use="decoding")
+    if model is None or choice.dtype != stored:
+        model = open_weights(path, choice.dtype, revision)
+    return model, choice.why
+
+
+def _source(path: str | Path, revision: str | None) -> dict[str, Any]:
+    """The arguments of ``from_pretrained`` for a path, once it can be a model's."""
+    name, folder = str(path), Path(path).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision: expected none for a local folder, got {revision!r} for {path}")
+        if not (folder / "config.json").is_file():
+            raise _no_model(path, "the folder has no config.json")
+        return {"pretrained_model_name_or_path": str(folder)}
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise _no_model(path, "there is no such folder")
+    return {"pretrained_model_name_or_path": name, "revision": revision or "main"}
+
+
+def _no_model(path: str | Path, reason: str) -> DecoderError:
+    return DecoderError(f"cannot load a causal language model from {path}: {reason}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,81 @@
+"""The last gate at load: a small packed fork must give the logits that the model's own attention gives.
+
+Letters: T tokens of a branch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from asyncthink.model.attention import PagedAttention
+from asyncthink.model.checks import one_line, probe_tokens
+from asyncthink.model.hook import BorrowedModel, DecoderError
+from asyncthink.model.layers import Layers
+from asyncthink_kernels.cache import Branch, KVStorage, TreeCache
+
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 8e-2}
+_SHARED, _AHEAD, _LENGTH = 3, 5, 7  # the child sees 3 tokens of a parent that is at 5; both end with 7
+
+
+def check_packed_fork(borrowed: BorrowedModel, layers: Layers, kind: str, page_size: int) -> None:
+    """DecoderError unless a parent and a child forked from its middle, packed in one step, get the model's own logits.
+
+    Those are what its users get: the model is called with token ids alone, so positions are its own. Its attention is
+    eager for that: every model has it, and other implementations compute the same or refuse.
+
+    The cache is a small one of its own, poisoned with NaN. Parent and child end in the same token, so that confusing
+    them moves the last row of logits. With a 16-bit dtype, whose rounding may send a token to another expert, logits
+    need only be twice as near to their own context's as that movement.
+    """
+    device = layers.positions.device
+    a, b, c, d, e, f, g, h, last = probe_tokens(borrowed.model, 9)
+    parent, child = [a, b, c, d, e, f, last], [a, b, c, g, h, d, last]
+    try:
+        alone = [borrowed.call(torch.tensor(one, device=device), "eager").float() for one in (parent, child)]
+    except Exception as error:
+        raise DecoderError(f"{kind} cannot run its own eager attention to compare with: {one_line(error)}") from error
+    try:
+        got = _packed(borrowed, layers, page_size, parent, child)
+    except ValueError as error:
+        raise DecoderError(f"{kind} has attention that our ops do not serve: {error}") from error
+    except Exception as error:
+        raise DecoderError(f"{kind} cannot run a packed fork on our attention: {one_line(error)}") from error
+    if not all(logits.isfinite().all() for logits in alone):
+        raise DecoderError(f"{kind} gives logits that are not finite when it is called with token ids alone")
+    wanted = torch.cat([alone[0], alone[1][_SHARED:]])
+    errors = (got - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+    limit = _TOLERANCE[layers.dtype]
+    if layers.dtype.itemsize == 2:
+        apart = (alone[0][-1] - alone[1][-1]).norm() / alone[0][-1].norm()
+        limit = max(limit, 0.5 * apart.item())
+    worst = errors.max().item()
+    if not worst <= limit:
+        raise DecoderError(
+            f"{kind} gives other logits for branches packed into one step than for each alone "
+            f"(relative difference {worst:.1e}, expected at most {limit:.1e}): something besides attention mixes "
+            "tokens, or its attention or its positions work in a way that is not known here"
+        )
+
+
+def _packed(borrowed: BorrowedModel, layers: Layers, page_size: int, parent: list[int], child: list[int]) -> Tensor:
+    """Logits of the parent's tokens, then of the child's own."""
+    device = layers.positions.device
+    pages = -(-_LENGTH // page_size) + -(-(_LENGTH - _SHARED) // page_size)
+    cache = TreeCache(pages, page_size, chunk=page_size)
+    storage = KVStorage(layers.shapes, pages, page_size, layers.dtype, device)
+    storage.poison()
+    attention = PagedAttention([call.module for call in layers.calls], storage, None)
+
+    def step(tokens: list[int], *work: tuple[Branch, int]) -> Tensor:
+        plan = cache.plan(work)
+        taken = attention.step(plan, torch.tensor(tokens, device="cpu"))
+        rows = torch.arange(len(tokens), device=device)
+        return borrowed.run(taken, taken.tokens, taken.positions, rows).float()
+
+    root = cache.root()
+    ahead = step(parent[:_AHEAD], (root, _AHEAD))
+    fork = cache.fork(root, at=_SHARED)
+    more = _LENGTH - _AHEAD
+    both = step(parent[_AHEAD:] + child[_SHARED:], (root, more), (fork, _LENGTH - _SHARED))
+    return torch.cat([ahead, both])

@@ -1,0 +1,46 @@
+"""How much memory there is, and what a Decoder takes of it where it is not told."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from asyncthink.model.checks import text_config
+from asyncthink.model.layers import Layers
+from asyncthink_kernels.tuning import chunk_tokens
+
+DEFAULT_TOKENS = 65_536
+DEFAULT_SHARE = 0.25  # of the memory that is free
+
+
+def num_pages_for(
+    num_pages: int | None, memory_bytes: int | None, page_size: int, token_bytes: int, device: torch.device
+) -> int:
+    if num_pages is not None and memory_bytes is not None:
+        raise ValueError("give num_pages or memory_bytes, got both")
+    if num_pages is not None:
+        return num_pages
+    if memory_bytes is None:
+        memory_bytes = min(int(DEFAULT_SHARE * free_memory(device)), DEFAULT_TOKENS * token_bytes)
+    fitting = memory_bytes // (page_size * token_bytes)
+    if fitting < 1:
+        raise ValueError(f"memory_bytes must hold a page of {page_size * token_bytes} bytes, got {memory_bytes}")
+    return fitting
+
+
+def chunk_for(model: nn.Module, layers: Layers, page_size: int, device: torch.device) -> int:
+    """512 tokens; on a GPU by the heads of the model, for a handful of branches."""
+    if device.type != "cuda":
+        return -(-512 // page_size) * page_size
+    kv_heads = max(shape.kv_heads for shape in layers.shapes)
+    heads = getattr(text_config(model), "num_attention_heads", kv_heads)
+    return chunk_tokens(max(1, heads // kv_heads), 8, page_size, kv_heads)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on ``device``."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return kib * 1024

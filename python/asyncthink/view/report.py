@@ -1,0 +1,164 @@
+"""What the commands print when an episode is over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from asyncthink.cli.demo import Outcome
+from asyncthink.episode.records import Episode, Trace
+from asyncthink.view.terminal import printable
+
+_WIDEST = 160  # columns of a table, even where that is no terminal's width
+
+
+def print_demo(console: Console, outcome: Outcome) -> None:
+    """The verdict, then organized against alone, then what sharing saved."""
+    episode = outcome.episode
+    print_answer(console, episode)
+    verdict = "verified" if outcome.solved else "not solved"
+    style = "bold green" if outcome.solved else "bold red"
+    console.print(Text(f"{outcome.right} of {outcome.asked} different expressions are right: {verdict}", style=style))
+    console.print()
+    console.print(_comparison(outcome))
+    console.print()
+    console.print(
+        f"{episode.forks} forks, {episode.joins} joins ({episode.join_mode}, {episode.context} context), "
+        f"{episode.concurrency:.2f} agents at work on average",
+        highlight=False,
+    )
+    console.print(
+        f"K/V read in place: {outcome.pages_shared} pages, {episode.kv_bytes_shared:,} bytes not copied; "
+        f"copied: {episode.kv_bytes_copied:,} bytes",
+        highlight=False,
+    )
+    note = f"seconds: median of {outcome.rounds}, taken in turn, without the screen"
+    console.print(note, style="dim", highlight=False)
+
+
+def _comparison(outcome: Outcome) -> Table:
+    """Organized against alone. How much shorter or faster is said only where the answer is at least as good."""
+    episode, alone = outcome.episode, outcome.sequential
+    fair = episode.answer is not None and outcome.right >= outcome.right_alone
+    path, path_alone = episode.critical_path_tokens, alone.critical_path_tokens
+    wall, wall_alone = episode.wall_seconds, alone.wall_seconds
+    shorter = _ratio(path_alone, path, "shorter", "longer") if fair else ""
+    faster = _ratio(wall_alone, wall, "faster", "slower") if fair else ""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for heading in ("", "organized", "one agent", ""):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    table.add_row("critical path", f"{path} tokens", f"{path_alone} tokens", shorter)
+    table.add_row("wall clock", f"{wall:.3f} s", f"{wall_alone:.3f} s", faster)
+    table.add_row("all tokens", f"{episode.total_tokens} tokens", f"{alone.total_tokens} tokens", "")
+    table.add_row("right", f"{outcome.right} of {outcome.asked}", f"{outcome.right_alone} of {outcome.asked}", "")
+    return table
+
+
+def print_answer(console: Console, episode: Episode, texts: bool = False) -> None:
+    """The answer, or how the episode ended without one (with ``texts``: and what was written); format errors below."""
+    if episode.answer is None:
+        console.print(Text(f"no answer ({episode.finish})", style="bold red"))
+        for trace in episode.traces if texts else ():
+            title = f"{_agent(trace)}  "
+            console.print(Text.assemble((title, "bold"), printable(trace.text.strip()) or "nothing"), soft_wrap=True)
+    else:
+        console.print(Text.assemble(("answer  ", "bold"), printable(episode.answer.strip())), soft_wrap=True)
+    for error in episode.format_errors:
+        console.print(Text(f"format error: {printable(error)}", style="red"), soft_wrap=True)
+
+
+def _agent(trace: Trace) -> str:
+    if trace.role == "solo":
+        return f"agent {trace.agent + 1}"
+    return trace.role if trace.fork_index is None else f"worker {trace.fork_index}"
+
+
+def print_explanation(console: Console, explanation: dict[str, str]) -> None:
+    """How the model runs, a line each."""
+    for name, reason in explanation.items():
+        console.print(Text.assemble((f"{name:10}", "bold"), reason), soft_wrap=True, highlight=False)
+
+
+def print_figures(console: Console, episode: Episode) -> None:
+    """One line about the episode."""
+    console.print(
+        f"{episode.critical_path_tokens} tokens on the critical path, {episode.total_tokens} in all, "
+        f"{episode.forks} forks, {episode.joins} joins, {episode.wall_seconds:.2f} s, "
+        f"{episode.kv_bytes_shared:,} bytes of K/V read in place, {episode.kv_bytes_copied:,} copied",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_evaluation(console: Console, report: dict[str, Any]) -> None:
+    """What ``asyncthink eval`` found: a row for each setting, then each against those before it.
+
+    Shares in percent, tokens in means an episode; path: drawn tokens on the critical path; eta: both readings;
+    errors: episodes whose protocol broke; seconds: median.
+    """
+    counts = list(report["rows"][0]["at_least"])
+    timed = ["seconds"] if report["timed_puzzles"] else []
+    headings = ["mode", *(f">={n}" for n in counts), "right", "path", "tokens", "eta", "eta work", "errors", *timed]
+    table = _plain_table(headings)
+    for row in report["rows"]:
+        shares = [*row["at_least"].values(), row["accuracy"]]
+        tokens = [row["critical_path_tokens"], row["total_tokens"]]
+        table.add_row(
+            row["name"],
+            *(f"{100 * share['value']:.1f}" for share in shares),
+            *(f"{mean['value']:.1f}" for mean in tokens),
+            *(f"{row[name]['value']:.2f}" for name in ("eta_agents", "eta_workers")),
+            f"{100 * row['format_errors']['value']:.1f}",
+            *(f"{row[name]['value']:.3f}" for name in timed),
+        )
+    draws = f"{report['draws']} draws each, " if report["draws"] > 1 else ""
+    console.print(
+        f"{report['puzzles']} held-out {report['task']} puzzles, {draws}pool {report['pool']}, "
+        f"at most {report['budget']} tokens an agent; {report['machine']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(table, width=_WIDEST, crop=False)
+    for comparison in report["comparisons"]:
+        console.print(compared(comparison, report["asked"]), highlight=False, soft_wrap=True)
+
+
+def compared(comparison: dict[str, Any], asked: int) -> str:
+    """One line about one setting against another, with 95% intervals.
+
+    >>> parts = {"solved": {"value": 0.183, "low": 0.151, "high": 0.212},
+    ...          "critical_path_tokens": {"value": 0.71, "low": 0.7, "high": 0.72}}
+    >>> compared({"of": "asyncthink", "against": "parallel", **parts}, 4)
+    'asyncthink - parallel: all 4 +18.3 [15.1, 21.2] points; critical path x0.710 [0.700, 0.720]'
+    """
+    points = {name: round(100 * value, 1) + 0.0 for name, value in comparison["solved"].items()}  # no "-0.0"
+    parts = [f"{solved(asked)} {points['value']:+.1f} [{points['low']:.1f}, {points['high']:.1f}] points"]
+    for name, title in (("critical_path_tokens", "critical path"), ("seconds", "seconds")):
+        if name in comparison:
+            ratio = comparison[name]
+            parts.append(f"{title} x{ratio['value']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]")
+    return f"{comparison['of']} - {comparison['against']}: " + "; ".join(parts)
+
+
+def solved(asked: int) -> str:
+    """What a puzzle counts as solved by."""
+    return f"all {asked}" if asked > 1 else "solved"
+
+
+def _plain_table(headings: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == headings[0] else "right", no_wrap=True)
+    return table
+
+
+def _ratio(alone: float, organized: float, better: str, worse: str) -> str:
+    if not alone or not organized:
+        return ""
+    if alone == organized:
+        return "the same"
+    return f"{alone / organized:.2f}x {better}" if organized < alone else f"{organized / alone:.2f}x {worse}"

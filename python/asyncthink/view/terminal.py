@@ -1,0 +1,192 @@
+"""An episode while it happens: one lane per agent on a terminal, one line per event elsewhere."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from asyncthink.episode.records import Event, TokenEvent
+
+_COLOURS = ("bright_blue", "cyan", "yellow", "magenta", "green", "bright_cyan", "red", "bright_magenta")
+_TAG = re.compile(r"</?(?:FORK|JOIN)-\d{1,3}>|</?(?:ANSWER|RETURN)>")
+_LANE_WIDTH = 30  # columns below which a lane is hard to read
+_KEPT = 4000  # characters of a lane that can be on the screen at once
+_FRAME = 1 / 15  # seconds between two pictures
+
+
+class Watcher(Protocol):
+    """Shows events one by one; used as a context manager around the episode."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, event: Event | TokenEvent) -> None: ...
+
+
+def watcher(console: Console, pace: float | None = None) -> Watcher:
+    """Lanes on a terminal, at most ``pace`` steps a second so that an eye can follow; plain lines otherwise.
+
+    A quiet console gets lines, which it does not print: there is no eye to wait for.
+    """
+    lanes = console.is_terminal and not console.is_dumb_terminal and not console.quiet
+    return LiveLanes(console, pace) if lanes else PlainLines(console)
+
+
+def printable(text: str) -> str:
+    """``text`` without control characters: a model must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{MIDDLE DOT}" for c in text)
+
+
+class PlainLines:
+    """One line per event, as it happens."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._names: dict[int, str] = {0: "organizer"}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, event: Event | TokenEvent) -> None:
+        if isinstance(event, TokenEvent):
+            return
+        if event.kind == "fork" and event.peer is not None:
+            self._names[event.peer] = f"worker {event.index}"
+        name = self._names.get(event.agent, f"agent {event.agent + 1}")
+        line = Text(f"{event.step:5d}  {name:10}  {printable(_sentence(event))}")
+        self._console.print(line, soft_wrap=True, highlight=False)
+
+
+def _sentence(event: Event) -> str:
+    text = " ".join(event.text.split())
+    worker = f"worker {event.index}"
+    return {
+        "start": f"begins: {text}",
+        "fork": f"forks {worker}: {text}",
+        "wait": f"waits for {worker}",
+        "join": f"joins {worker}: {text or 'nothing'}",
+        "return": f"returns: {text or 'nothing'}",
+        "answer": f"answers: {text}",
+        "error": f"format error: {text}",
+        "stop": f"stops: {text}",
+    }[event.kind]
+
+
+@dataclass(slots=True)
+class _Lane:
+    title: str
+    colour: str
+    state: str = "thinking"
+    pieces: list[tuple[str, bool]] = field(default_factory=list)
+    drawn: int = 0
+
+
+class LiveLanes:
+    """Panels side by side, one per agent, that grow with every token."""
+
+    def __init__(self, console: Console, pace: float | None = None) -> None:
+        self._console = console
+        self._pace = pace
+        self._lanes: dict[int, _Lane] = {}
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._drawn_at = 0.0
+        self._step = 0
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.update(self._picture(), refresh=True)
+        self._live.stop()
+        self._console.print(self._picture())
+
+    def show(self, event: Event | TokenEvent) -> None:
+        if self._pace and event.step > self._step:
+            time.sleep((event.step - self._step) / self._pace)
+        self._step = max(self._step, event.step)
+        self._take(event)
+        if time.perf_counter() - self._drawn_at >= _FRAME:
+            self._live.update(self._picture(), refresh=True)
+            self._drawn_at = time.perf_counter()
+
+    def _take(self, event: Event | TokenEvent) -> None:
+        lane = self._lanes.setdefault(event.agent, self._new_lane(event.agent, "organizer"))
+        if isinstance(event, TokenEvent):
+            lane.pieces.append((event.text, event.sampled))
+            lane.drawn += event.sampled
+        elif event.kind == "fork" and event.peer is not None:
+            self._lanes[event.peer] = self._new_lane(event.peer, f"worker {event.index}")
+        elif event.kind == "wait":
+            lane.state = f"waits for worker {event.index}"
+        elif event.kind == "join":
+            lane.state = "thinking"
+        elif event.kind != "start":
+            lane.state = {"return": "done", "answer": "done", "error": "format error", "stop": "stopped"}[event.kind]
+
+    def _new_lane(self, agent: int, title: str) -> _Lane:
+        return _Lane(
+            title if agent == 0 or title != "organizer" else f"agent {agent + 1}", _COLOURS[agent % len(_COLOURS)]
+        )
+
+    def _picture(self) -> RenderableType:
+        if not self._lanes:
+            return Text()
+        width, height = self._console.size
+        columns = min(len(self._lanes), max(1, width // _LANE_WIDTH))
+        rows = -(-len(self._lanes) // columns)
+        lines = max(3, min(16, (height - 4) // rows - 2))
+        grid = Table.grid(expand=True)
+        for _ in range(columns):
+            grid.add_column(ratio=1)
+        lanes = [_panel(self._console, lane, width // columns - 4, lines) for lane in self._lanes.values()]
+        for row in _rows(lanes, columns):
+            grid.add_row(*row)
+        return grid
+
+
+def _rows(lanes: list[Panel], columns: int) -> Iterator[list[Panel]]:
+    for first in range(0, len(lanes), columns):
+        yield lanes[first : first + columns]
+
+
+def _panel(console: Console, lane: _Lane, width: int, lines: int) -> Panel:
+    """The last ``lines`` lines of a lane; inserted text is dim, tags are bold."""
+    text, kept = Text(overflow="fold"), 0
+    first = len(lane.pieces)
+    while first and kept < min(_KEPT, 2 * width * lines):
+        first -= 1
+        kept += len(lane.pieces[first][0])
+    for piece, sampled in lane.pieces[first:]:
+        text.append(printable(piece), style="" if sampled else "dim italic")
+    text.highlight_regex(_TAG, style=lambda tag: f"bold {_tag_colour(tag, lane)}")
+    shown = Text("\n").join(text.wrap(console, max(8, width))[-lines:])
+    live = lane.state == "thinking"
+    return Panel(
+        shown,
+        height=lines + 2,
+        title=Text(lane.title, style=f"bold {lane.colour}"),
+        title_align="left",
+        subtitle=Text(f"{lane.state} · {lane.drawn} tokens", style="" if live else "dim"),
+        subtitle_align="right",
+        border_style=lane.colour if live else "dim",
+    )
+
+
+def _tag_colour(tag: str, lane: _Lane) -> str:
+    """That of the worker which a tag names, else the lane's own."""
+    index = tag.strip("</>").partition("-")[2]
+    return _COLOURS[int(index) % len(_COLOURS)] if index else lane.colour

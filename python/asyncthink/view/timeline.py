@@ -1,0 +1,168 @@
+"""An episode laid out in time: lanes, segments, links between lanes. Plain data; :mod:`asyncthink.view.html` draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+
+from asyncthink.episode.critical_path import critical_path
+from asyncthink.episode.records import Episode, Trace
+from asyncthink.protocol.tags import Answer, Fork, FormatError, Join, Parser, Return
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of one kind, drawn or put in during the steps ``[begin, end)``.
+
+    ``kind`` is "prompt" (what the agent was told), "think", "fork", "join" (the tag), "joined" (what the runtime
+    inserted), "answer", "return", or "wait" (no tokens: the agent stood still). ``index`` is the i of FORK-i.
+    """
+
+    kind: str
+    begin: int
+    end: int
+    text: str = ""
+    tokens: int = 0
+    index: int | None = None
+
+
+@dataclass(slots=True)
+class Lane:
+    """One agent. ``critical`` holds the step intervals in which it wrote tokens of the critical path."""
+
+    agent: int
+    title: str
+    subquery: str = ""
+    finish: str = ""
+    segments: list[Segment] = field(default_factory=list)
+    critical: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def drawn(self) -> int:
+        return sum(s.tokens for s in self.segments if s.kind not in ("prompt", "joined", "wait"))
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A fork (``lane`` 0 to the worker at ``step``) or a join (the worker, done at ``ready``, to the organizer)."""
+
+    kind: str
+    parent: int
+    worker: int
+    index: int
+    step: int
+    ready: int
+    critical: bool
+
+
+@dataclass(slots=True)
+class Timeline:
+    lanes: list[Lane]
+    links: list[Link]
+    first: int
+    last: int
+    step_times: list[float]
+
+    def seconds(self, step: int) -> float | None:
+        """Seconds from admission to the beginning of a step; None when the episode does not say."""
+        if step <= 0:
+            return 0.0
+        return self.step_times[min(step, len(self.step_times)) - 1] if self.step_times else None
+
+
+def timeline(episode: Episode) -> Timeline:
+    """Lay out an episode.
+
+    Raises ValueError when a trace lacks the text or the step of a token.
+    """
+    for trace in episode.traces:
+        if not len(trace.tokens) == len(trace.sampled) == len(trace.steps) == len(trace.pieces):
+            sizes = [len(column) for column in (trace.tokens, trace.sampled, trace.steps, trace.pieces)]
+            raise ValueError(f"agent {trace.agent}: expected as many sampled, steps, pieces as tokens, got {sizes}")
+    lanes = [_lane(episode, trace) for trace in episode.traces]
+    path = critical_path(episode.traces) if episode.mode != "parallel" else []
+    for agent, first, last in path:
+        steps = [s for s, drawn in _slice(episode.traces[agent], first, last) if drawn]
+        if steps:
+            lanes[agent].critical.append((steps[0], steps[-1] + 1))
+    hops = {(a.agent, b.agent) for a, b in pairwise(path)}
+    links = [link for lane in lanes for link in _links(episode, lane, hops)]
+    steps = [s for trace in episode.traces for s in trace.steps] or [0]
+    return Timeline(lanes, links, min(steps), max(steps) + 1, episode.step_times)
+
+
+def _slice(trace: Trace, first: int, last: int) -> Iterator[tuple[int, bool]]:
+    return zip(trace.steps[first:last], trace.sampled[first:last], strict=True)
+
+
+def _lane(episode: Episode, trace: Trace) -> Lane:
+    lane = Lane(trace.agent, _title(episode, trace), finish=trace.finish)
+    for event in episode.events:
+        if event.kind == "fork" and event.peer == trace.agent:
+            lane.subquery = event.text
+    labels = _labels(trace)
+    at = 0
+    for (kind, index), group in groupby(labels):
+        stop = at + len(list(group))
+        begin, end = trace.steps[at], trace.steps[stop - 1] + 1
+        if lane.segments and begin > lane.segments[-1].end:
+            lane.segments.append(Segment("wait", lane.segments[-1].end, begin))
+        lane.segments.append(Segment(kind, begin, end, "".join(trace.pieces[at:stop]), stop - at, index))
+        at = stop
+    return lane
+
+
+def _title(episode: Episode, trace: Trace) -> str:
+    if trace.role == "worker":
+        return f"worker {trace.fork_index}"
+    if trace.role == "organizer":
+        return "organizer"
+    return f"agent {trace.agent + 1}" if len(episode.traces) > 1 else "one agent"
+
+
+def _labels(trace: Trace) -> list[tuple[str, int | None]]:
+    """(kind, index) of every token, read from the tags that the agent wrote itself."""
+    parser = Parser(trace.role)
+    joining: int | None = None
+    labels: list[tuple[str, int | None]] = []
+    ends: list[int] = []
+    size = 0
+    for piece, drawn in zip(trace.pieces, trace.sampled, strict=True):
+        size += len(piece)
+        ends.append(size)
+        if not drawn:
+            parser.insert(piece)
+            labels.append(("joined", joining) if joining else ("prompt", None))
+            continue
+        labels.append(("think", None))
+        for action in parser.feed(piece):
+            if not isinstance(action, FormatError):
+                _mark(labels, ends, action)
+                joining = action.index if isinstance(action, Join) else joining
+    return labels
+
+
+def _mark(labels: list[tuple[str, int | None]], ends: list[int], action: Fork | Join | Answer | Return) -> None:
+    kind = type(action).__name__.lower()
+    index = action.index if isinstance(action, Fork | Join) else None
+    for k in range(len(ends) - 1, -1, -1):
+        if ends[k] <= action.span.start:
+            break
+        labels[k] = (kind, index)
+
+
+def _links(episode: Episode, lane: Lane, hops: set[tuple[int, int]]) -> Iterator[Link]:
+    trace = episode.traces[lane.agent]
+    if trace.parent is not None and trace.steps:
+        parent = episode.traces[trace.parent]
+        step = parent.steps[trace.fork_at - 1] + 1 if trace.fork_at else trace.steps[0]
+        yield Link(
+            "fork", trace.parent, trace.agent, trace.fork_index or 0, step, step, (trace.parent, trace.agent) in hops
+        )
+    for join in trace.joins:
+        worker = episode.traces[join.worker]
+        ready = worker.steps[-1] + 1 if worker.steps else 0
+        step = trace.steps[join.at] if join.at < len(trace.steps) else trace.steps[-1] + 1
+        critical = (join.worker, trace.agent) in hops
+        yield Link("join", trace.agent, join.worker, join.index, max(step, ready), ready, critical)
