@@ -1,7 +1,7 @@
 """Training runs that are killed at some change of the file system and resumed. Usage: killed_run.py OUT sft|grpo STRIDE
 
-Makes OUT/whole, which nobody kills, and OUT/0, 1, ...: runs killed once, at every STRIDE-th change around their last two
-checkpoints, or several times, at random. Prints a JSON list of the changes at which each was killed.
+Makes OUT/whole, which nobody kills, and OUT/0, 1, ...: runs killed once, at every STRIDE-th change around their last
+two checkpoints, or several times, at random. Prints a JSON list of the changes at which each was killed.
 
 Each life of a run is a fork of this process, which has imported everything and computed nothing. It is killed right
 before a change would be made; what any other moment between two changes leaves behind is the same.
