@@ -13,7 +13,7 @@ unset                  the GPUs of this machine, as nvidia-smi tells; without on
 =====================  ===============================================================================================
 
 sm_80 is the oldest that the kernels serve. Drivers of all later GPUs compile its PTX when the module is first loaded,
-so such a build runs everywhere, at a fifth of the compile time of ``all``.
+so such a build runs everywhere, at about a quarter of the compile time of ``all``.
 """
 
 from __future__ import annotations

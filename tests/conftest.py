@@ -87,6 +87,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
     Only where pytest-xdist is installed and ``-n`` is not given. A file's tests share a worker, and so their fixtures.
     """
+    if hasattr(config, "workerinput"):
+        return  # a worker, which runs this hook too and must not begin workers of its own
     whole = all(Path(argument).is_dir() for argument in config.args)
     if not whole or not config.pluginmanager.hasplugin("xdist") or config.option.usepdb or DEVICES != ("cpu",):
         return

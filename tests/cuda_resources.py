@@ -107,7 +107,7 @@ def build_all() -> ModuleType:
     for command in (["-S", root, "-B", folder, "-G", "Ninja", *options], ["--build", folder, "--target", "_cuda"]):
         subprocess.run(["cmake", *map(str, command)], check=True)
     (built,) = folder.glob("_cuda.*.so")
-    spec = importlib.util.spec_from_file_location("_cuda", built)
+    spec = importlib.util.spec_from_file_location("all_archs._cuda", built)  # pybind11 keeps one module a name
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,8 +1,7 @@
-"""Training runs that are killed at some change of the file system and resumed. Usage: killed_run.py OUT sft|grpo LIVES
+"""Training runs that are killed at some change of the file system and resumed. Usage: killed_run.py OUT sft|grpo STRIDE
 
-Makes OUT/whole, which nobody kills, and OUT/0, 1, ...: LIVES runs killed once, at changes spread over their last two
-checkpoints, and a quarter as many killed several times, at random. Prints a JSON list of the changes at which each was
-killed.
+Makes OUT/whole, which nobody kills, and OUT/0, 1, ...: runs killed once, at every STRIDE-th change around their last
+two checkpoints, or several times, at random. Prints a JSON list of the changes at which each was killed.
 
 Each life of a run is a fork of this process, which has imported everything and computed nothing. It is killed right
 before a change would be made; what any other moment between two changes leaves behind is the same.
@@ -114,14 +113,13 @@ def life(kind: str, out: Path, fatal: int | None) -> int:
         os._exit(1)
 
 
-def main(out: Path, kind: str, lives: int) -> None:
+def main(out: Path, kind: str, stride: int) -> None:
     if kind == "grpo":
         life("sft", out / "cold", None)
     changes = life(kind, out / "whole", None)
     rng = random.Random(0)
-    first = changes // 3
-    kills = [[first + (changes - first) * n // max(lives - 1, 1)] for n in range(lives)]
-    kills += [[rng.randrange(1, changes // 2) for _ in range(4)] for _ in range(lives // 4)]
+    kills = [[k] for k in range(changes // 3, changes + 1, stride)]
+    kills += [[rng.randrange(1, changes // 2) for _ in range(4)] for _ in range(20 // stride)]
     for number, each in enumerate(kills):
         for fatal in each:
             if life(kind, out / str(number), fatal):

@@ -37,16 +37,16 @@ def files(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("lives", [4, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [20, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("kind", "reports"), [("sft", [1, 2, 2, 3, 3]), ("grpo", [1, 2, 3])])
 def test_killed_at_any_change_and_resumed_is_bitwise_the_same(
-    tmp_path: Path, kind: str, reports: list[int], lives: int
+    tmp_path: Path, kind: str, reports: list[int], stride: int
 ) -> None:
     script = Path(__file__).with_name("killed_run.py")
-    done = subprocess.run([sys.executable, script, tmp_path, kind, str(lives)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script, tmp_path, kind, str(stride)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kills = json.loads(done.stdout.splitlines()[-1])
-    assert len(kills) == lives + lives // 4
+    assert len(kills) > 75 // stride
     whole = files(tmp_path / "whole")
     assert [folder.name for folder in checkpoints(tmp_path / "whole/run")] == ["step-000002", "step-000003"]
     assert [line["step"] for line in whole["run/metrics.jsonl"]] == reports

@@ -16,7 +16,7 @@ WARPS = re.compile(r"warpsPerCTA = \[(\d+), (\d+)\]")
 
 
 @pytest.fixture(
-    scope="module", params=["sm_90", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("sm_80", "sm_100"))]
+    scope="module", params=["sm_80", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("sm_90", "sm_100"))]
 )
 def families(request: pytest.FixtureRequest) -> dict[str, dict[str, list[str]]]:
     """From a process of its own: in this one kernels may be interpreted."""
@@ -33,7 +33,7 @@ def test_tiles_of_a_family_differ_in_rows_alone(families: dict[str, dict[str, li
     sizes = ("64", "128", "192-dv128", "256")
     half = {family: tiles for family, tiles in families.items() if family.startswith("bf16")}
     assert sorted(half) == sorted(f"bf16-d{size}" for size in sizes)
-    assert any(len(tiles) > 2 for tiles in half.values())
+    assert any(len(tiles) > 1 for tiles in half.values())
     for family, tiles in half.items():
         assert len({tile.partition("n")[2] for tile in tiles}) == 1, family
         kinds = {
