@@ -1,7 +1,7 @@
 """What each CUDA C++ kernel takes of a GPU: `python tests/cuda_resources.py` writes csrc/cuda/resources.txt anew.
 
 Read with cuobjdump from a module built for all architectures; no GPU is needed. A change of a kernel shows in that
-file, and thus in review; tests/test_cuda_resources.py compares.
+file, and thus in review; tests/native/test_cuda_resources.py compares.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class Run:
         for name, (what, backend, ops) in CHECKS.items():
             check = (tool, "--tool", what, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-x")
             which = f"{backend}-cuda and bfloat16 and ({' or '.join(CHECKED)}) and not long"
-            tests = (*(f"tests/test_{op}.py" for op in ops), "-p", "no:cacheprovider", "-k", which)
+            tests = (*(f"tests/kernels/test_{op}.py" for op in ops), "-p", "no:cacheprovider", "-k", which)
             found[name] = self.process(name.replace(" ", "-"), *check, *tests, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         return found
 

@@ -1,4 +1,4 @@
-// The index arithmetic of csrc/common/tiles.h, for tests/test_shared_arithmetic.py.
+// The index arithmetic of csrc/common/tiles.h, for tests/kernels/test_shared_arithmetic.py.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,4 +1,4 @@
-// Small kernels for tests/test_emulator.py: right ones, and one for each mistake that the emulator must report.
+// Small kernels for tests/kernels/test_emulator.py: right ones, and one for each mistake that the emulator must report.
 #include <pybind11/pybind11.h>
 
 #include "cuda/launch.h"

@@ -8,12 +8,12 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted_engine import END, ScriptedEngine, tokens
 
 from asyncthink.episode.options import CONTEXTS, JOINS, MODES, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.records import Event
 from asyncthink.episode.wishes import Begin, Feed, Fork, Release, Splice
-from episode.scripted_engine import END, ScriptedEngine, tokens
 
 TAGS = [f"<{close}{name}-{i}>" for i in (1, 2) for name in ("FORK", "JOIN") for close in ("", "/")]
 TAGS += ["<ANSWER>", "</ANSWER>", "<RETURN>", "</RETURN>", "a", "b c", chr(END)]

@@ -98,8 +98,8 @@ def demo(
     with loading(quiet=as_json) as progress:
         from asyncthink import checkpoint_path
         from asyncthink.cli.demo import play, summary
+        from asyncthink.cli.demo_report import print_demo
         from asyncthink.engine.loaded import LoadedModel
-        from asyncthink.view.report import print_demo
 
         place: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
         loaded = LoadedModel.load(model or checkpoint_path(), **place, progress=progress)

@@ -72,11 +72,11 @@ def grpo(
     resume: Resume = False,
 ) -> None:
     """Learn to organize (or to solve alone) by group-relative policy optimisation."""
+    from asyncthink.tasks.rewards import RewardRule
     from asyncthink.train.grpo import Objective
     from asyncthink.train.grpo_config import GRPOConfig
     from asyncthink.train.grpo_loop import train_grpo
     from asyncthink.train.loading import ModelOptions
-    from asyncthink.train.rewards import RewardRule
 
     config = GRPOConfig(
         out=out,

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from asyncthink.engine.saved_prompts import saved_prompts
 from asyncthink.model.decoder import Decoder
-from asyncthink.model.files import load_tokenizer, saved_prompts
+from asyncthink.model.files import load_tokenizer
 from asyncthink.protocol.chat import prompts_for
 from asyncthink.protocol.prompts import FILE_NAME, PromptFormat
 

@@ -37,11 +37,11 @@ class ForkJoinSampler:
 
     Args:
         model: a path or hub id, or a live ``nn.Module`` that belongs to your program (weights are shared, never
-            copied; after an optimizer step call :meth:`refresh`), or a :class:`asyncthink.model.decoder.Decoder` that other
-            samplers use too (one K/V cache for all).
+            copied; after an optimizer step call :meth:`refresh`), or a :class:`asyncthink.Decoder` that other samplers
+            use too (one K/V cache for all).
         tokenizer: the model's fast tokenizer; loaded from the path when ``model`` is one.
         prompts: the four prompt templates; by default those of the model's ``asyncthink.json``, else
-            :data:`asyncthink.protocol.tags.DEFAULT_PROMPTS` in the tokenizer's chat template, or plain where it has none.
+            ``asyncthink.DEFAULT_PROMPTS`` in the tokenizer's chat template, or plain where it has none.
         mode, pool, context, join, aggregate: see :class:`asyncthink.episode.options.Options`.
         device, dtype, revision: of a model that is loaded here. "auto": the GPU where there is one; the stored dtype,
             or float32 where this CPU multiplies much faster in it (:meth:`explain` says which and why).
@@ -55,7 +55,7 @@ class ForkJoinSampler:
         progress: called with a phrase before each stage of loading a model.
 
     Raises:
-        ValueError: a model that cannot be loaded or served (:class:`asyncthink.model.decoder.DecoderError` says why), a join
+        ValueError: a model that cannot be loaded or served (DecoderError says why), a join
             mode that this model does not support, options outside their range. Arguments that would not count:
             ``device``, ``dtype``, ``revision`` beside a live module; these and ``page_size``, ``num_pages``,
             ``graphs``, ``compile``, ``pack`` beside a Decoder.
@@ -213,7 +213,7 @@ class ForkJoinSampler:
             self.engine.drop_stale_heads()
 
     def explain(self) -> dict[str, str]:
-        """How this sampler runs, and why: :meth:`asyncthink.model.decoder.Decoder.explain`, and where the prompts are from."""
+        """How this sampler runs, and why: :meth:`asyncthink.Decoder.explain`, and where the prompts are from."""
         return self.decoder.explain() | {"prompts": self._prompts_from}
 
     # -- helpers ------------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from asyncthink.episode.options import Options, combine
-from asyncthink.episode.records import Episode, Role
+from asyncthink.episode.records import Episode
 from asyncthink.episode.speaker import Speaker
+from asyncthink.protocol.tags import Role
 
 
 class Running(Protocol):

@@ -11,12 +11,12 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from asyncthink.episode.critical_path import critical_path
 from asyncthink.files import write_whole
+from asyncthink.protocol.tags import Role
 
-Role = Literal["organizer", "worker", "solo"]
 #: Kinds of :class:`Event`.
 EVENT_KINDS = ("start", "fork", "wait", "join", "return", "answer", "error", "stop")
 

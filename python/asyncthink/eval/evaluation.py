@@ -1,7 +1,7 @@
 """How well samplers solve a task on held-out puzzles: solutions found, concurrency, critical path, format errors.
 
 Every setting answers the same puzzles with the same seeds and the same token budget for each trace. Figures are means
-over puzzles with a bootstrap interval (:mod:`asyncthink.eval.bootstrap`); of a puzzle with several draws the mean counts.
+over puzzles with a bootstrap interval (:mod:`asyncthink.eval.bootstrap`); of several draws of a puzzle the mean counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from asyncthink.eval.bootstrap import Bootstrap, Estimate
 from asyncthink.protocol.tags import FORMAT_ERRORS
 from asyncthink.tasks import Task
 from asyncthink.tasks.grading import how_to_aggregate
-from asyncthink.train.rewards import Reward, RewardRule, eta
+from asyncthink.tasks.rewards import Reward, RewardRule, eta
 
 #: Columns of a row that are kept for every puzzle, so that any two rows can be compared puzzle by puzzle later.
 KEPT = ("solved", "accuracy", "critical_path_tokens", "eta_agents", "format_errors")
@@ -91,7 +91,7 @@ def evaluate(
     Returns:
         the options; estimates as ``{"value", "low", "high"}``: ``at_least`` maps "n" to the share with at least n
         different correct results, ``accuracy`` is the mean correct share, ``eta_agents`` and ``eta_workers`` are the
-        two readings of :func:`asyncthink.train.rewards.eta`, tokens are means an episode, ``format_errors`` is the
+        two readings of :func:`asyncthink.tasks.rewards.eta`, tokens are means an episode, ``format_errors`` is the
         share of episodes whose protocol broke as the reward counts it, ``over_budget`` that in which some agent ran
         out of tokens; ``errors`` counts format errors by reason; ``per_puzzle`` holds the columns :data:`KEPT`.
 

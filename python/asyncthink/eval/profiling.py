@@ -21,8 +21,8 @@ from torch import nn
 from asyncthink.engine.sampler import ForkJoinSampler
 from asyncthink.engine.sampling import SamplingParams
 from asyncthink.episode.core import EpisodeCore
+from asyncthink.model import linear as model_pack
 from asyncthink.model.decoder import Decoder
-from asyncthink.model.decoder import linear as model_pack
 from asyncthink.protocol.prompts import PromptFormat
 from asyncthink_kernels.ops import wrap_ops
 

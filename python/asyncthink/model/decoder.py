@@ -53,7 +53,7 @@ class Decoder:
         why_not: for each mode not offered, the reason; under ``"graphs"`` why decode steps are not captured, where
             that was asked for and cannot be; under ``"pack"`` why linear layers run on their weights as they lie.
         linears: the packed linear layers (:class:`asyncthink.model.linear.PackedLinears`), or None.
-        graphs: the captured decode steps (:class:`asyncthink.model.cuda_graphs.StepGraphs`); None: every step runs eagerly.
+        graphs: the captured decode steps (:class:`.cuda_graphs.StepGraphs`); None: every step runs eagerly.
         max_length: positions this model can take, the length that a context may have: the rows of a table of positions,
             or the length at which RoPE changes (dynamic, longrope). None where nothing ends them: RoPE is computed
             beyond ``max_position_embeddings``, too.

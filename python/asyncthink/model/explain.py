@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from asyncthink.model.decoder import Decoder
+from typing import Any
 
 
-def explain(decoder: Decoder) -> dict[str, str]:
-    """A sentence each on device, dtype, packed layers, graphs, compile, join modes and cache of a decoder."""
+def explain(decoder: Any) -> dict[str, str]:
+    """A sentence each on device, dtype, packed layers, graphs, compile, join modes and cache of a :class:`.decoder.Decoder`."""
     storage, cache = decoder.storage, decoder.cache
     parameters = sum(parameter.numel() for parameter in decoder.model.parameters())
     joins = [f"{mode}: {decoder.why_not[mode]}" for mode in ("append", "link") if mode in decoder.why_not]
@@ -26,13 +23,13 @@ def explain(decoder: Decoder) -> dict[str, str]:
     }
 
 
-def _pack(decoder: Decoder) -> str:
+def _pack(decoder: Any) -> str:
     if decoder.linears is not None:
         return f"linear layers run on packed copies of their weights, {decoder.linears.nbytes:,} bytes"
     return f"no: {decoder.why_not.get('pack', 'switched off')}"
 
 
-def _graphs(decoder: Decoder) -> str:
+def _graphs(decoder: Any) -> str:
     if decoder.graphs is not None:
         return "decode steps are captured" if decoder.device.type == "cuda" else "decode steps run from static buffers"
     if "graphs" in decoder.why_not:

@@ -17,7 +17,6 @@ from torch import nn
 from asyncthink.model.auto_dtype import choose_dtype
 from asyncthink.model.checks import one_line
 from asyncthink.model.hook import DecoderError
-from asyncthink.protocol.prompts import FILE_NAME, PromptFormat
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -107,35 +106,6 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     if set(found.get_vocab()) <= set(found.all_special_tokens):  # what transformers makes up where files are missing
         raise ValueError(f"cannot load a tokenizer from {path}: its vocabulary is empty, so its files are missing")
     return found
-
-
-def saved_prompts(path: str | Path, revision: str | None = None) -> PromptFormat | None:
-    """The templates in the model's ``asyncthink.json``; None where it has no such file.
-
-    Without an answer of the hub, what its cache knows counts; in offline mode a file that was never fetched is absent.
-
-    Raises:
-        ValueError: a file that cannot be read, or, outside offline mode, a hub that does not answer where the cache
-            does not know either.
-    """
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return PromptFormat.load(folder) if (folder / FILE_NAME).is_file() else None
-    name = str(path)
-    try:
-        return PromptFormat.load(Path(hf_hub_download(name, FILE_NAME, revision=revision)).parent)
-    except LocalEntryNotFoundError as error:  # the hub was not asked, or did not answer
-        known_absent = not isinstance(try_to_load_from_cache(name, FILE_NAME, revision=revision), str | None)
-        if known_absent or constants.HF_HUB_OFFLINE:
-            return None
-        raise ValueError(f"cannot load {FILE_NAME} from {path}: {one_line(error)}") from error
-    except EntryNotFoundError:
-        return None
-    except Exception as error:
-        raise ValueError(f"cannot load {FILE_NAME} from {path}: {one_line(error)}") from error
 
 
 def device_for(name: str | torch.device) -> torch.device:

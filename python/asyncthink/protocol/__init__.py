@@ -1,1 +1,1 @@
-"""What agents say to each other and how it becomes tokens: tags, prompts, chats, encoding. No torch, no transformers."""
+"""What agents say and how it becomes tokens: tags, prompts, chats, encoding. No torch, no transformers."""

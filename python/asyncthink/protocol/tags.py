@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
-from asyncthink.episode.records import Role
 from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
 
 __all__ = [
@@ -36,10 +35,13 @@ __all__ = [
     "Parser",
     "PromptFormat",
     "Return",
+    "Role",
     "is_tag",
     "join_insert",
     "render",
 ]
+
+Role = Literal["organizer", "worker", "solo"]
 
 DUPLICATE_FORK = "duplicate fork index"
 POOL_OVERFLOW = "pool overflow"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from asyncthink.episode.records import Role
+from asyncthink.protocol.tags import Role
 
 MODES = ("asyncthink", "sequential", "parallel", "part")
 CONTEXTS = ("shared", "isolated")

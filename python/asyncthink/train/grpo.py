@@ -88,7 +88,7 @@ def grpo_terms(
     Args:
         logp: [N] log-probabilities under the live weights, with gradient.
         old: [N] those the sampler drew with.
-        advantage, weight: [N], of each token's episode (:func:`.rewards.advantages`, :meth:`Objective.weights`).
+        advantage, weight: [N], of each token's episode (:meth:`Objective.weights`).
         reference: [N] under the reference model; needed where ``objective.kl`` > 0.
 
     Raises:

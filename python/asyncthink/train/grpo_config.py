@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 
+from asyncthink.tasks.rewards import RewardRule
 from asyncthink.train.grpo import Objective
 from asyncthink.train.loading import ModelOptions
-from asyncthink.train.rewards import RewardRule
 from asyncthink.train.schedule import check_decay, check_rates, learning_rate
 
 

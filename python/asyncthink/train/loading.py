@@ -17,8 +17,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from asyncthink.engine.saved_prompts import saved_prompts
 from asyncthink.model.auto_dtype import choose_dtype
-from asyncthink.model.files import device_for, load_tokenizer, open_weights, saved_prompts
+from asyncthink.model.files import device_for, load_tokenizer, open_weights
 from asyncthink.protocol.chat import prompts_for
 from asyncthink.protocol.tags import PromptFormat
 from asyncthink.train.lora import FOLDER, add_lora, load_adapter

@@ -15,7 +15,7 @@ def settle(options: ModelOptions, out: Path, resume: bool, world: World) -> tupl
     """``options`` with ``bfloat16`` as a bool, and the reason for it in one sentence.
 
     "auto" is what the run in ``out`` began with where it is resumed, so that another machine does not change its
-    numbers; else it is measured (:func:`asyncthink.model.auto_dtype.choose_dtype`), by the first process for all of them.
+    numbers; else it is measured (:func:`asyncthink.model.auto_dtype.choose_dtype`), by the first process for all.
     """
     if options.bfloat16 != "auto":
         return options, f"{_numbers(options.bfloat16)}, as the options say"

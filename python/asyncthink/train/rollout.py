@@ -15,7 +15,7 @@ from torch import Tensor
 from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
 from asyncthink.episode.records import Episode
 from asyncthink.tasks import Task
-from asyncthink.train.rewards import Reward, RewardRule, advantages
+from asyncthink.tasks.rewards import Reward, RewardRule, advantages
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,9 @@ def roll_out(
 ) -> list[list[Rollout]]:
     """``group`` episodes of each question, all decoded together; one list per question.
 
-    Advantages are those of whole episodes within their group (:func:`.rewards.advantages`), taken before any episode
-    is cut into rows; they are relative to the usable ones (:class:`Rollout`). Episode g of a question draws with seed
-    ``question.seed + g``.
+    Advantages are those of whole episodes within their group (:func:`asyncthink.tasks.rewards.advantages`), taken
+    before any episode is cut into rows; they are relative to the usable ones (:class:`Rollout`). Episode g of a question
+    draws with seed ``question.seed + g``.
     """
     prompts = [question.task.prompt(question.puzzle) for question in asked for _ in range(group)]
     seeds = [(question.seed + number) % 2**64 for question in asked for number in range(group)]

@@ -9,53 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asyncthink.cli.demo import Outcome
 from asyncthink.episode.records import Episode, Trace
 from asyncthink.view.terminal import printable
 
 _WIDEST = 160  # columns of a table, even where that is no terminal's width
-
-
-def print_demo(console: Console, outcome: Outcome) -> None:
-    """The verdict, then organized against alone, then what sharing saved."""
-    episode = outcome.episode
-    print_answer(console, episode)
-    verdict = "verified" if outcome.solved else "not solved"
-    style = "bold green" if outcome.solved else "bold red"
-    console.print(Text(f"{outcome.right} of {outcome.asked} different expressions are right: {verdict}", style=style))
-    console.print()
-    console.print(_comparison(outcome))
-    console.print()
-    console.print(
-        f"{episode.forks} forks, {episode.joins} joins ({episode.join_mode}, {episode.context} context), "
-        f"{episode.concurrency:.2f} agents at work on average",
-        highlight=False,
-    )
-    console.print(
-        f"K/V read in place: {outcome.pages_shared} pages, {episode.kv_bytes_shared:,} bytes not copied; "
-        f"copied: {episode.kv_bytes_copied:,} bytes",
-        highlight=False,
-    )
-    note = f"seconds: median of {outcome.rounds}, taken in turn, without the screen"
-    console.print(note, style="dim", highlight=False)
-
-
-def _comparison(outcome: Outcome) -> Table:
-    """Organized against alone. How much shorter or faster is said only where the answer is at least as good."""
-    episode, alone = outcome.episode, outcome.sequential
-    fair = episode.answer is not None and outcome.right >= outcome.right_alone
-    path, path_alone = episode.critical_path_tokens, alone.critical_path_tokens
-    wall, wall_alone = episode.wall_seconds, alone.wall_seconds
-    shorter = _ratio(path_alone, path, "shorter", "longer") if fair else ""
-    faster = _ratio(wall_alone, wall, "faster", "slower") if fair else ""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for heading in ("", "organized", "one agent", ""):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    table.add_row("critical path", f"{path} tokens", f"{path_alone} tokens", shorter)
-    table.add_row("wall clock", f"{wall:.3f} s", f"{wall_alone:.3f} s", faster)
-    table.add_row("all tokens", f"{episode.total_tokens} tokens", f"{alone.total_tokens} tokens", "")
-    table.add_row("right", f"{outcome.right} of {outcome.asked}", f"{outcome.right_alone} of {outcome.asked}", "")
-    return table
 
 
 def print_answer(console: Console, episode: Episode, texts: bool = False) -> None:
@@ -103,7 +60,7 @@ def print_evaluation(console: Console, report: dict[str, Any]) -> None:
     counts = list(report["rows"][0]["at_least"])
     timed = ["seconds"] if report["timed_puzzles"] else []
     headings = ["mode", *(f">={n}" for n in counts), "right", "path", "tokens", "eta", "eta work", "errors", *timed]
-    table = _plain_table(headings)
+    table = plain_table(headings)
     for row in report["rows"]:
         shares = [*row["at_least"].values(), row["accuracy"]]
         tokens = [row["critical_path_tokens"], row["total_tokens"]]
@@ -149,14 +106,14 @@ def solved(asked: int) -> str:
     return f"all {asked}" if asked > 1 else "solved"
 
 
-def _plain_table(headings: Sequence[str]) -> Table:
+def plain_table(headings: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in headings:
         table.add_column(heading, justify="left" if heading == headings[0] else "right", no_wrap=True)
     return table
 
 
-def _ratio(alone: float, organized: float, better: str, worse: str) -> str:
+def ratio(alone: float, organized: float, better: str, worse: str) -> str:
     if not alone or not organized:
         return ""
     if alone == organized:

@@ -1,4 +1,4 @@
-"""An episode laid out in time: lanes, segments, links between lanes. Plain data; :mod:`asyncthink.view.html` draws it."""
+"""An episode laid out in time: lanes, segments, links between lanes. Plain data that :mod:`.html` draws."""
 
 from __future__ import annotations
 

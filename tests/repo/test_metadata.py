@@ -1,0 +1,53 @@
+"""What others need to use the package: licence, authors, addresses, and a model card beside every checkpoint."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import asyncthink
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CHECKPOINTS = sorted(path.parent for path in (ROOT / "python/asyncthink/checkpoints").glob("*/config.json"))
+
+
+def test_licence() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert (PROJECT["license"], PROJECT["license-files"]) == ("Apache-2.0", ["LICENSE"])
+    assert text.split()[:4] == ["Apache", "License", "Version", "2.0,"]
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_authors_and_addresses() -> None:
+    assert PROJECT["authors"] == [{"name": "The asyncthink-kernels developers"}]
+    assert {"Homepage", "Repository", "Issues", "Documentation"} == PROJECT["urls"].keys()
+    assert all(url.startswith("https://github.com/asyncthink/asyncthink-kernels") for url in PROJECT["urls"].values())
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
+def test_model_card(folder: Path) -> None:
+    """Its figures are those of the committed evaluation."""
+    _, header, text = (folder / "README.md").read_text().split("---\n", 2)
+    stated = yaml.safe_load(header)
+    assert stated["license"] == "apache-2.0"
+    assert "asyncthink" in stated["tags"]
+    assert {"language", "pipeline_tag"} <= stated.keys()
+    for heading in ("## What it is trained on", "## What it reaches", "## Limits"):
+        assert heading in text
+    rows = json.loads((ROOT / "docs/results/eval/joins.json").read_text())["rows"]
+    for row in rows:
+        name = "one agent alone" if row["mode"] == "sequential" else "organized"
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {name}")]
+        assert f"| {100 * row['at_least']['4']['value']:.4g}% |" in line
+        assert f"| {row['critical_path_tokens']['value']:.0f} tokens |" in line
+        assert f"| {row['total_tokens']['value']:.0f} |" in line
+        assert row["format_errors"]["value"] == 0
+
+
+def test_the_checkpoint_in_the_box_has_a_card() -> None:
+    assert asyncthink.checkpoint_path("countdown") in CHECKPOINTS
