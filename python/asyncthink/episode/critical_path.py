@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from asyncthink.episode.records import Trace
+
+class Entry(Protocol):
+    """A join as the path sees it."""
+
+    at: int
+    worker: int
+
+
+class Spoken(Protocol):
+    """A trace as the path sees it: :class:`asyncthink.episode.records.Trace`."""
+
+    agent: int
+    parent: int | None
+    fork_at: int
+    tokens: list[int]
+    sampled: list[bool]
+
+    @property
+    def joins(self) -> Sequence[Entry]: ...
 
 
 class Stretch(NamedTuple):
@@ -18,7 +35,7 @@ class Stretch(NamedTuple):
     last: int
 
 
-def critical_path(traces: Sequence[Trace]) -> list[Stretch]:
+def critical_path(traces: Sequence[Spoken]) -> list[Stretch]:
     """Stretches of the critical path in the order they were written; the last ends with agent 0's last token.
 
     A worker starts at its parent's clock after the parent's first ``fork_at`` tokens, and a join waits for the later
@@ -53,7 +70,7 @@ def critical_path(traces: Sequence[Trace]) -> list[Stretch]:
     return _backwards(traces, detours)
 
 
-def _backwards(traces: Sequence[Trace], detours: dict[int, dict[int, int]]) -> list[Stretch]:
+def _backwards(traces: Sequence[Spoken], detours: dict[int, dict[int, int]]) -> list[Stretch]:
     """Follow the path from agent 0's last token to the beginning."""
     path: list[Stretch] = []
     agent, last = 0, len(traces[0].tokens)

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def explain(decoder: Any) -> dict[str, str]:
-    """A sentence each on device, dtype, packed layers, graphs, compile, join modes and cache of a :class:`.decoder.Decoder`."""
+    """A sentence each on device, dtype, packed layers, graphs, compile, join modes and cache of a Decoder."""
     storage, cache = decoder.storage, decoder.cache
     parameters = sum(parameter.numel() for parameter in decoder.model.parameters())
     joins = [f"{mode}: {decoder.why_not[mode]}" for mode in ("append", "link") if mode in decoder.why_not]

@@ -62,8 +62,8 @@ def roll_out(
     """``group`` episodes of each question, all decoded together; one list per question.
 
     Advantages are those of whole episodes within their group (:func:`asyncthink.tasks.rewards.advantages`), taken
-    before any episode is cut into rows; they are relative to the usable ones (:class:`Rollout`). Episode g of a question
-    draws with seed ``question.seed + g``.
+    before any episode is cut into rows; they are relative to the usable ones (:class:`Rollout`). Episode g of a
+    question draws with seed ``question.seed + g``.
     """
     prompts = [question.task.prompt(question.puzzle) for question in asked for _ in range(group)]
     seeds = [(question.seed + number) % 2**64 for question in asked for number in range(group)]
