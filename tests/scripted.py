@@ -53,7 +53,7 @@ class ScriptedDecoder(Decoder):
         self, tok: PreTrainedTokenizerFast, scripts: Sequence[str], num_pages: int = 256, page_size: int = 4
     ) -> None:
         self.tok, self.scripts = tok, list(scripts)
-        self._model, self.join_modes, self.why_not = nn.Module(), ("exact", "append", "link"), {}
+        self._model, self.join_modes, self.unavailable = nn.Module(), ("exact", "append", "link"), {}
         self.cache = TreeCache(num_pages, page_size, chunk=4 * page_size)
         self.storage = types.SimpleNamespace(bytes_per_token=1)
         self.slots = torch.full((num_pages * page_size,), -1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from asyncthink.engine.agent import Agent
-from asyncthink.engine.prefix_cache import RoleHeads
+from asyncthink.engine.prefix_cache import PrefixCache
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.sampling import draw, drawable
 from asyncthink.engine.scheduler import Scheduler, Work
@@ -41,7 +41,7 @@ class LocalEngine:
     """
 
     def __init__(
-        self, decoder: Decoder, heads: RoleHeads, draw: Draw = draw_tokens, *, max_rows: int, max_episodes: int
+        self, decoder: Decoder, heads: PrefixCache, draw: Draw = draw_tokens, *, max_rows: int, max_episodes: int
     ) -> None:
         self.decoder, self.heads = decoder, heads
         self.scheduler = Scheduler(decoder.cache, max_rows=max_rows, max_episodes=max_episodes)

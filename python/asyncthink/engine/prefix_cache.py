@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from asyncthink_kernels.cache import Branch
 
 
-class RoleHeads:
+class PrefixCache:
     """Encodes prompts, and keeps for each role a branch that holds its constant head.
 
     A prompt is encoded once, as a whole. An agent branches from the head where the tokens of both really agree, at a

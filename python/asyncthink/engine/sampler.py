@@ -16,7 +16,7 @@ from asyncthink.engine.agent import Agent
 from asyncthink.engine.detokenize import ModelTexts
 from asyncthink.engine.local import LocalEngine, draw_tokens
 from asyncthink.engine.open import open_model
-from asyncthink.engine.prefix_cache import RoleHeads
+from asyncthink.engine.prefix_cache import PrefixCache
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.episode.core import EpisodeCore
 from asyncthink.episode.modes import STRATEGIES
@@ -109,11 +109,11 @@ class ForkJoinSampler:
         if join not in self.decoder.join_modes:
             raise ValueError(
                 f"join: this model offers {', '.join(self.decoder.join_modes)}, got {join!r}: "
-                f"{self.decoder.why_not.get(join, 'unknown mode')}"
+                f"{self.decoder.unavailable.get(join, 'unknown mode')}"
             )
         self.codec = Codec(self.tokenizer, _stop_ids(self.decoder.model))
         self.cache = self.decoder.cache
-        self.heads = RoleHeads(self.prompts, self.codec, self.decoder)
+        self.heads = PrefixCache(self.prompts, self.codec, self.decoder)
         self._texts = ModelTexts(self.codec, self.heads.encode)
         self.engine = LocalEngine(
             self.decoder, self.heads, lambda *rows: self._draw(*rows), max_rows=max_rows, max_episodes=max_episodes

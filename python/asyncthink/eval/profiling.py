@@ -120,7 +120,7 @@ def profile(decoder: Decoder, tokenizer: Any, *, agents: int, prefix: int, token
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     if decoder.compiled and decoder.linears is None:
-        why = decoder.why_not.get("pack", "pack=False")
+        why = decoder.unavailable.get("pack", "pack=False")
         raise ValueError(f"a compiled decoder shows its linear layers only where they are packed: {why}")
     text = "3 " * prefix
     prompts = PromptFormat(

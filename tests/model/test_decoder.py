@@ -143,7 +143,7 @@ def test_other_positions_than_plain_rotary_join_exactly_only(family: str, change
             nn.init.uniform_(parameter, 0.5, 1.5)
     decoder = Decoder(model, num_pages=40)
     assert decoder.join_modes == ("exact",)
-    assert set(decoder.why_not) == {"append", "link", "pack"}
+    assert set(decoder.unavailable) == {"append", "link", "pack"}
     root, child = joined_branches(decoder, tokens(13, 5), tokens(9, 6), tokens(6, 7))
     for mode in ("append", "link"):
         with pytest.raises(DecoderError, match=reason):

@@ -58,7 +58,7 @@ def test_static_steps_give_the_logits_of_the_same_rows_run_eagerly(family: str, 
         return list(logits[:T].split([len(new) for _, new in work]))
 
     static = make(model, True)
-    assert "graphs" not in static.why_not
+    assert "graphs" not in static.unavailable
     got = history(static, feed)
     assert len(graphs_of(static).capacities) >= 3
     for logits, wide, plain in zip(
@@ -233,7 +233,7 @@ def test_a_model_that_cannot_be_captured_decodes_eagerly_and_says_why_once(late:
     with pytest.warns(RuntimeWarning, match="qwen3_moe cannot be captured: called a synchronizing operation; every"):
         (first,) = feed(decoder, (root, tokens(1, 1)))
     assert decoder.graphs is None
-    assert decoder.why_not["graphs"] == "qwen3_moe cannot be captured: called a synchronizing operation"
+    assert decoder.unavailable["graphs"] == "qwen3_moe cannot be captured: called a synchronizing operation"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (second,) = feed(decoder, (root, tokens(5, 2)))
@@ -245,14 +245,14 @@ def test_rope_that_depends_on_the_length_is_not_captured() -> None:
     model = tiny("llama", max_position_embeddings=64, rope_parameters=rope)
     decoder = make(model, True)
     assert decoder.graphs is None
-    assert decoder.why_not["graphs"] == "llama cannot be captured: its dynamic RoPE depends on the positions"
+    assert decoder.unavailable["graphs"] == "llama cannot be captured: its dynamic RoPE depends on the positions"
     assert decoder.join_modes == ("exact",)
     same(feed(decoder, (decoder.cache.root(), tokens(1, 1)))[0], eager(model, tokens(1, 1)))
 
 
 def test_on_the_cpu_only_when_asked_for() -> None:
     decoder = Decoder(tiny("qwen3"), num_pages=4)
-    assert decoder.graphs is None and "graphs" not in decoder.why_not
+    assert decoder.graphs is None and "graphs" not in decoder.unavailable
 
 
 def test_an_error_of_the_model_is_its_own_and_the_next_step_is_right() -> None:

@@ -1,6 +1,6 @@
 """Every causal-LM type of the installed transformers is served with its own logits, or refused with a reason.
 
-``python tests/model/test_model_survey.py`` writes the table of outcomes anew, for the transformers that is installed.
+``python tests/model/test_survey.py`` writes the table of outcomes anew, for the transformers that is installed.
 """
 
 from __future__ import annotations

@@ -128,15 +128,15 @@ def test_attention_told_other_values_than_eager_uses_is_found_by_the_probe(
 
 def test_keywords_dropped_or_refused_by_a_model_do_not_matter() -> None:
     """StableLM does not hand keywords to its layers; a forward without **kwargs takes none at all."""
-    assert Decoder(tiny("stablelm"), num_pages=4)._borrowed.takes_step
+    assert Decoder(tiny("stablelm"), num_pages=4)._hooked.takes_step
     strict = tiny("qwen3")
     forward = strict.forward
     strict.forward = lambda input_ids, position_ids=None, use_cache=None, return_dict=None: forward(  # type: ignore[method-assign]
         input_ids=input_ids, position_ids=position_ids, use_cache=use_cache, return_dict=return_dict
     )
     decoder = Decoder(strict, num_pages=4)
-    assert not decoder._borrowed.takes_step
-    assert not decoder._borrowed.keeps_logits
+    assert not decoder._hooked.takes_step
+    assert not decoder._hooked.keeps_logits
     expected = Decoder(tiny("qwen3"), num_pages=4)
     logits = [d.forward(tokens(5, 1), d.cache.plan([(d.cache.root(), 5)]), [4, 1]) for d in (decoder, expected)]
     torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)

@@ -272,7 +272,7 @@ def test_a_live_model_stays_where_it_lies(plain: Path, given: dict[str, Any]) ->
 
 def test_explain_names_what_is_not_available(plain: Path) -> None:
     decoder = Decoder.load(plain, device="cpu", num_pages=16)
-    decoder.why_not["link"] = "its keys cannot be moved"
+    decoder.unavailable["link"] = "its keys cannot be moved"
     told = decoder.explain()
     assert told.keys() == {
         "model", "device", "dtype", "pack", "graphs", "compile", "joins", "positions", "cache",
