@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from asyncthink import SamplingParams
-from asyncthink.episode.options import CONTEXTS, JOINS
+from asyncthink.episode.options import Context, JoinMode
 from asyncthink.episode.records import Event, TokenEvent
 from scripted import END, sampler
 
@@ -21,14 +21,14 @@ ISOLATED = [WHOLE, "I:a\none<RETURN>r1</RETURN>", "I:bb\ntwo, long<RETURN>r two<
 def clean(s):
     """Nothing is held but the role heads."""
     s.cache.check()
-    heads = len(s.heads._branches)
+    heads = len(s.prefixes._branches)
     assert len(s.cache.branches) == heads
-    s.heads.clear()
+    s.prefixes.clear()
     assert s.cache.used_pages == 0
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("context", Context)
+@pytest.mark.parametrize("join", JoinMode)
 @pytest.mark.parametrize("max_rows", [3, 64])
 def test_organizes(context, join, max_rows):
     s = sampler(SHARED if context == "shared" else ISOLATED, context=context, join=join, max_rows=max_rows)
@@ -49,7 +49,7 @@ def test_organizes(context, join, max_rows):
     kinds = [e.kind for e in episode.events]
     assert kinds[:3] == ["start", "fork", "fork"] and kinds[-1] == "answer" and kinds.count("join") == 2
     assert (episode.kv_bytes_copied > 0) == (join == "append")
-    assert (episode.kv_bytes_shared > 0) == (context == "shared" or join == "link" or bool(s.heads._branches))
+    assert (episode.kv_bytes_shared > 0) == (context == "shared" or join == "link" or bool(s.prefixes._branches))
     clean(s)
 
 
@@ -66,7 +66,7 @@ def test_worker_steps_in_the_step_after_its_fork_and_organizer_never_stops():
     assert len(episode.step_times) == max(own) + 1
 
 
-@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("join", JoinMode)
 def test_glued_boundaries(join):
     """`>` glued to what follows, and a returned text that begins and ends inside tokens."""
     worker = "O:q\n<FORK-1>a</FORK-1>\nW:x<RETURN>abcd</RETURN>"

@@ -15,7 +15,7 @@ from test_sampler import GREEDY, ISOLATED, SHARED, clean
 
 import tiny_models as tm
 from asyncthink import ForkJoinSampler, SamplingParams
-from asyncthink.episode.options import CONTEXTS, JOINS
+from asyncthink.episode.options import Context, JoinMode
 from asyncthink.episode.records import Event, TokenEvent
 from asyncthink.model.decoder import Decoder
 from scripted import PROMPTS, ScriptedDecoder, sampler, tokenizer
@@ -95,8 +95,8 @@ def test_a_stream_closed_by_a_listener_is_dropped_after_the_step():
     clean(s)
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("context", Context)
+@pytest.mark.parametrize("join", JoinMode)
 @pytest.mark.parametrize("pages", [45, 52, 60])
 def test_a_paused_stream_goes_on_where_it_was(context, join, pages):
     texts = SHARED if context == "shared" else ISOLATED
@@ -136,7 +136,7 @@ def test_paused_lone_traces_go_on_where_they_were(mode):
     clean(s)
 
 
-@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("join", JoinMode)
 def test_pauses_change_no_token_of_a_model(join):
     """K and V that are computed again are those that were drawn from: log-probabilities say so."""
     model, tok = tm.organizer()
@@ -353,6 +353,6 @@ def test_heads_without_room_are_left_out():
     with organized.stream("q" * 60, GREEDY) as stream:
         next(stream)
         (episode,) = alone.generate(["z"], GREEDY)
-        assert episode.finish == "out_of_pages" and not alone.heads._branches
+        assert episode.finish == "out_of_pages" and not alone.prefixes._branches
         assert next(stream)
     clean(organized)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from asyncthink import ForkJoinSampler, SamplingParams
-from asyncthink.episode.options import CONTEXTS, JOINS
+from asyncthink.episode.options import Context, JoinMode
 from scripted import PROMPTS
 from tiny_models import organizer
 
@@ -27,7 +27,7 @@ def interesting(episodes):
     return [e for e in episodes if e.joins and any(t.returned for t in e.traces[1:])]
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("context", Context)
 def test_logprobs_equal_plain_eager(parts, context):
     model, _ = parts
     s = build(parts, context=context, join="exact")
@@ -45,8 +45,8 @@ def test_logprobs_equal_plain_eager(parts, context):
                     assert trace.logprobs[k] == pytest.approx(float(logp[first + k - 1, trace.tokens[k]]), abs=1e-4)
 
 
-@pytest.mark.parametrize("join", JOINS)
-@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("join", JoinMode)
+@pytest.mark.parametrize("context", Context)
 def test_seed_makes_the_episode_whatever_else_is_in_the_batch(parts, context, join):
     s = build(parts, context=context, join=join)
     batch = s.generate(["q"] * 16, [PARAMS.with_seed(k) for k in range(16)])
@@ -57,7 +57,7 @@ def test_seed_makes_the_episode_whatever_else_is_in_the_batch(parts, context, jo
             assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
     assert len({tuple(e.traces[0].tokens) for e in batch}) > 1
     s.cache.check()
-    s.heads.clear()
+    s.prefixes.clear()
     assert s.cache.used_pages == 0
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_engine import END, ScriptedEngine, tokens
 
-from asyncthink.episode.options import CONTEXTS, JOINS, MODES, Options
+from asyncthink.episode.options import Context, JoinMode, Mode, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.records import Event
 from asyncthink.episode.wishes import Begin, Feed, Fork, Release, Splice
@@ -36,8 +36,8 @@ def engine(scripts, mode="asyncthink", context="shared", join="exact", pool=3, p
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.lists(WORKERS, max_size=3), ORGANIZERS, st.sampled_from(MODES), st.sampled_from(CONTEXTS),
-    st.sampled_from(JOINS), st.integers(1, 3), st.lists(st.sampled_from([0, 1, 1]), min_size=1, max_size=5),
+    st.lists(WORKERS, max_size=3), ORGANIZERS, st.sampled_from(Mode), st.sampled_from(Context),
+    st.sampled_from(JoinMode), st.integers(1, 3), st.lists(st.sampled_from([0, 1, 1]), min_size=1, max_size=5),
     st.sampled_from([None, 40, 70]), st.sampled_from([None, 60]),
 )  # fmt: skip
 def test_wishes_make_the_contexts_of_the_record(workers, organizer, mode, context, join, pool, order, limit, total):
@@ -60,8 +60,8 @@ def test_wishes_make_the_contexts_of_the_record(workers, organizer, mode, contex
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(WORKERS, max_size=3), ORGANIZERS, st.sampled_from(MODES), st.sampled_from(CONTEXTS),
-    st.sampled_from(JOINS), st.lists(st.sampled_from([0, 1, 1]), min_size=1, max_size=5), st.integers(0, 60),
+    st.lists(WORKERS, max_size=3), ORGANIZERS, st.sampled_from(Mode), st.sampled_from(Context),
+    st.sampled_from(JoinMode), st.lists(st.sampled_from([0, 1, 1]), min_size=1, max_size=5), st.integers(0, 60),
 )  # fmt: skip
 def test_contexts_are_made_anew_at_any_step(workers, organizer, mode, context, join, order, pause):
     """An engine that gave everything up gets the same contexts again, and the episode goes on as if nothing was."""

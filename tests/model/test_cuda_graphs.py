@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 from asyncthink import ForkJoinSampler, SamplingParams
-from asyncthink.episode.options import JOINS
+from asyncthink.episode.options import JoinMode
 from asyncthink.episode.records import Episode
 from asyncthink.model.cuda_graphs import MAX_ROWS, CaptureError, Rerun, StepGraphs
 from asyncthink.model.decoder import Decoder
@@ -73,7 +73,7 @@ def sampled(parts: tuple[nn.Module, Any], params: SamplingParams, **options: Any
     sampler = ForkJoinSampler(model, tok, prompts=PROMPTS, num_pages=2000, **options)
     episodes = sampler.generate(["q"] * 12, [params.with_seed(k) for k in range(12)])
     sampler.cache.check()
-    sampler.heads.clear()
+    sampler.prefixes.clear()
     assert sampler.cache.used_pages == 0
     return episodes, sampler.decoder
 
@@ -84,7 +84,7 @@ def parts() -> tuple[nn.Module, Any]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("join", JoinMode)
 def test_episodes_are_the_same_with_and_without(
     join: str, temperature: float, device: str, parts: tuple[nn.Module, Any]
 ) -> None:
@@ -114,7 +114,7 @@ def test_a_cancelled_episode_leaves_nothing(parts: tuple[nn.Module, Any]) -> Non
     (again,) = sampler.generate(["q"], params)
     assert [trace.tokens for trace in again.traces] == [trace.tokens for trace in alone.traces]
     sampler.cache.check()
-    sampler.heads.clear()
+    sampler.prefixes.clear()
     assert sampler.cache.used_pages == 0
 
 

@@ -21,7 +21,7 @@ from asyncthink.model import auto_dtype
 from asyncthink.model import files as model_files
 from asyncthink.model.files import device_for, dtype_for, load_network, load_tokenizer
 from asyncthink.protocol.chat import prompts_for
-from asyncthink.protocol.tags import DEFAULT_PROMPTS, PromptFormat
+from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
 from asyncthink.train.loading import ModelOptions, load
 from untrained import PROMPTS, save_untrained
 
@@ -265,7 +265,7 @@ def test_a_live_model_stays_where_it_lies(plain: Path, given: dict[str, Any]) ->
     sampler = ForkJoinSampler(model, tokenizer, num_pages=16, page_size=8, pack=False)
     assert sampler.cache.page_size == 8
     told = sampler.explain()
-    assert told["device"] == "cpu: where the live model lies"
+    assert told["device"] == "cpu: where the live model is"
     assert told["dtype"] == "float32, as the live model has it"
     assert told["pack"] == "no: switched off"
 

@@ -217,9 +217,7 @@ def test_a_torch_that_packs_otherwise_is_said_aloud(monkeypatch: pytest.MonkeyPa
         raise AttributeError("no such op")
 
     monkeypatch.setattr(linear, "pack", gone)
-    with pytest.warns(
-        RuntimeWarning, match="run unpacked: torch .* packs in another way: AttributeError: no such op"
-    ):
+    with pytest.warns(RuntimeWarning, match="run unpacked: torch .* packs in another way: AttributeError: no such op"):
         decoder = Decoder(model, **SIZES)
     assert "no such op" in decoder.unavailable["pack"]
     same(feed(decoder, (decoder.cache.root(), trunk))[0], eager(model, trunk))

@@ -14,8 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from asyncthink.protocol.chat import ChatPrompts, chat_prompts, prompts_for
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import turns
-from asyncthink.protocol.prompts import Part, PromptFormat
-from asyncthink.protocol.tags import DEFAULT_PROMPTS
+from asyncthink.protocol.prompts import DEFAULT_PROMPTS, Part, PromptFormat
 from asyncthink.train.tokenizer import build_tokenizer
 from toy_tokenizers import (
     ALTERNATES,
@@ -99,7 +98,7 @@ def test_what_users_say_is_told_from_what_the_template_says() -> None:
         ("x", False),
         ("\n<|end|>\n<|start|>assistant\n", True),
     ]
-    assert prompts.head("solo") == "<|start|>user\nSolve: "
+    assert prompts.prefix("solo") == "<|start|>user\nSolve: "
     assert said(prompts.parts("worker_shared", subquery=" x<|end|>")) == [" x<|end|>"]
     assert said(prompts.parts("worker_isolated", subquery=" x")) == ["x"]
     assert prompts.fill("worker_isolated", subquery="") == "<|start|>user\nDo alone: \n<|end|>\n<|start|>assistant\n"

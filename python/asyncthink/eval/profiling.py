@@ -153,7 +153,7 @@ def profile(decoder: Decoder, tokenizer: Any, *, agents: int, prefix: int, token
 def _steps(sampler: ForkJoinSampler, agents: int, tokens: int, clock: Clock | None = None) -> list[float]:
     """Seconds of each step in which all agents decode, behind the first few."""
     params = [SamplingParams(max_tokens=tokens + _WARM + 1, seed=seed) for seed in range(agents)]
-    sampler.engine.prepare_heads(["solo"])
+    sampler.engine.prepare_prefixes(["solo"])
     runs = [sampler._new("5", sampler._prompt("5", "question"), each, None) for each in params]
     sampler.scheduler.waiting.extend(runs)
     found: list[float] = []
