@@ -1,4 +1,4 @@
-"""Prompts of a whole run: heads end where the tokens agree, anything may be cached already, user text stays text."""
+"""Prompts and cached prefixes: a fork shares the common tokens only, and user text never becomes control tokens."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_question_that_is_wholly_cached() -> None:
     s.cache.check()
 
 
-def test_an_empty_subquery_beside_a_cached_head() -> None:
+def test_an_empty_subquery_with_a_cached_prefix() -> None:
     whole = "O:q<FORK-1></FORK-1><JOIN-1></JOIN-1><ANSWER>1</ANSWER>"
     s = served([whole, "I:<RETURN></RETURN>", "O:z<ANSWER>2</ANSWER>"], context="isolated")
     assert [e.answer for e in s.generate(["q", "z"], GREEDY)] == ["1", "2"]
@@ -64,8 +64,8 @@ def test_a_prompt_without_any_token_is_refused() -> None:
     assert s.prefixes.encode("worker_shared", subquery="") == []
 
 
-def test_a_head_ends_where_head_and_prompt_agree() -> None:
-    """The space before the question belongs to its first word: the head's last token is not the prompt's."""
+def test_a_fork_ends_where_prefix_and_prompt_differ() -> None:
+    """The space before the question is part of its first word, so the prefix's last token is not the prompt's."""
     tok = byte_level()
     s = served([], PromptFormat("Problem: {question}\n", "", "{subquery}", "Problem: {question}"), tok)
     s.prefixes.prepare(["organizer"])

@@ -1,4 +1,4 @@
-"""The sampler's behaviour on scripted agents: who sees what, when it steps, how it ends, and that no page leaks."""
+"""The sampler on scripted agents: what each agent sees, when it steps, how it ends, and that no page leaks."""
 
 import dataclasses
 
@@ -19,10 +19,10 @@ ISOLATED = [WHOLE, "I:a\none<RETURN>r1</RETURN>", "I:bb\ntwo, long<RETURN>r two<
 
 
 def clean(s):
-    """Nothing is held but the role heads."""
+    """The cached prefixes are all that is held."""
     s.cache.check()
-    heads = len(s.prefixes._branches)
-    assert len(s.cache.branches) == heads
+    prefixes = len(s.prefixes._branches)
+    assert len(s.cache.branches) == prefixes
     s.prefixes.clear()
     assert s.cache.used_pages == 0
 
@@ -68,7 +68,7 @@ def test_worker_steps_in_the_step_after_its_fork_and_organizer_never_stops():
 
 @pytest.mark.parametrize("join", JoinMode)
 def test_glued_boundaries(join):
-    """`>` glued to what follows, and a returned text that begins and ends inside tokens."""
+    """Tokens that hold `>` and the text after it, and a returned text that begins and ends inside tokens."""
     worker = "O:q\n<FORK-1>a</FORK-1>\nW:x<RETURN>abcd</RETURN>"
     whole = "O:q\n<FORK-1>a</FORK-1>\n!<JOIN-1>\nabcd</JOIN-1>.<ANSWER>1</ANSWER>  "
     s = sampler([whole, worker], ">\n", ">a", "d<", ">  ", join=join)
@@ -106,7 +106,7 @@ def test_page_exhaustion_preempts_and_everyone_finishes():
     clean(s)
 
 
-def test_an_episode_too_big_for_the_cache_ends_alone():
+def test_an_episode_too_big_for_the_cache_ends_without_the_others():
     s = sampler(SHARED, num_pages=20)
     (episode,) = s.generate(["q"], GREEDY)
     assert episode.finish == "out_of_pages" and episode.answer is None

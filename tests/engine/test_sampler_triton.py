@@ -1,4 +1,4 @@
-"""Whole episodes on the Triton kernels, in static buffers as captured steps use them: the same tokens as elsewhere."""
+"""Whole episodes on the Triton kernels, in the static buffers of captured steps: the tokens of the other backends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot be served is refused at load, each case with its own one-line error that names the model type."""
+"""Models that cannot be served are refused at load, each with a one-line error that names the model type."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 def refusal(model: nn.Module) -> str:
-    """The error of a model that is not served: one line, and the model is as it was."""
+    """The error of a model that is not served: one line. The model is unchanged."""
     config = getattr(model, "config", None)
     before = getattr(config, "_attn_implementation", None)
     with pytest.raises(DecoderError) as caught:
@@ -127,7 +127,7 @@ def test_attention_told_other_values_than_eager_uses_is_found_by_the_probe(
 
 
 def test_keywords_dropped_or_refused_by_a_model_do_not_matter() -> None:
-    """StableLM does not hand keywords to its layers; a forward without **kwargs takes none at all."""
+    """StableLM does not pass keywords to its layers; a forward without **kwargs accepts none."""
     assert Decoder(tiny("stablelm"), num_pages=4)._hooked.takes_step
     strict = tiny("qwen3")
     forward = strict.forward
@@ -146,8 +146,8 @@ def test_size_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("qwen3")
     page = 16 * 3 * 2 * 2 * 16 * 4  # tokens, layers, kv heads, K and V, head_dim, bytes
     assert Decoder(model, num_pages=5).cache.num_pages == 5
-    made = Decoder(model, memory_bytes=10 * page - 1, page_size=16)
-    assert made.cache.num_pages == made.storage.num_pages == 9
+    decoder = Decoder(model, memory_bytes=10 * page - 1, page_size=16)
+    assert decoder.cache.num_pages == decoder.storage.num_pages == 9
     monkeypatch.setattr(model_memory, "free_memory", lambda device: 80 * page)
     assert Decoder(model).cache.num_pages == 20
     monkeypatch.setattr(model_memory, "DEFAULT_TOKENS", 64)

@@ -1,4 +1,4 @@
-"""Packed linear layers: the same logits, weights that change are followed, and a model is left as it was."""
+"""Packed linear layers: the same logits, changed weights are packed again, and the model is restored."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_no_trace_is_left_even_by_an_error() -> None:
 
 
 def test_what_others_put_into_a_layer_stays() -> None:
-    """A forward on the instance, as some libraries set it, is theirs; so is a weight that is computed."""
+    """A forward that a library set on the instance is kept, and so is a layer whose weight is computed."""
     model, x = plain(), torch.randn(3, 48)
     linears = PackedLinears(model)
     own = model[0].forward

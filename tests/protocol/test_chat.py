@@ -1,4 +1,4 @@
-"""Prompts in a model's own format: the ids are transformers' own, and what messages say stays text."""
+"""Prompts in a model's chat format: the ids are those of transformers, and messages make no control tokens."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def ask(*contents: str) -> list[dict[str, Any]]:
 
 
 def rendered(tokenizer: Any, prompts: PromptFormat, name: str, messages: list[dict[str, Any]]) -> list[int]:
-    """Ids of the conversation in which the last content stands in the plain template, as transformers makes them."""
+    """transformers' ids of the conversation, with the last content inside the plain template."""
     *earlier, last = messages
     whole = [*earlier, {"role": "user", "content": prompts.fill(name, question=last["content"])}]
-    made = tokenizer.apply_chat_template(whole, tokenize=True, add_generation_prompt=True, enable_thinking=False)
-    return list(made["input_ids"])
+    encoded = tokenizer.apply_chat_template(whole, tokenize=True, add_generation_prompt=True, enable_thinking=False)
+    return list(encoded["input_ids"])
 
 
 def said(parts: list[Part]) -> list[str]:

@@ -44,9 +44,9 @@ def read(role: str, *pieces: str, close: bool = False) -> list[tags.Action]:
 
 
 def spans(actions: list[tags.Action]) -> list[tuple[int, int, int, int]]:
-    """Offsets without the overrun, which alone may depend on where the pieces were cut."""
-    found = [action.span for action in actions if not isinstance(action, FormatError)]
-    return [(span.start, span.begin, span.end, span.stop) for span in found]
+    """Offsets without the overrun, the only part that may depend on where the pieces were cut."""
+    spans = [action.span for action in actions if not isinstance(action, FormatError)]
+    return [(span.start, span.begin, span.end, span.stop) for span in spans]
 
 
 def cut(text: str, places: list[int]) -> list[str]:
@@ -133,7 +133,7 @@ def test_format_errors(role: str, text: str, reason: str) -> None:
 CLOSING = (tags.UNCLOSED_TAG, tags.NO_ANSWER, tags.NO_RETURN)
 
 
-def test_the_sampler_reports_what_only_it_can_know() -> None:
+def test_the_core_reports_its_own_format_errors() -> None:
     for reason in (tags.POOL_OVERFLOW, tags.BUDGET_EXCEEDED):
         parser = Parser("organizer")
         assert str(parser.fail(reason, "<FORK-4>")) == f"{reason}: <FORK-4>"
