@@ -139,12 +139,7 @@ class Decoder:
         if compile:
             self._hooked.compiled = CompiledModel(model, "inductor" if compile is True else compile)
         if graphs or (graphs is None and self.device.type == "cuda"):
-            if changing is None:
-                recorder = CudaRecorder(self.device) if self.device.type == "cuda" else Rerun()
-                self.graphs = StepGraphs(self._attention, model, self._pass, recorder)
-            else:
-                reason = f"its {changing[0]} RoPE depends on the positions"
-                self.unavailable["graphs"] = f"{kind} cannot be captured: {reason}"
+            self._set_up_graphs(None if changing is None else f"its {changing[0]} RoPE depends on the positions")
 
     @classmethod
     def load(
@@ -253,6 +248,14 @@ class Decoder:
             except BaseException:
                 self.cache.truncate(dst, before)  # so that slots which were never written are not read
                 raise
+
+    def _set_up_graphs(self, impossible: str | None) -> None:
+        """Run decode steps from static buffers, unless there is a reason why that is ``impossible``."""
+        if impossible is not None:
+            self.unavailable["graphs"] = f"{self._kind} cannot be captured: {impossible}"
+            return
+        recorder = CudaRecorder(self.device) if self.device.type == "cuda" else Rerun()
+        self.graphs = StepGraphs(self._attention, self.model, self._pass, recorder)
 
     def _pass(self, step: Step, rows: Tensor) -> Tensor:
         """One forward pass -> logits [N,V] of rows [N]."""

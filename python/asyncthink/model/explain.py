@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from asyncthink.model.auto_dtype import dtype_name
+from asyncthink.model.joins import CACHE_JOINS
 
 
 def explain(decoder: Any) -> dict[str, str]:
     """One sentence each on a Decoder's device, dtype, packed layers, graphs, compilation, join modes and cache."""
     storage, cache = decoder.storage, decoder.cache
     parameters = sum(parameter.numel() for parameter in decoder.model.parameters())
-    joins = [f"{mode}: {decoder.unavailable[mode]}" for mode in ("append", "link") if mode in decoder.unavailable]
+    joins = [f"{mode}: {decoder.unavailable[mode]}" for mode in CACHE_JOINS if mode in decoder.unavailable]
     return {
         "model": f"{type(decoder.model).__name__}, {parameters:,} parameters",
         "device": f"{decoder.device}: {decoder.why_device}",
