@@ -15,12 +15,12 @@ from collections import defaultdict
 import pytest
 import torch
 
+from asyncthink.episode.options import JoinMode
 from asyncthink.model.decoder import Decoder
 from asyncthink_kernels.cache import Branch
 from bench_generation import SHAPE, TINY, random_qwen3
 
 JOINED, WORKERS = 64, 4
-MODES = ("exact", "append", "link")
 
 
 def feed(decoder: Decoder, branch: Branch, tokens: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_four_joins(benchmark, table, quick, prefix):
     found: dict[str, list[list[float]]] = defaultdict(list)
 
     def in_turn() -> None:
-        for mode in MODES:
+        for mode in JoinMode:
             found[mode].append(episode(decoder, root, workers, returns, mode))
 
     benchmark.pedantic(in_turn, rounds=(3 if quick else 6) if timed else 1, warmup_rounds=1 if timed else 0)

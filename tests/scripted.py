@@ -1,7 +1,7 @@
-"""A decoder whose next token is a plain function of the text each row can see: the sampler's tests without a model.
+"""A decoder whose next token is a function of the text that each row sees: tests of the sampler without a model.
 
-What a row sees is read back through the step's plan (items, pages, entries) and a table of which token lies in which
-slot. So a wrong page, a wrong prefix or a lost join changes the text, and the script no longer continues it.
+The text of a row is read through the step's plan (items, pages, entries) and a table of the token in each slot. So a
+wrong page, a wrong prefix or a lost join changes the text, and the script does not continue it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n", END, "é"]
 
 
 def tokenizer(*glued: str) -> PreTrainedTokenizerFast:
-    """One token a character, and one for each string of ``glued`` (longest first)."""
+    """One token for each character, and one for each string of ``glued`` (longest first)."""
     words = sorted(glued, key=len, reverse=True)
     vocabulary = {word: number for number, word in enumerate([*_CHARACTERS, *words])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
@@ -53,7 +53,7 @@ class ScriptedDecoder(Decoder):
         self, tok: PreTrainedTokenizerFast, scripts: Sequence[str], num_pages: int = 256, page_size: int = 4
     ) -> None:
         self.tok, self.scripts = tok, list(scripts)
-        self._model, self.join_modes, self.why_not = nn.Module(), ("exact", "append", "link"), {}
+        self._model, self.join_modes, self.unavailable = nn.Module(), ("exact", "append", "link"), {}
         self.cache = TreeCache(num_pages, page_size, chunk=4 * page_size)
         self.storage = types.SimpleNamespace(bytes_per_token=1)
         self.slots = torch.full((num_pages * page_size,), -1)
@@ -84,20 +84,17 @@ class ScriptedDecoder(Decoder):
 
     def slots_seen(self, plan, row: int) -> list[int]:  # type: ignore[no-untyped-def]
         """The slot that a row reads for each position, 0 to its own."""
-        found: dict[int, int] = {}
+        slots: dict[int, int] = {}  # by position
         for page, offset, _, position, first, last in plan.items.tolist():
             for r, begin, end, shift, _ in plan.entries[first:last].tolist():
                 for k in range(begin, end) if r == row else ():
-                    at = offset + k
-                    slot = (
-                        int(plan.pages[page + at // self.cache.page_size]) * self.cache.page_size
-                        + at % self.cache.page_size
-                    )
-                    where = position + k + int(plan.shifts[shift])
-                    assert where not in found, "two tokens at one position"
-                    found[where] = slot
-        assert sorted(found) == list(range(int(plan.positions[row]) + 1)), "positions seen are not 0..position"
-        return [found[k] for k in sorted(found)]
+                    skipped, within = divmod(offset + k, self.cache.page_size)
+                    slot = int(plan.pages[page + skipped]) * self.cache.page_size + within
+                    seen_at = position + k + int(plan.shifts[shift])
+                    assert seen_at not in slots, "two tokens at one position"
+                    slots[seen_at] = slot
+        assert sorted(slots) == list(range(int(plan.positions[row]) + 1)), "positions seen are not 0..position"
+        return [slots[k] for k in sorted(slots)]
 
     def _next(self, text: str) -> int:
         for script in self.scripts:

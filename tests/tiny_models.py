@@ -1,4 +1,4 @@
-"""Tiny random decoders of many families, steps of them, and what plain eager transformers makes of them."""
+"""Tiny random decoders of many families, their steps, and the logits of plain eager transformers."""
 
 from __future__ import annotations
 
@@ -112,14 +112,14 @@ def eager(model: nn.Module, context: Tensor, *, start: int = 0, past: DynamicCac
 
 
 def eager_cache(model: nn.Module, context: Tensor, *, start: int = 0) -> DynamicCache:
-    """K and V of all layers for context [T] at positions start.., none dropped."""
+    """K and V of all layers and all tokens for context [T] at positions start..."""
     cache = DynamicCache()
     eager(model, context, start=start, past=cache)
     return cache
 
 
 def spliced(caches: Sequence[tuple[DynamicCache, int, int]]) -> DynamicCache:
-    """One cache out of the token spans [start, stop) of others."""
+    """One cache from token spans [start, stop) of others."""
     joined = DynamicCache()
     for layer in range(len(caches[0][0].layers)):
         k = torch.cat([cache.layers[layer].keys[:, :, start:stop] for cache, start, stop in caches], dim=2)
@@ -145,7 +145,7 @@ def same(got: Tensor, expected: Tensor, tolerance: float = 5e-5) -> None:
 
 
 def joined_branches(decoder: Decoder, trunk: Tensor, own: Tensor, worker: Tensor) -> tuple[Branch, Branch]:
-    """An organizer that went on with ``own`` after forking a worker at the end of ``trunk``."""
+    """An organizer and its worker, forked at the end of ``trunk``: they continue with ``own`` and ``worker``."""
     root = decoder.cache.root()
     feed(decoder, (root, trunk))
     child = decoder.cache.fork(root)
@@ -154,7 +154,7 @@ def joined_branches(decoder: Decoder, trunk: Tensor, own: Tensor, worker: Tensor
 
 
 def organizer() -> tuple[nn.Module, Any]:
-    """A model with a good chance to organize, each tag making the next sensible token likely, and its tokenizer."""
+    """A model that often organizes, because each tag makes a plausible next token likely, and its tokenizer."""
     tok = tokenizer(*TAGS)
     torch.manual_seed(0)
     config = Qwen3Config(
@@ -174,7 +174,7 @@ def organizer() -> tuple[nn.Module, Any]:
 
 
 def taught(family: str) -> tuple[nn.Module, Any]:
-    """A tiny model of a family in which attention matters, inclined to organize all the same; and its tokenizer."""
+    """A tiny model of a family in which attention matters, and which often organizes; and its tokenizer."""
     tok = tokenizer(*TAGS)
     model = tiny(family, vocab_size=len(tok), tie_word_embeddings=False, eos_token_id=tok.eos_token_id)
     into, out = model.get_input_embeddings().weight, model.get_output_embeddings().weight

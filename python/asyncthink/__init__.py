@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from asyncthink.episode.options import Options
 from asyncthink.episode.records import Episode, Event, Trace
-from asyncthink.protocol.tags import DEFAULT_PROMPTS, Parser, PromptFormat
+from asyncthink.protocol.parser import Parser
+from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
 
 if TYPE_CHECKING:
     from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams, TokenEvent
@@ -41,7 +42,7 @@ _FROM_SAMPLER = ("ForkJoinSampler", "SamplingParams", "TokenEvent")
 
 
 def checkpoint_path(name: str = "countdown") -> Path:
-    """The folder of a checkpoint that ships with the package. Raises ValueError, naming those there are.
+    """The folder of a checkpoint that ships with the package. Raises ValueError, with their names, for another one.
 
     >>> checkpoint_path("countdown").name
     'countdown'
@@ -54,7 +55,7 @@ def checkpoint_path(name: str = "countdown") -> Path:
 
 
 def __getattr__(name: str) -> Any:
-    # Sampler and decoder bring torch and transformers: seconds of import that records, protocol and viz do not need.
+    # Sampler and decoder import torch and transformers, which takes seconds; records, protocol and view need neither.
     if name in _FROM_SAMPLER:
         from asyncthink.engine import sampler
 

@@ -1,4 +1,4 @@
-"""Ids to text, token by token: what decoding all at once gives, whatever bytes come; and which tokens hold a text."""
+"""Ids to text, token by token: equal to decoding all at once, for any bytes; and the tokens of a part of the text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def streamed(c: Codec, ids: list[int], context: list[int] | None = None) -> str:
 
 
 def as_given_out(tok: PreTrainedTokenizerFast, ids: list[int]) -> list[int]:
-    """``ids`` with U+FFFD in place of each byte token behind the complete characters of a run that is invalid."""
+    """``ids`` with U+FFFD for each byte token of an invalid run, except for the complete characters before it."""
     made, run = [], b""
     for token in [*ids, None]:
         byte = re.fullmatch("<0x(..)>", tok.convert_ids_to_tokens(token) or "") if token is not None else None
@@ -157,7 +157,7 @@ RETURNS = ["42", " 42 ", "", "x<|end|>y", "a섬", "é", "d", "two\nlines", "<FOR
 @pytest.mark.parametrize("text", RETURNS)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "shipped"])
 def test_a_join_inserts_the_return_and_its_closing_tag(kind: str, text: str) -> None:
-    """Whatever tokens the worker wrote it in: those of its own tokens, or spelled character by character."""
+    """For any tokens of the worker: the tokenizer's own, or one for each character."""
     c = codec(kind)
     if kind == "glued" and not text.isascii():
         return

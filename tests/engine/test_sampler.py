@@ -1,11 +1,11 @@
-"""The sampler's behaviour on scripted agents: who sees what, when it steps, how it ends, and that no page leaks."""
+"""The sampler on scripted agents: what each agent sees, when it steps, how it ends, and that no page leaks."""
 
 import dataclasses
 
 import pytest
 
 from asyncthink import SamplingParams
-from asyncthink.episode.options import CONTEXTS, JOINS
+from asyncthink.episode.options import Context, JoinMode
 from asyncthink.episode.records import Event, TokenEvent
 from scripted import END, sampler
 
@@ -19,16 +19,16 @@ ISOLATED = [WHOLE, "I:a\none<RETURN>r1</RETURN>", "I:bb\ntwo, long<RETURN>r two<
 
 
 def clean(s):
-    """Nothing is held but the role heads."""
+    """The cached prefixes are all that is held."""
     s.cache.check()
-    heads = len(s.heads._branches)
-    assert len(s.cache.branches) == heads
-    s.heads.clear()
+    prefixes = len(s.prefixes._branches)
+    assert len(s.cache.branches) == prefixes
+    s.prefixes.clear()
     assert s.cache.used_pages == 0
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("context", Context)
+@pytest.mark.parametrize("join", JoinMode)
 @pytest.mark.parametrize("max_rows", [3, 64])
 def test_organizes(context, join, max_rows):
     s = sampler(SHARED if context == "shared" else ISOLATED, context=context, join=join, max_rows=max_rows)
@@ -49,7 +49,7 @@ def test_organizes(context, join, max_rows):
     kinds = [e.kind for e in episode.events]
     assert kinds[:3] == ["start", "fork", "fork"] and kinds[-1] == "answer" and kinds.count("join") == 2
     assert (episode.kv_bytes_copied > 0) == (join == "append")
-    assert (episode.kv_bytes_shared > 0) == (context == "shared" or join == "link" or bool(s.heads._branches))
+    assert (episode.kv_bytes_shared > 0) == (context == "shared" or join == "link" or bool(s.prefixes._branches))
     clean(s)
 
 
@@ -66,9 +66,9 @@ def test_worker_steps_in_the_step_after_its_fork_and_organizer_never_stops():
     assert len(episode.step_times) == max(own) + 1
 
 
-@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("join", JoinMode)
 def test_glued_boundaries(join):
-    """`>` glued to what follows, and a returned text that begins and ends inside tokens."""
+    """Tokens that hold `>` and the text after it, and a returned text that begins and ends inside tokens."""
     worker = "O:q\n<FORK-1>a</FORK-1>\nW:x<RETURN>abcd</RETURN>"
     whole = "O:q\n<FORK-1>a</FORK-1>\n!<JOIN-1>\nabcd</JOIN-1>.<ANSWER>1</ANSWER>  "
     s = sampler([whole, worker], ">\n", ">a", "d<", ">  ", join=join)
@@ -106,7 +106,7 @@ def test_page_exhaustion_preempts_and_everyone_finishes():
     clean(s)
 
 
-def test_an_episode_too_big_for_the_cache_ends_alone():
+def test_an_episode_too_big_for_the_cache_ends_without_the_others():
     s = sampler(SHARED, num_pages=20)
     (episode,) = s.generate(["q"], GREEDY)
     assert episode.finish == "out_of_pages" and episode.answer is None

@@ -1,4 +1,4 @@
-"""How calls of the sampler end, whatever happens on the way: nobody else is harmed and no page stays."""
+"""How calls of the sampler end after any failure: other episodes continue, and no page leaks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from test_sampler import GREEDY, ISOLATED, SHARED, clean
 
 import tiny_models as tm
 from asyncthink import ForkJoinSampler, SamplingParams
-from asyncthink.episode.options import CONTEXTS, JOINS
+from asyncthink.episode.options import Context, JoinMode
 from asyncthink.episode.records import Event, TokenEvent
 from asyncthink.model.decoder import Decoder
 from scripted import PROMPTS, ScriptedDecoder, sampler, tokenizer
@@ -69,7 +69,7 @@ def test_a_listener_may_not_call_its_sampler():
     clean(s)
 
 
-def test_a_stream_that_nobody_holds_is_cancelled():
+def test_a_stream_without_references_is_cancelled():
     s = sampler(SHARED)
     for _ in range(3):
         for event in s.stream("q", GREEDY):
@@ -95,8 +95,8 @@ def test_a_stream_closed_by_a_listener_is_dropped_after_the_step():
     clean(s)
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("context", Context)
+@pytest.mark.parametrize("join", JoinMode)
 @pytest.mark.parametrize("pages", [45, 52, 60])
 def test_a_paused_stream_goes_on_where_it_was(context, join, pages):
     texts = SHARED if context == "shared" else ISOLATED
@@ -136,16 +136,16 @@ def test_paused_lone_traces_go_on_where_they_were(mode):
     clean(s)
 
 
-@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("join", JoinMode)
 def test_pauses_change_no_token_of_a_model(join):
-    """K and V that are computed again are those that were drawn from: log-probabilities say so."""
+    """K and V that are computed again equal the first ones, as the log-probabilities show."""
     model, tok = tm.organizer()
     params = [SamplingParams(temperature=0.8, seed=k, max_tokens=60) for k in range(6)]
     roomy = ForkJoinSampler(model, tok, prompts=PROMPTS, num_pages=512, join=join)
     tight = ForkJoinSampler(model, tok, prompts=PROMPTS, num_pages=14, join=join)
-    wanted, got = (s.generate(list("abcdef"), params) for s in (roomy, tight))
+    expected, got = (s.generate(list("abcdef"), params) for s in (roomy, tight))
     assert tight.scheduler.preemptions
-    for one, other in zip(wanted, got, strict=True):
+    for one, other in zip(expected, got, strict=True):
         if other.finish == "out_of_pages":
             continue
         for a, b in zip(one.traces, other.traces, strict=True):
@@ -216,7 +216,7 @@ def test_a_worker_of_nan_returns_nothing(monkeypatch):
     clean(s)
 
 
-def test_an_episode_on_which_the_program_fails_ends_alone(monkeypatch):
+def test_an_exception_ends_its_own_episode_alone(monkeypatch):
     s = sampler([text.replace("O:q", f"O:{q}") for q in "qr" for text in SHARED])
     prompt, failed = s._texts.prompt, []
 
@@ -315,7 +315,7 @@ def changed(model):
 
 
 def agrees(s, model):
-    """The recorded log-probabilities are those of the model as it is."""
+    """The recorded log-probabilities are those of the current weights."""
     trace = s.generate(["q"], SamplingParams(temperature=0.8, seed=1, max_tokens=24))[0].traces[0]
     with torch.no_grad():
         wanted = (model(torch.tensor([trace.tokens])).logits[0] / 0.8).log_softmax(-1)
@@ -323,7 +323,7 @@ def agrees(s, model):
         assert not drawn or abs(wanted[k - 1, token].item() - logprob) < 1e-4
 
 
-def test_new_weights_make_new_heads_in_every_sampler_of_a_decoder():
+def test_new_weights_make_new_prefixes_in_every_sampler_of_a_decoder():
     model, tok = tm.organizer()
     prompts = dataclasses.replace(PROMPTS, organizer="An organizer: {question}\n", solo="A solo agent: {question}\n")
     decoder = Decoder(model, num_pages=256)
@@ -344,7 +344,7 @@ def test_new_weights_make_new_heads_in_every_sampler_of_a_decoder():
             samplers[0].refresh()
 
 
-def test_heads_without_room_are_left_out():
+def test_prefixes_without_free_pages_are_not_cached():
     tok = tokenizer()
     decoder = ScriptedDecoder(tok, [text.replace("O:q", "O:" + "q" * 60) for text in SHARED], num_pages=46)
     prompts = dataclasses.replace(PROMPTS, solo="p" * 150 + "{question}")
@@ -353,6 +353,6 @@ def test_heads_without_room_are_left_out():
     with organized.stream("q" * 60, GREEDY) as stream:
         next(stream)
         (episode,) = alone.generate(["z"], GREEDY)
-        assert episode.finish == "out_of_pages" and not alone.heads._branches
+        assert episode.finish == "out_of_pages" and not alone.prefixes._branches
         assert next(stream)
     clean(organized)

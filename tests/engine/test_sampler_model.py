@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from asyncthink import ForkJoinSampler, SamplingParams
-from asyncthink.episode.options import CONTEXTS, JOINS
+from asyncthink.episode.options import Context, JoinMode
 from scripted import PROMPTS
 from tiny_models import organizer
 
@@ -27,7 +27,7 @@ def interesting(episodes):
     return [e for e in episodes if e.joins and any(t.returned for t in e.traces[1:])]
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("context", Context)
 def test_logprobs_equal_plain_eager(parts, context):
     model, _ = parts
     s = build(parts, context=context, join="exact")
@@ -45,9 +45,9 @@ def test_logprobs_equal_plain_eager(parts, context):
                     assert trace.logprobs[k] == pytest.approx(float(logp[first + k - 1, trace.tokens[k]]), abs=1e-4)
 
 
-@pytest.mark.parametrize("join", JOINS)
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_seed_makes_the_episode_whatever_else_is_in_the_batch(parts, context, join):
+@pytest.mark.parametrize("join", JoinMode)
+@pytest.mark.parametrize("context", Context)
+def test_a_seed_gives_the_same_episode_in_any_batch(parts, context, join):
     s = build(parts, context=context, join=join)
     batch = s.generate(["q"] * 16, [PARAMS.with_seed(k) for k in range(16)])
     for k in (0, 7, 15):
@@ -57,23 +57,23 @@ def test_seed_makes_the_episode_whatever_else_is_in_the_batch(parts, context, jo
             assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
     assert len({tuple(e.traces[0].tokens) for e in batch}) > 1
     s.cache.check()
-    s.heads.clear()
+    s.prefixes.clear()
     assert s.cache.used_pages == 0
 
 
 def test_append_and_link_compute_the_same_thing(parts):
-    found = 0
+    joined = 0
     appended = build(parts, join="append").generate(["q"] * 32, [PARAMS.with_seed(k) for k in range(32)])
     linked = build(parts, join="link").generate(["q"] * 32, [PARAMS.with_seed(k) for k in range(32)])
     for a, b in zip(appended, linked, strict=True):
         assert [t.tokens for t in a.traces] == [t.tokens for t in b.traces]
         for x, y in zip(a.traces, b.traces, strict=True):
             assert x.logprobs == pytest.approx(y.logprobs, abs=1e-4)
-        found += any(j.source for t in a.traces for j in t.joins)
-    assert found
+        joined += any(j.source for t in a.traces for j in t.joins)
+    assert joined
 
 
-def test_a_live_module_keeps_its_weights_and_its_ways(parts):
+def test_a_live_module_keeps_its_weights_and_configs(parts):
     model, _ = parts
     before = {name: p.data_ptr() for name, p in model.named_parameters()}
     implementation, tokens = model.config._attn_implementation, torch.tensor([[1, 2, 3]])
@@ -84,7 +84,7 @@ def test_a_live_module_keeps_its_weights_and_its_ways(parts):
     assert s.decoder.model is model and model.config._attn_implementation == implementation
     assert torch.equal(model(tokens).logits, plain) and all(p.grad is None for p in model.parameters())
 
-    one = build(parts).generate(["q"], dataclasses.replace(PARAMS, temperature=0.0))[0]
+    before_change = build(parts).generate(["q"], dataclasses.replace(PARAMS, temperature=0.0))[0]
     with torch.no_grad():
         model.lm_head.weight.neg_()
     try:
@@ -93,4 +93,4 @@ def test_a_live_module_keeps_its_weights_and_its_ways(parts):
     finally:
         with torch.no_grad():
             model.lm_head.weight.neg_()
-    assert other.traces[0].tokens != one.traces[0].tokens
+    assert other.traces[0].tokens != before_change.traces[0].tokens

@@ -1,4 +1,4 @@
-"""Whole episodes on the Triton kernels, in static buffers as captured steps use them: the same tokens as elsewhere."""
+"""Whole episodes on the Triton kernels, in the static buffers of captured steps: the tokens of the other backends."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def test_tokens_of_an_episode() -> None:
     assert [trace.tokens for trace in got.traces] == [trace.tokens for trace in want.traces]
     for trace, other in zip(got.traces, want.traces, strict=True):
         assert trace.logprobs == pytest.approx(other.logprobs, abs=1e-4)
-    sampler.heads.clear()
+    sampler.prefixes.clear()
     assert sampler.cache.used_pages == 0

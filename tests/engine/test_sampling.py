@@ -1,4 +1,4 @@
-"""Drawing with a sampler's parameters: the distribution, the filters, and that rows do not touch each other."""
+"""Drawing with sampling parameters: the distribution, the filters, and the independence of rows."""
 
 import numpy as np
 import pytest

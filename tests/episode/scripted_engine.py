@@ -1,4 +1,4 @@
-"""An engine without a model: contexts are lists of characters, and what agents draw is written down beforehand."""
+"""An engine without a model: contexts are lists of characters, and scripts say what agents draw."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ END = 3
 
 
 class Characters:
-    """Texts in which a token is a character. A worker's prompt is ``W:`` or ``I:`` and the sub-query."""
+    """A tokenizer with one token for each character. A worker's prompt is ``W:``, or ``I:`` and the sub-query."""
 
     stop_ids = frozenset({END})
 
@@ -26,7 +26,7 @@ class Characters:
         return CharacterStream()
 
     def insert(self, index: int, stream: CharacterStream, tokens_: Sequence[int], returned: tuple[int, int]) -> Insert:
-        """The first character of a return is encoded anew, as if a tag had cut its token."""
+        """The first character of a return is encoded again, as if its token held part of the tag."""
         begin, end = returned
         lead = stream.text[begin : min(begin + 1, end)]
         return Insert(tokens(lead), (begin + len(lead), end), [], tokens(f"</JOIN-{index}>"))
@@ -49,7 +49,7 @@ def tokens(text: str) -> list[int]:
 
 
 class ScriptedEngine:
-    """Carries wishes out on lists, and checks that each can be."""
+    """Carries out wishes on lists, and checks that each of them is possible."""
 
     def __init__(self, scripts: Sequence[str], options: Options, params: SamplingParams, **given: object) -> None:
         self.core = EpisodeCore("q", tokens("O:q"), params, options, Characters(), clock=lambda: 0.0, **given)  # type: ignore[arg-type]
@@ -74,11 +74,11 @@ class ScriptedEngine:
                     self.queues[agent].append(wish)
                 case Release(agent):
                     self.released.add(agent)
-        while any(self._settle(agent) for agent in self.queues):
+        while any(self._enter(agent) for agent in self.queues):
             pass
 
-    def _settle(self, agent: int) -> bool:
-        """What stands first in an agent's queue enters its context, once what it reads is there."""
+    def _enter(self, agent: int) -> bool:
+        """Move the first item of an agent's queue into its context, if the contexts that it reads are long enough."""
         if not self.queues[agent]:
             return False
         match self.queues[agent][0]:
@@ -95,7 +95,7 @@ class ScriptedEngine:
         return True
 
     def lose_everything(self) -> None:
-        """The contexts are gone, and made anew."""
+        """Drop all contexts, and rebuild them."""
         self.contexts.clear()
         self.queues.clear()
         self.released.clear()
@@ -103,7 +103,7 @@ class ScriptedEngine:
         self.check()
 
     def run(self, order: Sequence[int], steps: int = 400, pause: int | None = None) -> None:
-        """Let agents draw; ``order`` says which do in each step. All contexts are lost before step ``pause``."""
+        """Let agents draw, in each step those that ``order`` says. All contexts are dropped before step ``pause``."""
         self.carry_out(self.core.start())
         for step in range(steps):
             if self.core.done:
@@ -123,7 +123,7 @@ class ScriptedEngine:
         return left.pop(0) if left else END
 
     def expected(self, number: int) -> list[int]:
-        """What an agent's context must be, by the record alone."""
+        """An agent's context, from the record alone."""
         speaker = self.core.speakers[number]
         trace, before = speaker.trace, []
         if trace.parent is not None and self.core.options.context == "shared":
@@ -131,7 +131,7 @@ class ScriptedEngine:
         return [*before, *trace.tokens]
 
     def check(self) -> None:
-        """The contexts are what the record says, for every agent that may still need one."""
+        """The contexts of all agents that still need one equal the record's."""
         for speaker in self.core.speakers:
             if not speaker.done and not self.core.done:
                 assert speaker.number not in self.released

@@ -1,4 +1,4 @@
-"""The state machine of an episode, driven by scripts: its wishes always make the contexts that its record tells of."""
+"""The state machine of an episode, driven by scripts: its wishes always build the contexts of its record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_engine import END, ScriptedEngine, tokens
 
-from asyncthink.episode.options import CONTEXTS, JOINS, MODES, Options
+from asyncthink.episode.options import Context, JoinMode, Mode, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.records import Event
 from asyncthink.episode.wishes import Begin, Feed, Fork, Release, Splice
@@ -36,8 +36,8 @@ def engine(scripts, mode="asyncthink", context="shared", join="exact", pool=3, p
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.lists(WORKERS, max_size=3), ORGANIZERS, st.sampled_from(MODES), st.sampled_from(CONTEXTS),
-    st.sampled_from(JOINS), st.integers(1, 3), st.lists(st.sampled_from([0, 1, 1]), min_size=1, max_size=5),
+    st.lists(WORKERS, max_size=3), ORGANIZERS, st.sampled_from(Mode), st.sampled_from(Context),
+    st.sampled_from(JoinMode), st.integers(1, 3), st.lists(st.sampled_from([0, 1, 1]), min_size=1, max_size=5),
     st.sampled_from([None, 40, 70]), st.sampled_from([None, 60]),
 )  # fmt: skip
 def test_wishes_make_the_contexts_of_the_record(workers, organizer, mode, context, join, pool, order, limit, total):
@@ -60,11 +60,11 @@ def test_wishes_make_the_contexts_of_the_record(workers, organizer, mode, contex
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(WORKERS, max_size=3), ORGANIZERS, st.sampled_from(MODES), st.sampled_from(CONTEXTS),
-    st.sampled_from(JOINS), st.lists(st.sampled_from([0, 1, 1]), min_size=1, max_size=5), st.integers(0, 60),
+    st.lists(WORKERS, max_size=3), ORGANIZERS, st.sampled_from(Mode), st.sampled_from(Context),
+    st.sampled_from(JoinMode), st.lists(st.sampled_from([0, 1, 1]), min_size=1, max_size=5), st.integers(0, 60),
 )  # fmt: skip
-def test_contexts_are_made_anew_at_any_step(workers, organizer, mode, context, join, order, pause):
-    """An engine that gave everything up gets the same contexts again, and the episode goes on as if nothing was."""
+def test_contexts_can_be_rebuilt_at_any_step(workers, organizer, mode, context, join, order, pause):
+    """An engine that dropped all contexts gets the same ones again, and the episode continues unchanged."""
     e, paused = (engine([organizer, *workers], mode, context, join) for _ in range(2))
     e.run([*order, 1])
     paused.run([*order, 1], pause=pause)
@@ -96,7 +96,7 @@ def test_parallel_agents_share_all_of_the_prompt_but_its_last_token():
     assert e.core.start() == [Begin(0, tokens("O:q"), "solo"), Fork(1, 0, 2), Feed(1, tokens("q"))]
 
 
-def test_facts_after_the_end_change_nothing():
+def test_calls_after_the_end_change_nothing():
     e = engine(["<ANSWER>1</ANSWER>"])
     e.run([])
     assert e.core.accept(0, 65, 0.0) == [] and e.core.fail(0, "late") == [] and e.core.end("cancelled") == []
@@ -117,7 +117,7 @@ def test_a_listener_that_raises_ends_the_episode_at_the_tick():
     assert heard[-1].kind == "fork" and e.released == {0, 1}
 
 
-def test_a_crash_is_told_and_releases():
+def test_a_crash_is_recorded_and_releases():
     e = engine(["x" * 20])
     e.carry_out(e.core.start())
     assert e.core.crash(LookupError("no such word")) == [Release(0)]

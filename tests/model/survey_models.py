@@ -170,10 +170,10 @@ def context(model: nn.Module, count: int, seed: int) -> torch.Tensor:
 
 
 def _flat(config: PreTrainedConfig) -> list[tuple[str, int]]:
-    found = []
+    entries = []
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
-            found += _flat(value)
+            entries += _flat(value)
         elif isinstance(value, int):
-            found.append((name, value))
-    return found
+            entries.append((name, value))
+    return entries

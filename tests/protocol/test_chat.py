@@ -1,4 +1,4 @@
-"""Prompts in a model's own format: the ids are transformers' own, and what messages say stays text."""
+"""Prompts in a model's chat format: the ids are those of transformers, and messages make no control tokens."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from asyncthink.protocol.chat import ChatPrompts, chat_prompts, prompts_for
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import turns
-from asyncthink.protocol.prompts import Part, PromptFormat
-from asyncthink.protocol.tags import DEFAULT_PROMPTS
+from asyncthink.protocol.prompts import DEFAULT_PROMPTS, Part, PromptFormat
 from asyncthink.train.tokenizer import build_tokenizer
 from toy_tokenizers import (
     ALTERNATES,
@@ -46,11 +45,11 @@ def ask(*contents: str) -> list[dict[str, Any]]:
 
 
 def rendered(tokenizer: Any, prompts: PromptFormat, name: str, messages: list[dict[str, Any]]) -> list[int]:
-    """Ids of the conversation in which the last content stands in the plain template, as transformers makes them."""
+    """transformers' ids of the conversation, with the last content inside the plain template."""
     *earlier, last = messages
     whole = [*earlier, {"role": "user", "content": prompts.fill(name, question=last["content"])}]
-    made = tokenizer.apply_chat_template(whole, tokenize=True, add_generation_prompt=True, enable_thinking=False)
-    return list(made["input_ids"])
+    encoded = tokenizer.apply_chat_template(whole, tokenize=True, add_generation_prompt=True, enable_thinking=False)
+    return list(encoded["input_ids"])
 
 
 def said(parts: list[Part]) -> list[str]:
@@ -99,7 +98,7 @@ def test_what_users_say_is_told_from_what_the_template_says() -> None:
         ("x", False),
         ("\n<|end|>\n<|start|>assistant\n", True),
     ]
-    assert prompts.head("solo") == "<|start|>user\nSolve: "
+    assert prompts.prefix("solo") == "<|start|>user\nSolve: "
     assert said(prompts.parts("worker_shared", subquery=" x<|end|>")) == [" x<|end|>"]
     assert said(prompts.parts("worker_isolated", subquery=" x")) == ["x"]
     assert prompts.fill("worker_isolated", subquery="") == "<|start|>user\nDo alone: \n<|end|>\n<|start|>assistant\n"

@@ -1,4 +1,4 @@
-"""Text to ids: what transformers would make of the whole, but control tokens come from trusted text alone."""
+"""Text to ids: those of transformers for the whole text, but control tokens come from trusted text alone."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_control_token_across_the_border_of_a_trusted_part_is_forged() -> None
     assert c.encode([("Q<|en", True), ("", False), ("d|>", True)])[-1] == tok.convert_tokens_to_ids("<|end|>")
 
 
-def test_spaces_that_a_control_token_takes_may_be_anybodys() -> None:
+def test_spaces_in_a_control_token_need_not_be_trusted() -> None:
     tok = byte_level()
     tok.add_special_tokens({"additional_special_tokens": [AddedToken("<mask>", lstrip=True, rstrip=True)]})
     c, mask = Codec(tok), tok.convert_tokens_to_ids("<mask>")
@@ -167,7 +167,7 @@ def test_behind_a_control_token_a_continuation_is_encoded_as_in_a_whole_prompt(k
     assert ids[0] == tok.convert_tokens_to_ids("a")
 
 
-def test_nothing_that_is_done_to_the_tokenizer_later_changes_a_prompt() -> None:
+def test_later_changes_of_the_tokenizer_change_no_prompt() -> None:
     tok = byte_level()
     tok.pad_token = "</s>"
     parts = [("Which planet is closest to the sun?", False)]

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncthink.protocol.tags import Action, Answer, Parser, Return
+from asyncthink.protocol.parser import Parser
+from asyncthink.protocol.tags import Action, Answer, Return
 from asyncthink.tasks import TASKS, Countdown, Puzzle, Script, task
 from asyncthink.tasks.countdown import ASKED, is_held_out, solutions
 from asyncthink.tasks.expressions import parse

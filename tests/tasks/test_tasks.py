@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from asyncthink.protocol.tags import Action, Answer, Fork, Join, Parser, Return
+from asyncthink.protocol.parser import Parser
+from asyncthink.protocol.tags import Action, Answer, Fork, Join, Return
 from asyncthink.tasks import TASKS, Demonstration, Script, Task, task, tasks
 from asyncthink.train.loading import TINY_PROMPTS
 from asyncthink.train.tokenizer import build_tokenizer

@@ -17,8 +17,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from asyncthink.cli.train import app
 from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
-from asyncthink.protocol.prompts import PromptFormat
-from asyncthink.protocol.tags import DEFAULT_PROMPTS
+from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
 from asyncthink.tasks import task, tasks
 from asyncthink.train.checkpoint import checkpoints
 from asyncthink.train.loading import Loaded, ModelOptions, Shape, load

@@ -11,7 +11,7 @@ from torch import nn
 
 from asyncthink import Episode, ForkJoinSampler, SamplingParams, checkpoint_path
 from asyncthink.engine.loaded import LoadedModel
-from asyncthink.episode.options import CONTEXTS, JOINS
+from asyncthink.episode.options import Context, JoinMode
 from asyncthink.model.decoder import Decoder
 from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.tasks import Countdown
@@ -50,8 +50,8 @@ def served() -> LoadedModel:
     return made
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("context", Context)
+@pytest.mark.parametrize("join", JoinMode)
 def test_the_shipped_model(served: LoadedModel, join: str, context: str) -> None:
     """At temperature 1; with agents cut off by their budget and without."""
     task = Countdown()
@@ -77,15 +77,15 @@ def taught(request: pytest.FixtureRequest) -> tuple[Decoder, Any]:
     return decoder, tok
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("context", Context)
+@pytest.mark.parametrize("join", JoinMode)
 def test_families(taught: tuple[Decoder, Any], join: Any, context: str) -> None:
     """Windows, soft caps, scaled logits, partial and scaled rotations; a temperature; episodes that go wrong."""
     decoder, tok = taught
     sampler = ForkJoinSampler(decoder, tok, prompts=PROMPTS, context=context, join=join)
     params = SamplingParams(temperature=0.8, max_tokens=40)
     episodes = sampler.generate(["q"] * 12, [params.with_seed(k) for k in range(12)])
-    sampler.heads.clear()
+    sampler.prefixes.clear()
     assert sum(episode.joins for episode in episodes) > 2
     assert any(episode.format_errors for episode in episodes)
     assert_agreement(decoder.model, episodes, 0.8)
@@ -106,7 +106,7 @@ def test_prompts_in_common(taught: tuple[Decoder, Any], mode: str, context: str)
     sampler = ForkJoinSampler(decoder, tok, prompts=LONG, mode=mode, context=context)
     params = SamplingParams(max_tokens=30)
     episodes = sampler.generate(["q"] * 8, [params.with_seed(k) for k in range(8)])
-    sampler.heads.clear()
+    sampler.prefixes.clear()
     made = [row for episode in episodes for row in rows(episode)]
     assert any(row.parent is not None and row.fork_at >= 39 for row in made)
     assert_agreement(decoder.model, episodes, 1.0)

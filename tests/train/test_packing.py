@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncthink import Episode, ForkJoinSampler, SamplingParams
-from asyncthink.episode.options import CONTEXTS, JOINS
+from asyncthink.episode.options import Context, JoinMode
 from asyncthink.episode.records import Join, Trace
 from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.train.packed_flex import block_mask
@@ -203,8 +203,8 @@ LONG = "".join(chr(65 + k % 26) for k in range(40))
 settings_of = st.builds(
     Setting,
     st.sampled_from(["asyncthink"] * 4 + ["parallel", "sequential"]),
-    st.sampled_from(CONTEXTS),
-    st.sampled_from(JOINS),
+    st.sampled_from(Context),
+    st.sampled_from(JoinMode),
     st.integers(2, 4),
     st.builds(
         PromptFormat,
@@ -245,8 +245,8 @@ def test_rows_see_what_the_sampler_showed(setting: Setting) -> None:
     check_same_view(record(setting, [setting.question, setting.question + "q"]))
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("context", Context)
+@pytest.mark.parametrize("join", JoinMode)
 def test_forks_behind_joins_and_cut_returns_are_among_them(join: str, context: str) -> None:
     prompts = PromptFormat("O{question}\n", "W:", LONG + "{subquery}:", "S{question}=")
     setting = Setting("asyncthink", context, join, 3, prompts, 8, 64, "")

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from asyncthink.cli.train import app
-from asyncthink.protocol.tags import PromptFormat
+from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.tasks import tasks
 from asyncthink.train import checkpoint
 from asyncthink.train.checkpoint import checkpoints

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from asyncthink import ForkJoinSampler, SamplingParams
 from asyncthink.episode.records import Episode
 from asyncthink.protocol.codec import Codec
-from asyncthink.protocol.tags import PromptFormat
+from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.tasks import Countdown, Demonstration, Script, tasks
 from asyncthink.tasks.countdown import is_held_out
 from asyncthink.train.loading import TINY_PROMPTS

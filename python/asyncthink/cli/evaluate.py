@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
 from asyncthink.cli.options import Device, Dtype, Revision, loading
-from asyncthink.episode.options import MODES
+from asyncthink.episode.options import Mode
 
 if TYPE_CHECKING:
     from asyncthink.engine.loaded import LoadedModel
@@ -112,7 +112,7 @@ def models_by_mode(given: Sequence[str], modes: Sequence[str]) -> dict[str, str]
     found: dict[str, str] = {}
     for value in given or [str(checkpoint_path())]:
         head, equals, path = value.partition("=")
-        mode, path = (head, path) if equals and head in MODES else ("", value)
+        mode, path = (head, path) if equals and head in tuple(Mode) else ("", value)
         if mode in found:
             raise ValueError(f"model: expected one {f'for {mode}' if mode else 'for all modes'}, got {value!r} too")
         if mode and mode not in modes:

@@ -1,1 +1,1 @@
-"""What runs episodes on this machine: the sampler, its scheduler and agents, prompt heads, drawing, detokenizing."""
+"""Runs episodes on this machine: sampler, scheduler, agents, cached prompt prefixes, drawing, detokenizing."""

@@ -1,4 +1,4 @@
-"""What the engine holds for one agent: its branch of the cache, and what must still enter its context."""
+"""The engine's state of one agent: its branch of the cache, and the queue of what must still enter its context."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Agent:
-    """A queue of tokens and splices in front of a branch; a token is drawn when it runs empty, if the speaker draws.
+    """A branch and a queue of tokens and splices. When the queue runs empty, the agent draws if its speaker does.
 
-    ``held`` is the branch; None until it can be forked: as soon as the branch of agent ``source[0]`` holds
+    ``held`` is the branch. It is None until it can be forked, which is when the branch of agent ``source[0]`` holds
     ``source[1]`` tokens.
     """
 
@@ -29,7 +29,7 @@ class Agent:
 
     @property
     def trace(self) -> Trace:
-        """What the agent has said and been given."""
+        """The agent's record."""
         return self.speaker.trace
 
     @property
@@ -40,7 +40,7 @@ class Agent:
 
     @property
     def ready(self) -> int:
-        """Tokens that the next step can take from the queue: those in front of the next splice."""
+        """Number of tokens that the next step can take from the queue: those before the next splice."""
         if self.held is None or not self.queue:
             return 0
         head = self.queue[0]
@@ -48,16 +48,16 @@ class Agent:
 
     @property
     def splice(self) -> Splice | None:
-        """The splice that stands first in the queue, if one does."""
+        """The splice at the front of the queue, if there is one."""
         head = self.queue[0] if self.queue and self.held is not None else None
         return head if isinstance(head, Splice) else None
 
     def draws(self, count: int) -> bool:
-        """True when a token is drawn after ``count`` more tokens of the queue are in the cache."""
+        """Whether a token is drawn once ``count`` more tokens of the queue are in the cache."""
         return self.speaker.draws and len(self.queue) == 1 and count == self.ready
 
     def put(self, item: Sequence[int] | Splice) -> None:
-        """Add to the queue; neighbouring tokens become one piece."""
+        """Append to the queue; adjacent tokens become one item."""
         if isinstance(item, Splice):
             self.queue.append(item)
         elif item and self.queue and isinstance(self.queue[-1], list):
@@ -66,7 +66,7 @@ class Agent:
             self.queue.append(list(item))
 
     def take(self, count: int) -> list[int]:
-        """Remove the first ``count`` tokens of the queue; they are in the cache when the step is over."""
+        """Remove the first ``count`` tokens of the queue, which this step computes."""
         head = self.queue[0]
         assert isinstance(head, list)
         assert 0 < count <= len(head)

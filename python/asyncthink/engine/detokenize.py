@@ -1,4 +1,4 @@
-"""From token ids to text, token by token, and back: which tokens make up a part of the text."""
+"""Token ids to text, token by token, and back: the tokens of a part of the text."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from asyncthink.episode.speaker import Insert
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.tags import join_insert
 
-_LOST = "\ufffd"  # stands for bytes that are no UTF-8
-_CONTEXT = 8  # tokens that suffice to begin in the middle: an unfinished character has at most three
+_LOST = "\ufffd"  # replaces invalid UTF-8
+_CONTEXT = 8  # tokens that suffice to decode from the middle: an unfinished character spans at most three
 
 
 class TextStream:
-    """The text of one agent, grown token by token; the character each token ends at is kept.
+    """The text of one agent, grown token by token, with the character at which each token ends.
 
-    A token that completes no character (part of a UTF-8 sequence) ends where it began; the token that completes the
-    character gets all of it. Bytes that are no UTF-8 become U+FFFD, and nothing raises: all pieces and what
-    :meth:`flush` adds are ``codec.decode(ids)``. One exception follows from giving text out as soon as it is known: a
-    ``byte_fallback`` decoder turns *every* byte of a run of byte tokens into U+FFFD when one of them is invalid; here
-    the characters that were complete before it stay.
+    A token that completes no character (part of a UTF-8 sequence) adds no text; the token that completes the character
+    adds all of it. Invalid UTF-8 becomes U+FFFD; nothing raises. All pieces, with the text of :meth:`flush`, are
+    ``codec.decode(ids)``. There is one exception, because text is returned as soon as it is known: if one byte of a run
+    of byte tokens is invalid, a ``byte_fallback`` decoder replaces *every* byte of the run by U+FFFD, while this stream
+    keeps the characters that were complete before it.
 
     Args:
-        codec: whose tokens these are.
+        codec: the tokens' codec.
         context: the tokens before the first one; their text is not part of the stream.
 
     >>> from asyncthink.train.tokenizer import build_tokenizer
@@ -34,17 +34,17 @@ class TextStream:
 
     def __init__(self, codec: Codec, context: Sequence[int] = ()) -> None:
         self._codec = codec
-        self._tokens = list(context[-_CONTEXT:])  # the newest ones, as many as the next one's text depends on
+        self._tokens = list(context[-_CONTEXT:])  # the last tokens, as many as the text of the next one depends on
         self._before = codec.decode(self._tokens) if self._tokens else ""
         self._held = False  # the last character of _before may be unfinished, and is not in the text yet
         self._bytes: list[int] = []  # byte-fallback tokens of an unfinished character, not in _tokens yet
-        self._invalid = False  # in a run of byte-fallback tokens that cannot be decoded any more
-        self._clean: list[bool] = []  # whether the text is complete behind each token
+        self._invalid = False  # within a run of byte-fallback tokens that cannot be decoded
+        self._clean: list[bool] = []  # for each token, whether the text up to its end is complete
         self.text = ""
         self.ends: list[int] = []
 
     def push(self, token: int) -> str:
-        """Take one token, return the text that it adds."""
+        """Add one token; return the text that it adds."""
         byte = self._codec.byte(token)
         piece = self._word(token) if byte is None else self._byte(token)
         self.text += piece
@@ -53,7 +53,7 @@ class TextStream:
         return piece
 
     def flush(self) -> str:
-        """No more tokens follow: the text that was held back, U+FFFD for an unfinished character; mostly nothing."""
+        """End the text; return U+FFFD for each part of an unfinished character, usually nothing."""
         piece = self._give_up()
         if piece:
             self.text += piece
@@ -62,7 +62,7 @@ class TextStream:
         return piece
 
     def span(self, begin: int, end: int) -> tuple[int, int]:
-        """Tokens ``[first, last)`` that hold characters of ``[begin, end)`` and nothing else; empty is (k, k)."""
+        """The tokens ``[first, last)`` whose characters are all in ``[begin, end)``; (k, k) if there are none."""
         starts = [0, *self.ends]
         first = 0
         while first < len(self.ends) and (starts[first] < begin or (first > 0 and not self._clean[first - 1])):
@@ -75,7 +75,7 @@ class TextStream:
         return first, last
 
     def _word(self, token: int) -> str:
-        """The text of any token but those of byte fallback."""
+        """The text of a token that is not a byte-fallback token."""
         lost = self._give_up() if self._bytes else ""
         self._invalid = False
         alone = self._codec.alone(token)
@@ -96,7 +96,7 @@ class TextStream:
         return lost + piece
 
     def _byte(self, token: int) -> str:
-        """The text of a token of byte fallback."""
+        """The text of a byte-fallback token."""
         lost = self._give_up() if self._held else ""
         if self._invalid:
             return lost + _LOST
@@ -115,7 +115,7 @@ class TextStream:
         return lost + piece
 
     def _give_up(self) -> str:
-        """What is unfinished stays so."""
+        """Replace an unfinished character by U+FFFD."""
         piece = _LOST * (len(self._bytes) + self._held)
         if self._bytes:
             self._remember(self._bytes)
@@ -127,7 +127,7 @@ class TextStream:
 
 
 class ModelTexts:
-    """What an episode asks of a tokenizer (:class:`asyncthink.episode.speaker.Texts`)."""
+    """Text to tokens and back for an episode (:class:`asyncthink.episode.speaker.Texts`)."""
 
     def __init__(self, codec: Codec, encode: Callable[..., list[int]]) -> None:
         self._codec, self._encode = codec, encode
@@ -149,13 +149,14 @@ def join_tokens(
     """The tokens that a join of worker ``index`` inserts; they decode to the returned text and ``</JOIN-index>``.
 
     Args:
-        codec: encodes what cannot be taken over.
+        codec: encodes the text that the worker's own tokens do not cover.
         index: the number in ``<JOIN-index>``.
         stream: the worker's text.
-        tokens: the worker's tokens, all those that ``stream`` took.
-        returned: characters [begin, end) of ``stream.text``; empty when the worker returned nothing.
+        tokens: the worker's tokens, those of ``stream``.
+        returned: characters [begin, end) of ``stream.text``; empty if the worker returned nothing.
 
-    A returned text that holds a control token is encoded anew, whole: such tokens come from templates alone.
+    If the worker's tokens of the text contain a control token, all of the text is encoded again, because control tokens
+    come from templates alone.
     """
     begin, end = returned
     first, last = stream.span(begin, end)

@@ -13,7 +13,7 @@ from asyncthink.protocol.prompts import PromptFormat
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A decoder with its tokenizer and prompts; every sampler made from it uses the same weights and K/V cache.
+    """A decoder with its tokenizer and prompts. All its samplers share the weights and the K/V cache.
 
     >>> from asyncthink import checkpoint_path
     >>> loaded = LoadedModel.load(checkpoint_path("countdown"), num_pages=64)
@@ -29,13 +29,13 @@ class LoadedModel:
 
     @classmethod
     def load(cls, model: str | Path, **options: Any) -> LoadedModel:
-        """From a folder or hub id; ``options`` are those of :class:`ForkJoinSampler` about the model and its cache.
+        """From a folder or hub id; ``options`` are :class:`ForkJoinSampler`'s arguments for the model and its cache.
 
-        Raises ValueError, one line, where the model cannot be loaded or served.
+        Raises ValueError, one line, if the model cannot be loaded or served.
         """
-        first = ForkJoinSampler(model, **options)
-        return cls(Path(model).name, first.decoder, first.tokenizer, first.prompts)
+        sampler = ForkJoinSampler(model, **options)
+        return cls(Path(model).name, sampler.decoder, sampler.tokenizer, sampler.prompts)
 
     def sampler(self, **options: Any) -> ForkJoinSampler:
-        """A sampler with ``mode``, ``pool``, ``context``, ``join`` of its own."""
+        """A sampler with its own ``mode``, ``pool``, ``context``, ``join``."""
         return ForkJoinSampler(self.decoder, self.tokenizer, prompts=self.prompts, **options)

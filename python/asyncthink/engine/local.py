@@ -1,4 +1,4 @@
-"""The engine of one machine: a step schedules, runs the model, draws, and tells every episode what was drawn."""
+"""The engine of one machine. A step: schedule, run the model, draw, advance the episodes."""
 
 from __future__ import annotations
 
@@ -9,53 +9,61 @@ import torch
 from torch import Tensor
 
 from asyncthink.engine.agent import Agent
-from asyncthink.engine.prefix_cache import RoleHeads
+from asyncthink.engine.prefix_cache import PrefixCache
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.sampling import draw, drawable
 from asyncthink.engine.scheduler import Scheduler, Work
 from asyncthink.episode.wishes import Wish
 from asyncthink.model.decoder import Decoder
+from asyncthink.model.gate import Gate
 from asyncthink_kernels.cache import OutOfPages
 
-#: (token, log-probability) for each row of logits [N, V]; the runs and agents are the rows' owners.
+#: The agents that draw in a step, with their episodes, in the order of the logits' rows.
+Drawing = Sequence[tuple[EpisodeRun, Agent]]
+#: (token, log-probability) for each row of logits [N, V], whose episodes and agents are given.
 Draw = Callable[[Tensor, Sequence[EpisodeRun], Sequence[Agent]], Sequence[tuple[int, float]]]
 
 
 def draw_tokens(logits: Tensor, runs: Sequence[EpisodeRun], agents: Sequence[Agent]) -> Sequence[tuple[int, float]]:
-    """By the parameters of each run, keyed by its seed, the agent's number and the number of its tokens."""
+    """Draw by the parameters of each run, keyed by its seed, the agent's number and the number of its tokens."""
     numbers = [agent.trace.agent for agent in agents], [agent.trace.decoded for agent in agents]
     return list(zip(*draw(logits, [run.core.params for run in runs], *numbers), strict=True))
 
 
 class LocalEngine:
-    """Runs episodes on a decoder. One call at a time: whoever calls holds the decoder's gate.
+    """Runs episodes on a decoder. The caller of a method holds the decoder's gate.
 
-    An episode on which the program fails ends alone, as "failed"; an agent whose logits are not finite ends alone. What
-    the model raises ends all that run, as "cancelled".
+    An exception in one episode ends that episode as "failed". An agent whose logits are not finite ends; its episode
+    continues. An exception of the model ends all running episodes as "cancelled".
 
     Args:
         decoder: the model and its cache.
-        heads: prompt heads in that cache.
-        draw: how tokens are drawn.
+        prefixes: prompt prefixes in that cache.
+        draw: draws the tokens.
         max_rows, max_episodes: see :class:`asyncthink.engine.scheduler.Scheduler`.
     """
 
     def __init__(
-        self, decoder: Decoder, heads: RoleHeads, draw: Draw = draw_tokens, *, max_rows: int, max_episodes: int
+        self, decoder: Decoder, prefixes: PrefixCache, draw: Draw = draw_tokens, *, max_rows: int, max_episodes: int
     ) -> None:
-        self.decoder, self.heads = decoder, heads
+        self.decoder, self.prefixes = decoder, prefixes
         self.scheduler = Scheduler(decoder.cache, max_rows=max_rows, max_episodes=max_episodes)
         self.draw = draw
-        self._heads_of = decoder.weights_version()  # the weights that computed the heads
-        decoder.gate.users.add(self.scheduler)
+        self._prefix_weights = decoder.weights_version()  # the weights that the prefixes were computed from
+        self.gate.users.add(self.scheduler)
+
+    @property
+    def gate(self) -> Gate:
+        """The lock over the decoder's state."""
+        return self.decoder.gate
 
     def step(self) -> int:
         """One forward pass that advances every runnable agent; returns the number of new tokens computed."""
         try:
             work = self._schedule()
-            self._advance(work)
-            for run in self.scheduler.running:
-                self._tell(run, run.core.tick)
+            drawing, logits = self._run(work)
+            drawn = self._draw(drawing, logits)
+            self._advance(drawing, drawn)
         except BaseException:
             self.abandon(list(self.scheduler.running))
             raise
@@ -63,7 +71,7 @@ class LocalEngine:
         return sum(count for _, _, count in work)
 
     def drop(self, run: EpisodeRun, reason: str = "cancelled") -> None:
-        """End an episode now, wherever it is, and give its pages back."""
+        """End an episode in any state, and release its pages."""
         try:
             run.core.end(reason)
         finally:
@@ -71,30 +79,30 @@ class LocalEngine:
             self.scheduler.forget(run)
 
     def abandon(self, runs: Iterable[EpisodeRun]) -> None:
-        """Cancel what is not done, without a word to listeners."""
+        """Cancel the episodes that are not done. Their listeners are not called."""
         for run in runs:
             run.core.record.mute()
             self.drop(run)
 
-    def prepare_heads(self, names: Iterable[str]) -> None:
-        """The heads of these templates are in the cache, from the weights of now; without room agents compute them."""
-        self.drop_stale_heads()
+    def prepare_prefixes(self, names: Iterable[str]) -> None:
+        """Cache these templates' prefixes for the current weights. Without free pages the agents compute them."""
+        self.drop_stale_prefixes()
         with contextlib.suppress(OutOfPages):
-            self.heads.prepare(names)
+            self.prefixes.prepare(names)
 
-    def drop_stale_heads(self) -> None:
-        """Forget the heads if the weights have changed since they were computed."""
+    def drop_stale_prefixes(self) -> None:
+        """Release the prefixes if the weights have changed since they were computed."""
         version = self.decoder.weights_version()
-        if version != self._heads_of:
-            self.heads.clear()
-            self._heads_of = version
+        if version != self._prefix_weights:
+            self.prefixes.clear()
+            self._prefix_weights = version
 
     # -- one step -----------------------------------------------------------------------------------------------
 
     def _schedule(self) -> Work:
-        """Who steps: episodes are admitted, joins enter, and where pages run out the newest episode makes room."""
+        """Admit episodes, carry out ready joins, and choose the agents that step. Without free pages, make room."""
         for run in self.scheduler.admit():
-            self._tell(run, run.start)
+            self._guard(run, run.start)
         while self.scheduler.running:
             work = self.scheduler.select() if self._enter_joins() else None
             if work is None:
@@ -105,10 +113,52 @@ class LocalEngine:
                 raise RuntimeError("no agent can step and none made room: the scheduler lost one")
         return []
 
-    def _enter_joins(self) -> bool:
-        """Forks and joins that can be carried out now are; False where a join finds no pages."""
+    def _run(self, work: Work) -> tuple[Drawing, Tensor]:
+        """Compute the chosen tokens -> the agents that draw, and their logits [N, V]."""
+        if not work:
+            return [], torch.empty(0, 0, device="cpu")
+        plan = self.decoder.cache.plan([(agent.branch, count) for _, agent, count in work])
+        drawing: list[tuple[EpisodeRun, Agent]] = []
+        rows: list[int] = []  # of the last token of each agent that draws
+        tokens: list[int] = []
+        for run, agent, count in work:
+            draws = agent.draws(count)
+            tokens += agent.take(count)
+            if draws:
+                drawing.append((run, agent))
+                rows.append(len(tokens) - 1)
+        return drawing, self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, rows)
+
+    def _draw(self, drawing: Drawing, logits: Tensor) -> Sequence[tuple[int, float] | None]:
+        """(token, log-probability) for each row; None for rows that hold NaN or no finite value."""
+        if not drawing:
+            return []
+        runs, agents = zip(*drawing, strict=True)
+        try:  # rows are checked after a failure only
+            return self.draw(logits, runs, agents)
+        except ValueError:
+            valid = drawable(logits)
+            if all(valid):
+                raise
+        kept = [row for row, fine in enumerate(valid) if fine]
+        if not kept:
+            return [None] * len(valid)
+        drawn = iter(self.draw(logits[kept], [runs[row] for row in kept], [agents[row] for row in kept]))
+        return [next(drawn) if fine else None for fine in valid]
+
+    def _advance(self, drawing: Drawing, drawn: Sequence[tuple[int, float] | None]) -> None:
+        """Pass each drawn token to its episode's core and carry out the wishes; then end the step for all episodes."""
+        for (run, agent), token in zip(drawing, drawn, strict=True):
+            self._guard(run, _accept, run, agent.speaker.number, token)
         for run in self.scheduler.running:
-            run.settle()
+            self._guard(run, run.core.tick)
+
+    # -- helpers ------------------------------------------------------------------------------------------------
+
+    def _enter_joins(self) -> bool:
+        """Carry out the forks and joins that are ready; False if the pages do not suffice."""
+        for run in self.scheduler.running:
+            run.fork_ready()
             for agent in run.agents:
                 while (splice := run.ready_splice(agent)) is not None:
                     worker = run.agents[splice.worker].branch
@@ -120,50 +170,15 @@ class LocalEngine:
         return True
 
     def _make_room(self) -> None:
-        """Pages ran out: the newest episode is paused, or ended if it is alone."""
+        """Pause the newest episode; end it if it is the only one."""
         victim = self.scheduler.victim()
         if victim is None:
             self.drop(self.scheduler.running[-1], "out_of_pages")
         else:
             victim.release()
 
-    def _advance(self, work: Work) -> None:
-        """Compute what was chosen, draw for those who are to draw, and tell the episodes."""
-        if not work:
-            return
-        plan = self.decoder.cache.plan([(agent.branch, count) for _, agent, count in work])
-        drawing: list[tuple[EpisodeRun, Agent]] = []
-        rows: list[int] = []  # of the last token of each agent that draws
-        tokens: list[int] = []
-        for run, agent, count in work:
-            draws = agent.draws(count)
-            tokens += agent.take(count)
-            if draws:
-                drawing.append((run, agent))
-                rows.append(len(tokens) - 1)
-        logits = self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, rows)
-        for (run, agent), drawn in zip(drawing, self._drawn(logits, drawing), strict=True):
-            self._tell(run, _accept, run, agent.speaker.number, drawn)
-
-    def _drawn(self, logits: Tensor, drawing: Sequence[tuple[EpisodeRun, Agent]]) -> Sequence[tuple[int, float] | None]:
-        """(token, log-probability) a row, None for rows that cannot be drawn from; those are looked for on failure."""
-        if not drawing:
-            return []
-        runs, agents = zip(*drawing, strict=True)
-        try:
-            return self.draw(logits, runs, agents)
-        except ValueError:
-            sound = drawable(logits)
-            if all(sound):
-                raise
-        kept = [row for row, fine in enumerate(sound) if fine]
-        if not kept:
-            return [None] * len(sound)
-        drawn = iter(self.draw(logits[kept], [runs[row] for row in kept], [agents[row] for row in kept]))
-        return [next(drawn) if fine else None for fine in sound]
-
-    def _tell(self, run: EpisodeRun, call: Callable[..., Sequence[Wish] | None], *args: object) -> None:
-        """Let an episode's core act and carry its wishes out; the trouble of one is not the others'."""
+    def _guard(self, run: EpisodeRun, call: Callable[..., Sequence[Wish] | None], *args: object) -> None:
+        """Call an episode's core and carry out its wishes. An exception ends this episode alone."""
         try:
             run.carry_out(call(*args) or ())
         except Exception as error:

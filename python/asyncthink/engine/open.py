@@ -1,4 +1,4 @@
-"""What a sampler is given (a path, a live module, a Decoder) as a Decoder with its tokenizer and prompts."""
+"""A sampler's model (a path, a live module or a Decoder) as a Decoder with its tokenizer and prompts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from asyncthink.protocol.prompts import FILE_NAME, PromptFormat
 
 
 class Opened(NamedTuple):
-    """What a sampler runs on; ``source`` says where the prompts come from."""
+    """What a sampler runs on; ``source`` is the origin of the prompts."""
 
     decoder: Decoder
     tokenizer: Any
@@ -38,16 +38,16 @@ def open_model(
 ) -> Opened:
     """A decoder, its tokenizer and its prompts; ``sizes`` are arguments of :class:`Decoder`, None where not given.
 
-    Prompts are those given, else those of the model's ``asyncthink.json``, else the default ones in the tokenizer's
-    chat template, or plain where it has none.
+    The prompts are ``prompts``, else those of the model's ``asyncthink.json``, else the default ones in the tokenizer's
+    chat template, or plain if it has none.
 
     Raises:
-        ValueError: what cannot be loaded, and arguments that would not count: a Decoder has its own sizes, and a live
-            model stays in its dtype where it lies.
+        ValueError: a model or tokenizer that cannot be loaded; arguments without effect: a Decoder has its own sizes,
+            and a live model keeps its dtype and device.
     """
     given = {name: value for name, value in sizes.items() if value is not None}
-    place: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
-    fixed = {name: value for name, value in place.items() if value not in ("auto", None)}
+    source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+    fixed = {name: value for name, value in source.items() if value not in ("auto", None)}
     if isinstance(model, (nn.Module, Decoder)) and tokenizer is None:
         raise ValueError("tokenizer: expected the model's tokenizer beside a live module, got None")
     saved: PromptFormat | None = None
@@ -57,19 +57,26 @@ def open_model(
     elif isinstance(model, nn.Module):
         _refuse(fixed, "a live model, which stays as it is where it lies")
         decoder = Decoder(model, progress=progress, **given)
-    else:  # first what is small: weights may take minutes
+    else:  # the weights come last, because they may take minutes
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(model, revision)
         saved = saved_prompts(model, revision) if prompts is None else None
-        decoder = Decoder.load(model, **place, progress=progress, **given)
+        decoder = Decoder.load(model, **source, progress=progress, **given)
     if prompts is not None:
         return Opened(decoder, tokenizer, prompts, "given")
     return Opened(decoder, tokenizer, prompts_for(tokenizer, saved), _source(tokenizer, saved))
 
 
-def _refuse(given: dict[str, Any], beside: str) -> None:
+def stop_ids(model: nn.Module) -> list[int]:
+    """The token ids at which the model's ``generation_config`` ends a text."""
+    config = getattr(model, "generation_config", None)
+    ids = getattr(config, "eos_token_id", None)
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+
+def _refuse(given: dict[str, Any], model: str) -> None:
     if given:
         values = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        raise ValueError(f"{', '.join(given)}: expected none beside {beside}, got {values}")
+        raise ValueError(f"{', '.join(given)}: expected none beside {model}, got {values}")
 
 
 def _source(tokenizer: Any, saved: PromptFormat | None) -> str:

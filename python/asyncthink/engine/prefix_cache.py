@@ -1,4 +1,4 @@
-"""Prompt heads: what stands before the question or sub-query in a template is cached once and shared by all agents."""
+"""Cached prompt prefixes: the text of a template before its first slot is computed once and shared by all agents."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from asyncthink_kernels.cache import Branch
 
 
-class RoleHeads:
-    """Encodes prompts, and keeps for each role a branch that holds its constant head.
+class PrefixCache:
+    """Encodes prompts, and keeps for each template a branch that holds its constant prefix.
 
-    A prompt is encoded once, as a whole. An agent branches from the head where the tokens of both really agree, at a
-    place that leaves at least one token of the prompt to compute. Heads are computed by a forward pass of their own
-    (not beside an agent), so the K/V that agents branch from is always the same.
+    A prompt is encoded once, as a whole. An agent forks from the prefix after their common tokens, so that at least one
+    token of the prompt remains to be computed. A prefix is computed by a forward pass of its own, without other rows,
+    so its K/V are always the same.
     """
 
     def __init__(self, prompts: PromptFormat, codec: Codec, decoder: Decoder) -> None:
         self._prompts, self._codec, self._decoder = prompts, codec, decoder
         self._branches: dict[str, Branch] = {}
-        self._heads: dict[str, list[int]] = {}
+        self._tokens: dict[str, list[int]] = {}  # of the branches
 
     def encode(self, name: str, *, question: Question = "", subquery: str = "") -> list[int]:
         """Tokens of template ``name`` with its slots filled; those of ``worker_shared`` continue other tokens.
 
-        Raises ValueError for a prompt without any token, from which nothing could be drawn.
+        Raises ValueError for a prompt without tokens, because the first draw needs the logits of one.
         """
         parts = self._prompts.parts(name, question=question, subquery=subquery)
         tokens = self._codec.encode(parts, continues=name == "worker_shared")
@@ -41,31 +41,31 @@ class RoleHeads:
         return tokens
 
     def prepare(self, names: Iterable[str]) -> None:
-        """Compute the heads of these templates that are not in the cache yet. Raises OutOfPages."""
+        """Compute the prefixes of these templates that are not cached yet. Raises OutOfPages."""
         for name in names:
             if name in self._branches:
                 continue
-            head = self._codec.encode([(self._prompts.head(name), True)])
-            if head:
-                self._branches[name], self._heads[name] = self._prefill(head), head
+            prefix = self._codec.encode([(self._prompts.prefix(name), True)])
+            if prefix:
+                self._branches[name], self._tokens[name] = self._prefill(prefix), prefix
 
     def branch(self, name: str, tokens: Sequence[int]) -> Branch:
-        """A new branch that holds the first ``tokens`` of a prompt from template ``name``, as many as are cached.
+        """A new branch with the first ``tokens`` of a prompt from template ``name``, as many as are cached.
 
-        At least one token is left to compute: from it the first one is drawn.
+        At least one token remains to be computed, because the first draw needs its logits.
         """
-        head = self._heads.get(name, [])
-        limit = min(len(head), len(tokens) - 1)
-        shared = next((k for k in range(limit) if head[k] != tokens[k]), limit)
+        prefix = self._tokens.get(name, [])
+        limit = min(len(prefix), len(tokens) - 1)
+        shared = next((k for k in range(limit) if prefix[k] != tokens[k]), limit)
         cache = self._decoder.cache
         return cache.fork(self._branches[name], shared) if shared > 0 else cache.root()
 
     def clear(self) -> None:
-        """Give the heads' pages back; they are computed again when needed."""
+        """Release the prefixes. They are computed again when they are needed."""
         for branch in self._branches.values():
             self._decoder.cache.release(branch)
         self._branches.clear()
-        self._heads.clear()
+        self._tokens.clear()
 
     def _prefill(self, tokens: list[int]) -> Branch:
         cache = self._decoder.cache

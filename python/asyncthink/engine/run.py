@@ -1,4 +1,4 @@
-"""One episode on the tree cache: its wishes become branches, forks, joins and queues of tokens to compute."""
+"""One episode on the tree cache: carries out its wishes as branches, forks, joins and queues of tokens to compute."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from typing import TYPE_CHECKING, Protocol
 from asyncthink.engine.agent import Agent
 from asyncthink.episode.contexts import contexts
 from asyncthink.episode.core import EpisodeCore
+from asyncthink.episode.options import JoinMode
 from asyncthink.episode.wishes import Begin, Feed, Fork, Release, Splice, Wish
 
 if TYPE_CHECKING:
     from asyncthink_kernels.cache import Branch, TreeCache
 
 
-class Heads(Protocol):
-    """Where a prompt's first tokens may be in the cache already."""
+class Prefixes(Protocol):
+    """Cached prompt prefixes."""
 
     def branch(self, name: str, tokens: Sequence[int]) -> Branch:
-        """A new branch that holds the first tokens of a prompt from template ``name``, as many as are cached."""
+        """A new branch with the first tokens of a prompt from template ``name``, as many as are cached."""
         ...
 
 
 class EpisodeRun:
-    """An :class:`EpisodeCore` with its branches. :meth:`release` gives every page back, whatever happened before.
+    """An :class:`EpisodeCore` with its branches. :meth:`release` returns every page, in any state.
 
     Args:
-        core: the state machine that is told what was drawn.
-        cache: where branches live.
-        heads: prompt heads in that cache.
+        core: the state machine of the episode.
+        cache: has the branches.
+        prefixes: prompt prefixes in that cache.
         bytes_per_token: of K and V, in all layers.
     """
 
-    def __init__(self, core: EpisodeCore, cache: TreeCache, heads: Heads, bytes_per_token: int) -> None:
+    def __init__(self, core: EpisodeCore, cache: TreeCache, prefixes: Prefixes, bytes_per_token: int) -> None:
         self.core = core
-        self.agents: list[Agent] = []  # by their numbers; one that holds nothing has no branch and an empty queue
-        self._cache, self._heads, self._bytes_per_token = cache, heads, bytes_per_token
-        # Whose shared prefix and whose linked return are in kv_bytes_shared: a pause counts nothing twice.
+        self.agents: list[Agent] = []  # by their numbers; a released agent has no branch and an empty queue
+        self._cache, self._prefixes, self._bytes_per_token = cache, prefixes, bytes_per_token
+        # Agents whose shared prefix, or linked return, is in kv_bytes_shared: a pause must not count them twice.
         self._forked: set[int] = set()
         self._linked: set[int] = set()
 
@@ -46,27 +47,27 @@ class EpisodeRun:
 
     @property
     def pages_to_start(self) -> int:
-        """Pages that a fresh or paused episode takes at once, and one more for each agent to draw into."""
+        """Pages that a new or paused episode needs for its contexts, and one more for each agent's next tokens."""
         lengths = [len(s.trace.tokens) for s in self.core.speakers if not s.done] or [len(self.core.prompt)]
         return sum(-(-length // self._cache.page_size) + 1 for length in lengths)
 
     def start(self) -> None:
-        """Admission: the first agents begin, or all go on where they were paused."""
+        """Begin the episode, or continue it after a pause."""
         self.carry_out(contexts(self.core) if self.core.speakers else self.core.start())
 
     def release(self) -> None:
-        """Give all pages back. What was drawn stays: :meth:`start` computes it again, in chunks, and goes on."""
+        """Return all pages. The drawn tokens are kept: :meth:`start` computes their K/V again, in chunks."""
         for agent in self.agents:
-            self._let_go(agent)
+            self._release(agent)
         self.agents.clear()
 
     def carry_out(self, wishes: Sequence[Wish]) -> None:
-        """Do what the core asks for, in its order. Forks and queues are set at once; computing is left to the steps."""
+        """Carry out the core's wishes in their order. Tokens are queued here, and computed by the next steps."""
         for wish in wishes:
             match wish:
                 case Begin(number, tokens, name):
                     agent = self._agent(number)
-                    agent.held = self._heads.branch(name, tokens)
+                    agent.held = self._prefixes.branch(name, tokens)
                     agent.put(tokens[agent.held.length :])
                     self._count_shared(agent)
                 case Fork(number, parent, length):
@@ -77,10 +78,10 @@ class EpisodeRun:
                     self.agents[number].put(wish)
                 case Release(number):
                     if number < len(self.agents):
-                        self._let_go(self.agents[number])
+                        self._release(self.agents[number])
 
-    def settle(self) -> None:
-        """Before a step: agents whose source holds the tokens they share by now fork from it."""
+    def fork_ready(self) -> None:
+        """Fork the agents that waited for their source to hold the tokens that they share."""
         for agent in self.agents:
             if agent.source is not None and agent.held is None:
                 source, length = agent.source
@@ -89,7 +90,7 @@ class EpisodeRun:
                     self._count_shared(agent)
 
     def ready_splice(self, agent: Agent) -> Splice | None:
-        """The splice that stands first in the agent's queue, once the K/V it reads are computed."""
+        """The splice at the front of the agent's queue, if the K/V that it reads are computed."""
         splice = agent.splice
         if splice is None:
             return None
@@ -97,23 +98,23 @@ class EpisodeRun:
         return splice if held is not None and held.length >= splice.stop else None
 
     def spliced(self, agent: Agent, splice: Splice) -> None:
-        """The K/V of a join have entered their new context: the worker's are not needed any more."""
+        """The K/V of a join have entered their new context: release the worker's."""
         agent.queue.popleft()
         size = (splice.stop - splice.start) * self._bytes_per_token
-        if splice.mode == "append":
+        if splice.mode == JoinMode.APPEND:
             self.core.episode.kv_bytes_copied += size
         elif splice.worker not in self._linked:
             self._linked.add(splice.worker)
             self.core.episode.kv_bytes_shared += size
-        self._let_go(self.agents[splice.worker])
+        self._release(self.agents[splice.worker])
 
     def _fork(self, agent: Agent, parent: Agent, length: int) -> None:
-        """Fork now where all but the last token are computed, as when the parent has just drawn it; else wait."""
+        """Fork now if all tokens but the last are computed, as when the parent has just drawn it; else wait."""
         cached = 0 if parent.held is None else min(parent.held.length, length)
         if parent.held is None or length - cached > 1:
             agent.source = (parent, length)
             return
-        # The agent computes its own copy of that token, and so starts in the very next step.
+        # The agent computes that token itself, so that it starts in the next step.
         agent.held = self._cache.fork(parent.held, cached)
         agent.put(self._context(parent, cached, length))
         self._count_shared(agent)
@@ -121,29 +122,29 @@ class EpisodeRun:
     def _context(self, agent: Agent, start: int, stop: int) -> list[int]:
         """Tokens [start, stop) of an agent's context."""
         speaker = agent.speaker
-        own = speaker.trace.tokens[max(start - speaker.offset, 0) : max(stop - speaker.offset, 0)]
+        tokens = speaker.trace.tokens[max(start - speaker.offset, 0) : max(stop - speaker.offset, 0)]
         if start >= speaker.offset or speaker.trace.parent is None:
-            return own
+            return tokens
         parent = self.agents[speaker.trace.parent]
-        return [*self._context(parent, start, min(stop, speaker.offset)), *own]
+        return [*self._context(parent, start, min(stop, speaker.offset)), *tokens]
 
     def _agent(self, number: int) -> Agent:
-        """A new place for agent ``number``."""
-        while len(self.agents) <= number:  # agents that hold nothing any more keep their numbers
+        """Agent ``number``, made if it is new."""
+        while len(self.agents) <= number:  # after a pause, released agents keep their numbers
             self.agents.append(Agent(self.core.speakers[len(self.agents)]))
         return self.agents[number]
 
     def _count_shared(self, agent: Agent) -> None:
-        """Add what an agent reads in place to the episode's bytes, once, however often it is paused.
+        """Add the K/V that an agent shares to the episode's bytes, once, even after a pause.
 
-        The head of the agent that opens the episode is not counted: it is every episode's.
+        The cached prefix of the first agent does not count, because all episodes share it.
         """
         number = agent.speaker.number
         if number and number not in self._forked:
             self._forked.add(number)
             self.core.episode.kv_bytes_shared += agent.branch.length * self._bytes_per_token
 
-    def _let_go(self, agent: Agent) -> None:
+    def _release(self, agent: Agent) -> None:
         if agent.held is not None:
             self._cache.release(agent.held)
             agent.held = None

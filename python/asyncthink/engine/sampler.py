@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +13,21 @@ from torch import Tensor, nn
 from asyncthink.engine.agent import Agent
 from asyncthink.engine.detokenize import ModelTexts
 from asyncthink.engine.local import LocalEngine, draw_tokens
-from asyncthink.engine.open import open_model
-from asyncthink.engine.prefix_cache import RoleHeads
+from asyncthink.engine.open import open_model, stop_ids
+from asyncthink.engine.prefix_cache import PrefixCache
+from asyncthink.engine.requests import check_length, check_params, params_for
 from asyncthink.engine.run import EpisodeRun
+from asyncthink.engine.stream import EpisodeStream
 from asyncthink.episode.core import EpisodeCore
 from asyncthink.episode.modes import STRATEGIES
-from asyncthink.episode.options import Options
+from asyncthink.episode.options import Aggregate, Context, JoinMode, Mode, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.recorder import Listener
 from asyncthink.episode.records import Episode, Event, TokenEvent
 from asyncthink.model.decoder import Decoder
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import Question, turns
-from asyncthink.protocol.tags import PromptFormat
+from asyncthink.protocol.prompts import PromptFormat
 
 __all__ = ["EpisodeStream", "ForkJoinSampler", "SamplingParams", "TokenEvent"]
 
@@ -36,39 +36,39 @@ class ForkJoinSampler:
     """Decode episodes with any transformers decoder on the paged tree cache.
 
     Args:
-        model: a path or hub id, or a live ``nn.Module`` that belongs to your program (weights are shared, never
-            copied; after an optimizer step call :meth:`refresh`), or a :class:`asyncthink.Decoder` that other samplers
-            use too (one K/V cache for all).
-        tokenizer: the model's fast tokenizer; loaded from the path when ``model`` is one.
+        model: a path or hub id; or a live ``nn.Module`` of your program (weights are shared, never copied; after an
+            optimizer step call :meth:`refresh`); or a :class:`asyncthink.Decoder`, which samplers can share with its
+            K/V cache.
+        tokenizer: the model's fast tokenizer; loaded from the path if ``model`` is one.
         prompts: the four prompt templates; by default those of the model's ``asyncthink.json``, else
             ``asyncthink.DEFAULT_PROMPTS`` in the tokenizer's chat template, or plain where it has none.
         mode, pool, context, join, aggregate: see :class:`asyncthink.episode.options.Options`.
         device, dtype, revision: of a model that is loaded here. "auto": the GPU where there is one; the stored dtype,
-            or float32 where this CPU multiplies much faster in it (:meth:`explain` says which and why).
-        page_size: tokens a page: 1, 8, 16 (None), 32, 64 or 128.
-        num_pages: pages of the K/V cache; None picks a share of the memory that is free.
-        max_rows: new tokens in one step; longer prompts are prefilled in chunks.
-        max_episodes: episodes that run at once; more wait.
+            or float32 where this CPU multiplies much faster in it (:meth:`explain` gives the choice and its reason).
+        page_size: tokens of a page: 1, 8, 16 (None), 32, 64 or 128.
+        num_pages: pages of the K/V cache; None: a share of the free memory.
+        max_rows: the most new tokens in one step; longer prompts are prefilled in chunks.
+        max_episodes: the most episodes that run at once; others wait.
         graphs: capture decode steps as CUDA graphs; None: on a GPU (see :class:`asyncthink.model.decoder.Decoder`).
-        compile: run steps through torch.compile, whole: compiled once (most of a minute), then faster.
-        pack: on a CPU, linear layers on packed copies of their weights; None: in models of 32 MiB and more (see there).
+        compile: run whole steps through torch.compile: compiled once (up to a minute), then faster.
+        pack: on a CPU, run linear layers on packed copies of their weights; None: for 32 MiB of weights and more.
         progress: called with a phrase before each stage of loading a model.
 
     Raises:
-        ValueError: a model that cannot be loaded or served (DecoderError says why), a join
-            mode that this model does not support, options outside their range. Arguments that would not count:
-            ``device``, ``dtype``, ``revision`` beside a live module; these and ``page_size``, ``num_pages``,
-            ``graphs``, ``compile``, ``pack`` beside a Decoder.
+        ValueError: a model that cannot be loaded or served (DecoderError gives the reason), a join mode that the model
+            does not support, options outside their range. Also arguments without effect: ``device``, ``dtype``,
+            ``revision`` with a live module; these and ``page_size``, ``num_pages``, ``graphs``, ``compile``, ``pack``
+            with a Decoder.
 
-    A seed makes an episode reproducible whatever else is in the batch: every agent has its own random stream, and the
-    attention of a branch is bitwise independent of what decodes beside it. The linear layers are the platform's: a
-    matrix product may round differently when the number of rows changes (measured on a CPU in float32: 4e-7 relative
-    for one product, 2e-6 for the logits of a small model), which can only matter where a draw falls that close to the
-    border between two tokens. The same goes for flash-attn on a GPU, where prompts that begin without a common head
-    may be prefilled by it or, beside others, by our kernel.
+    A seed makes an episode reproducible in any batch: every agent has its own random stream, and the attention of a
+    branch is bitwise independent of the other branches. The matrix products of the linear layers are the platform's,
+    and may round differently when the number of rows changes (measured on a CPU in float32: 4e-7 relative for one
+    product, 2e-6 for the logits of a small model). That changes a token only if the draw is that close to the border
+    between two tokens. The same holds for flash-attn on a GPU: it prefills prompts without a shared prefix, while our
+    kernel prefills them when other branches are in the step.
 
-    Python's garbage collector now and then walks the objects of all imported libraries (170 ms were seen amid a step);
-    a server calls ``gc.freeze()`` once its models are loaded.
+    Python's garbage collector sometimes visits the objects of all imported libraries (170 ms were measured within a
+    step). A server should call ``gc.freeze()`` after its models are loaded.
 
     Example:
         >>> from asyncthink import ForkJoinSampler, SamplingParams                              # doctest: +SKIP
@@ -83,11 +83,11 @@ class ForkJoinSampler:
         tokenizer: Any = None,
         *,
         prompts: PromptFormat | None = None,
-        mode: str = "asyncthink",
+        mode: str = Mode.ASYNCTHINK,
         pool: int = 4,
-        context: str = "shared",
-        join: Literal["exact", "append", "link"] = "exact",
-        aggregate: str = "vote",
+        context: str = Context.SHARED,
+        join: str = JoinMode.EXACT,
+        aggregate: str = Aggregate.VOTE,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
@@ -103,20 +103,20 @@ class ForkJoinSampler:
         self.options = Options(mode, pool, context, join, aggregate)
         sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
         sizes |= {"graphs": graphs, "compile": compile, "pack": pack}
-        place: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
-        opened = open_model(model, tokenizer, prompts, sizes=sizes, **place, progress=progress)
+        source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+        opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress)
         self.decoder, self.tokenizer, self.prompts, self._prompts_from = opened
         if join not in self.decoder.join_modes:
             raise ValueError(
-                f"join: this model offers {', '.join(self.decoder.join_modes)}, got {join!r}: "
-                f"{self.decoder.why_not.get(join, 'unknown mode')}"
+                f"join: this model offers {', '.join(self.decoder.join_modes)}, got {str(join)!r}: "
+                f"{self.decoder.unavailable[join]}"
             )
-        self.codec = Codec(self.tokenizer, _stop_ids(self.decoder.model))
+        self.codec = Codec(self.tokenizer, stop_ids(self.decoder.model))
         self.cache = self.decoder.cache
-        self.heads = RoleHeads(self.prompts, self.codec, self.decoder)
-        self._texts = ModelTexts(self.codec, self.heads.encode)
+        self.prefixes = PrefixCache(self.prompts, self.codec, self.decoder)
+        self._texts = ModelTexts(self.codec, self.prefixes.encode)
         self.engine = LocalEngine(
-            self.decoder, self.heads, lambda *rows: self._draw(*rows), max_rows=max_rows, max_episodes=max_episodes
+            self.decoder, self.prefixes, lambda *rows: self._draw(*rows), max_rows=max_rows, max_episodes=max_episodes
         )
         self.scheduler = self.engine.scheduler
         self._gate = self.decoder.gate
@@ -133,34 +133,25 @@ class ForkJoinSampler:
         """Answer every question; episodes in the order of the questions.
 
         Args:
-            questions: N questions; each is put into the "organizer" (or "solo") template.
+            questions: N questions; each fills the "organizer" (or "solo") template.
             params: one set for all, or N. With one set all episodes share its seed, so the same question twice gives
                 the same episode twice: for a group of different rollouts pass ``params.with_seed(k)`` for each.
-            on_event: called with (number of the question, event) as things happen.
+            on_event: called with (number of the question, event) for each event.
 
         Raises:
-            ValueError: no list of strings, another number of params, or a prompt longer than the cache or the model
-                takes; nothing has run then.
-            RuntimeError: called by a listener of this decoder's samplers, from within their step.
+            ValueError: no list of questions, another number of params, or a prompt that is too long for the cache or
+                the model. Nothing has run then.
+            RuntimeError: called by a listener of one of this decoder's samplers, within their step.
             Exception: the first one that ``on_event`` raised, after the other episodes have ended; or what the model
                 raised. All pages are released.
         """
-        if isinstance(questions, str) or not isinstance(questions, Sequence):
-            got = "one string" if isinstance(questions, str) else type(questions).__name__
-            raise ValueError(f"questions: expected a list of strings, got {got}")
-        params = params if params is not None else SamplingParams()
-        each = [params] * len(questions) if isinstance(params, SamplingParams) else list(params)
-        if len(each) != len(questions):
-            raise ValueError(f"params: expected one or {len(questions)} (one a question), got {len(each)}")
-        for number, one in enumerate(each):
-            if not isinstance(one, SamplingParams):
-                raise ValueError(f"params[{number}]: expected SamplingParams, got {type(one).__name__}")
+        sets = params_for(questions, params)
         with self._gate.enter():
             prompts = [self._prompt(question, f"questions[{number}]") for number, question in enumerate(questions)]
-            self.engine.prepare_heads(self._templates)
+            self.engine.prepare_prefixes(self._templates)
             runs = [
-                self._new(question, prompt, p, _numbered(number, on_event) if on_event else None)
-                for number, (question, prompt, p) in enumerate(zip(questions, prompts, each, strict=True))
+                self._new(question, prompt, own, _numbered(number, on_event) if on_event else None)
+                for number, (question, prompt, own) in enumerate(zip(questions, prompts, sets, strict=True))
             ]
             self.scheduler.waiting.extend(runs)
             try:
@@ -175,34 +166,34 @@ class ForkJoinSampler:
         return [run.core.episode for run in runs]
 
     def stream(self, question: Question, params: SamplingParams | None = None) -> EpisodeStream:
-        """One question; iterate over its events as they happen. Closing or forgetting the iterator cancels the episode.
+        """An iterator over the events of one question. Closing it, or dropping it, cancels the episode.
 
         Raises ValueError as :meth:`generate` does.
         """
         params = params if params is not None else SamplingParams()
-        if not isinstance(params, SamplingParams):
-            raise ValueError(f"params: expected SamplingParams, got {type(params).__name__}")
+        check_params(params, "params")
         with self._gate.enter():
             prompt = self._prompt(question, "questions[0]")
-            self.engine.prepare_heads(self._templates)
-            return EpisodeStream(self, question, prompt, params)
+            self.engine.prepare_prefixes(self._templates)
+            return EpisodeStream(self.engine, functools.partial(self._new, question, prompt, params))
 
     def step(self) -> int:
         """One forward pass that advances every runnable agent; returns the number of new tokens computed.
 
-        An episode on which the program fails ends alone, as "failed". An agent whose logits are not finite ends alone.
+        An exception in one episode ends that episode as "failed". An agent whose logits are not finite ends; the others
+        continue.
 
         Raises:
-            Exception: whatever the model raises; every running episode is then ended as "cancelled" and released.
+            Exception: what the model raised. Every running episode is ended as "cancelled" and released first.
         """
         with self._gate.enter():
             return self.engine.step()
 
     def refresh(self) -> None:
-        """The model's weights changed: forget everything cached from the old ones, in all samplers of the decoder.
+        """After a change of the weights: drop all that was computed from the old ones, in all samplers of the decoder.
 
         Raises:
-            RuntimeError: an episode is running, in this sampler or in another one of the same decoder.
+            RuntimeError: an episode is running in a sampler of this decoder.
         """
         with self._gate.enter():
             if not all(user.idle for user in self._gate.users):
@@ -210,16 +201,16 @@ class ForkJoinSampler:
                     "refresh: expected no running episode in any sampler of this decoder; finish or close them first"
                 )
             self.decoder.refresh()
-            self.engine.drop_stale_heads()
+            self.engine.drop_stale_prefixes()
 
     def explain(self) -> dict[str, str]:
-        """How this sampler runs, and why: :meth:`asyncthink.Decoder.explain`, and where the prompts are from."""
+        """How this sampler runs, and why: :meth:`asyncthink.Decoder.explain`, and the origin of the prompts."""
         return self.decoder.explain() | {"prompts": self._prompts_from}
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
     def _draw(self, logits: Tensor, runs: Sequence[EpisodeRun], agents: Sequence[Agent]) -> Sequence[tuple[int, float]]:
-        """(token, log-probability) for each row of logits [N, V]; a subclass may draw in its own way."""
+        """(token, log-probability) for each row of logits [N, V]; a subclass may override it."""
         return draw_tokens(logits, runs, agents)
 
     def _new(
@@ -236,79 +227,24 @@ class ForkJoinSampler:
         )
         if not isinstance(question, str):
             core.episode.meta["messages"] = [dict(message) for message in question]
-        return EpisodeRun(core, self.cache, self.heads, self.decoder.storage.bytes_per_token)
+        return EpisodeRun(core, self.cache, self.prefixes, self.decoder.storage.bytes_per_token)
 
     @property
     def _templates(self) -> list[str]:
-        """Templates whose heads agents branch from; the one that opens an episode comes first."""
-        isolated = self.options.mode == "asyncthink" and self.options.context == "isolated"
+        """Templates whose prefixes are cached for agents; the one that opens an episode comes first."""
+        isolated = self.options.mode == Mode.ASYNCTHINK and self.options.context == Context.ISOLATED
         return [STRATEGIES[self.options.mode].opening, *(["worker_isolated"] if isolated else [])]
 
     def _prompt(self, question: Question, name: str) -> list[int]:
-        """The tokens that open an episode. Raises ValueError where the cache or the model cannot hold them."""
+        """The tokens that open an episode. Raises ValueError if the cache or the model cannot hold them."""
         turns(question, name)
         try:
-            tokens = self.heads.encode(self._templates[0], question=question)
+            tokens = self.prefixes.encode(self._templates[0], question=question)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        capacity, limit = self.cache.num_pages * self.cache.page_size, self.decoder.max_length
-        if len(tokens) >= capacity:
-            raise ValueError(
-                f"{name}: expected fewer than {capacity} tokens (the K/V cache's "
-                f"{self.cache.num_pages} pages of {self.cache.page_size}), got {len(tokens)}"
-            )
-        if limit is not None and len(tokens) >= limit:
-            raise ValueError(
-                f"{name}: expected fewer than {limit} tokens (the positions of this model), got {len(tokens)}"
-            )
+        check_length(tokens, name, self.cache, self.decoder.max_length)
         return tokens
-
-
-class EpisodeStream(Iterator[Event | TokenEvent]):
-    """Events of one running episode; :attr:`episode` grows as it goes and is whole when the iterator ends.
-
-    A stream that is closed, or that nobody holds any more, cancels its episode and releases its pages: at once, or,
-    when another call is at work on the decoder, as soon as that one is through.
-    """
-
-    def __init__(
-        self, sampler: ForkJoinSampler, question: Question, prompt: Sequence[int], params: SamplingParams
-    ) -> None:
-        self._sampler = sampler
-        self._events: deque[Event | TokenEvent] = deque()
-        # The run knows the events, never the stream: a stream that is forgotten can be collected while it runs.
-        self._run = sampler._new(question, prompt, params, self._events.append)
-        self.episode = self._run.core.episode
-        sampler.scheduler.waiting.append(self._run)
-        drop = functools.partial(sampler.engine.drop, self._run)
-        self._cancel = weakref.finalize(self, sampler._gate.later, drop)
-        self._cancel.atexit = False
-
-    def __next__(self) -> Event | TokenEvent:
-        while not self._events:
-            if self._run.done:
-                raise StopIteration
-            with self._sampler._gate.enter():
-                if not self._events and not self._run.done:
-                    self._sampler.engine.step()
-        return self._events.popleft()
-
-    def close(self) -> None:
-        """Cancel the episode, if it still runs, and release its pages."""
-        self._cancel()
-
-    def __enter__(self) -> EpisodeStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _numbered(number: int, on_event: Callable[[int, Event | TokenEvent], None]) -> Listener:
     return lambda event: on_event(number, event)
-
-
-def _stop_ids(model: nn.Module) -> list[int]:
-    config = getattr(model, "generation_config", None)
-    ids = getattr(config, "eos_token_id", None)
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

@@ -1,4 +1,4 @@
-"""The prompt templates that belong to a checkpoint, in a folder or on the hub."""
+"""The prompt templates of a checkpoint, in a folder or on the hub."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from asyncthink.protocol.prompts import FILE_NAME, PromptFormat
 
 
 def saved_prompts(path: str | Path, revision: str | None = None) -> PromptFormat | None:
-    """The templates in the model's ``asyncthink.json``; None where it has no such file.
+    """The templates in the model's ``asyncthink.json``; None if it has no such file.
 
-    Without an answer of the hub, what its cache knows counts; in offline mode a file that was never fetched is absent.
+    If the hub does not answer, its local cache decides; in offline mode a file that was never downloaded is absent.
 
     Raises:
-        ValueError: a file that cannot be read, or, outside offline mode, a hub that does not answer where the cache
+        ValueError: a file that cannot be read; outside of offline mode also a hub that does not answer, if the cache
             does not know either.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
@@ -26,7 +26,7 @@ def saved_prompts(path: str | Path, revision: str | None = None) -> PromptFormat
     name = str(path)
     try:
         return PromptFormat.load(Path(hf_hub_download(name, FILE_NAME, revision=revision)).parent)
-    except LocalEntryNotFoundError as error:  # the hub was not asked, or did not answer
+    except LocalEntryNotFoundError as error:  # offline mode, or the hub did not answer
         known_absent = not isinstance(try_to_load_from_cache(name, FILE_NAME, revision=revision), str | None)
         if known_absent or constants.HF_HUB_OFFLINE:
             return None

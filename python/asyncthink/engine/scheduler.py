@@ -1,4 +1,7 @@
-"""Which agents step now: admission, the row budget of a step, who makes room when pages run out. It only chooses."""
+"""Chooses which episodes are admitted, which agents step, and which episode is paused when pages run out.
+
+It only chooses: it neither starts, nor pauses, nor ends an episode.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ class Scheduler:
     """Continuous batching over episodes, first come first served.
 
     Every runnable agent advances in every step: by one token when it decodes, by a chunk of its queue when it
-    prefills, within ``max_rows`` rows a step (decoding agents come first). When the pages a step needs are not there,
-    the newest episode gives its pages back and goes on later: what its agents drew stays, their K/V are computed again.
-    An episode that is alone and still does not fit ends as "out_of_pages".
+    prefills, within ``max_rows`` rows a step (decoding agents come first). If a step lacks pages, the newest episode is
+    paused: it releases its pages and continues later. Its agents keep their tokens; the K/V are computed again. An
+    episode that runs alone and still does not fit ends as "out_of_pages".
 
     Args:
-        cache: where pages are counted.
-        max_rows: new tokens in one step.
-        max_episodes: episodes that run at once.
+        cache: has the pages.
+        max_rows: the most new tokens in one step.
+        max_episodes: the most episodes that run at once.
 
     Raises:
         ValueError: a bound below 1.
@@ -40,7 +43,7 @@ class Scheduler:
         self.waiting: deque[EpisodeRun] = deque()
         self.running: list[EpisodeRun] = []
         self.preemptions = 0
-        # After a preemption, nobody is admitted until somebody has finished and given pages back.
+        # After a preemption, no episode is admitted until another one has ended and released its pages.
         self._full = False
 
     @property
@@ -48,8 +51,7 @@ class Scheduler:
         return not self.waiting and not self.running
 
     def admit(self) -> list[EpisodeRun]:
-        """Those of the waiting episodes that run from now on: as many as find room for their prompts and a page for
-        each agent."""
+        """Admit waiting episodes while their prompts, and a page for each agent, fit; return the admitted ones."""
         admitted: list[EpisodeRun] = []
         free = self._cache.free_pages
         while self.waiting and len(self.running) < self.max_episodes and not (self._full and self.running):
@@ -61,17 +63,17 @@ class Scheduler:
         return admitted
 
     def select(self) -> Work | None:
-        """The next step's work: (episode, agent, new tokens). None where the cache lacks the pages for it."""
+        """The next step's work: (episode, agent, new tokens). None if the cache lacks the pages for it."""
         work = self._fill()
         free, size = self._cache.free_pages, self._cache.page_size
-        # No branch takes more than the pages its new tokens would fill alone: mostly there is no need to count.
+        # A branch needs at most the pages that its new tokens fill by themselves. Usually this bound suffices.
         if sum(-(-n // size) for _, _, n in work) <= free:
             return work
         enough = self._cache.pages_needed([(agent.branch, n) for _, agent, n in work]) <= free
         return work if enough else None
 
     def victim(self) -> EpisodeRun | None:
-        """The newest episode, which goes back to the head of the queue; None if it is the only one."""
+        """Move the newest episode to the front of the waiting ones and return it; None if it is the only one."""
         if len(self.running) == 1:
             return None
         self.waiting.appendleft(self.running.pop())
@@ -80,22 +82,22 @@ class Scheduler:
         return self.waiting[0]
 
     def retire(self) -> None:
-        """Forget episodes that are done."""
+        """Remove the running episodes that are done."""
         left = [run for run in self.running if not run.done]
         if len(left) < len(self.running):
             self._full = False
         self.running = left
 
     def forget(self, run: EpisodeRun) -> None:
-        """Forget an episode that is done, wherever it is."""
+        """Remove an episode that is done, whether it was waiting or running."""
         if run in self.waiting:
             self.waiting.remove(run)
         self.retire()
 
     def _fill(self) -> Work:
         ready = [(run, agent, agent.ready) for run in self.running for agent in run.agents]
-        work = [one for one in ready if one[2] == 1]
-        # Decoding agents are never cut off; prefills share what is left, and one of them always advances.
+        work = [(run, agent, tokens) for run, agent, tokens in ready if tokens == 1]
+        # All decoding agents step. Prefills share the rest of the rows, and at least one of them advances.
         room = max(self.max_rows - len(work), 1)
         for run, agent, tokens in ready:
             if tokens > 1 and room:

@@ -1,8 +1,7 @@
-"""The state machine of one episode: what a drawn token sets off (fork, wait, join, return, answer), and how it ends.
+"""The state machine of one episode: what a drawn token causes (fork, wait, join, return, answer), and how it ends.
 
-It computes nothing and holds no cache: it is told what was drawn, and answers with wishes
-(:mod:`asyncthink.episode.wishes`) that any engine can carry out: ours on the tree cache, a server's over HTTP, a
-script's in a test.
+It computes no tensors and holds no cache. It takes drawn tokens and returns wishes (:mod:`asyncthink.episode.wishes`),
+which any engine can carry out: the local one on the tree cache, a server over HTTP, a script in a test.
 """
 
 from __future__ import annotations
@@ -10,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from asyncthink.episode.joins import enter
 from asyncthink.episode.modes import STRATEGIES
-from asyncthink.episode.options import Options
+from asyncthink.episode.options import Context, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.recorder import Listener, Recorder
-from asyncthink.episode.records import Episode, Join, Trace
-from asyncthink.episode.speaker import Insert, Speaker, Texts, splice_of
+from asyncthink.episode.records import Episode, Trace
+from asyncthink.episode.speaker import Speaker, Texts
 from asyncthink.episode.wishes import Begin, Feed, Fork, Release, Wish
 from asyncthink.protocol.tags import BUDGET_EXCEEDED, POOL_OVERFLOW, Action, Answer, FormatError, Return
 from asyncthink.protocol.tags import Fork as ForkTag
@@ -23,19 +23,19 @@ from asyncthink.protocol.tags import Join as JoinTag
 
 
 class EpisodeCore:
-    """One episode. ``start``, ``accept``, ``fail`` and ``finish`` return wishes, to be carried out in their order.
+    """One episode. ``start``, ``accept``, ``fail``, ``tick`` and ``end`` return wishes, to be carried out in order.
 
-    A listener that raises hears nothing more, and the episode ends at the next :meth:`tick`.
+    A listener that raises is called no more, and the episode ends at the next :meth:`tick`.
 
     Args:
-        question: what is asked, as the record shows it.
+        question: the question, as the record shows it.
         prompt: tokens of the filled template that opens the episode, at least one.
         params: limits: ``max_tokens``, ``max_episode_tokens``, ``stop``, ``timeout``.
         options: mode, pool, context, join, aggregate.
         texts: prompts, detokenizing, and the tokens of a join.
         max_length: positions of the model; None where there is no limit.
         listener: called with every event as it happens.
-        clock: seconds; the record's times are its differences.
+        clock: returns seconds; the record's times are differences of it.
     """
 
     def __init__(
@@ -50,34 +50,34 @@ class EpisodeCore:
         listener: Listener | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.params, self.options, self.mode = params, options, STRATEGIES[options.mode]
-        episode = Episode(question, options.mode, options.context, options.join, options.pool, params.seed)
-        self.record = Recorder(episode, listener, clock)
-        self.episode = episode
+        self.params, self.options, self.strategy = params, options, STRATEGIES[options.mode]
+        organized = (str(options.mode), str(options.context), str(options.join))
+        self.episode = Episode(question, *organized, options.pool, params.seed)
+        self.record = Recorder(self.episode, listener, clock)
         self.speakers: list[Speaker] = []
         self.workers: dict[int, Speaker] = {}  # by the i of <FORK-i>
         self.done = False
         self.prompt, self._texts, self._max_length = prompt, texts, max_length
         self._wishes: list[Wish] = []
 
-    # -- what the engine tells ------------------------------------------------------------------------------------
+    # -- called by the engine -------------------------------------------------------------------------------------
 
     def start(self) -> list[Wish]:
-        """The organizer (or the independent agents) come to life."""
+        """The organizer begins, or the independent agents do."""
         self.record.admit()
-        role, tokens = self.mode.opening, self.prompt
-        for number in range(self.mode.beginners(self.options)):
+        role, tokens = self.strategy.opening, self.prompt
+        for number in range(self.strategy.beginners(self.options)):
             speaker = self._add(Trace(number, role), 0)
             speaker.prompt(tokens, self.record.step)
             if number == 0:
                 self._wish(Begin(0, tokens, role))
-            else:  # the last token is each one's own: from it the first one is drawn
+            else:  # each agent computes the last token itself: its first draw needs those logits
                 self._wish(Fork(number, 0, len(tokens) - 1), Feed(number, tokens[-1:]))
             self.record.event("start", speaker, text=self.episode.question)
-        return self._taken()
+        return self._take_wishes()
 
     def accept(self, agent: int, token: int, logprob: float) -> list[Wish]:
-        """``agent`` drew ``token`` with natural-log probability ``logprob``: record it, read it, do what it asks."""
+        """``agent`` drew ``token`` with natural-log probability ``logprob``: record it, parse it, act on its tags."""
         speaker = self.speakers[agent]
         if speaker.done or self.done:
             return []
@@ -87,31 +87,31 @@ class EpisodeCore:
         self.record.token(speaker, piece, drawn=True)
         if ended:
             self._close(speaker, "end")
-            return self._taken()
+            return self._take_wishes()
         feed = Feed(agent, [token])
         self._wish(feed)
         for action in speaker.parser.feed(piece):
             self._act(speaker, action)
         if not speaker.done and not self.done:
-            self._limits(speaker, len(piece))
-        return [wish for wish in self._taken() if wish is not feed or not speaker.done]
+            self._check_limits(speaker, len(piece))
+        return [wish for wish in self._take_wishes() if wish is not feed or not speaker.done]
 
     def fail(self, agent: int, why: str) -> list[Wish]:
-        """``agent`` cannot go on, through no fault of its format; a worker's organizer gets an empty return."""
+        """End ``agent`` for a failure that is no format error. If it is a worker, its return is empty."""
         speaker = self.speakers[agent]
         if not speaker.done and not self.done:
             self.episode.failures.append(f"{speaker.name}: {why}")
             self.record.event("stop", speaker, speaker.trace.fork_index, text=why)
             self._give_up(speaker, "failed")
-        return self._taken()
+        return self._take_wishes()
 
     def crash(self, error: Exception) -> list[Wish]:
-        """The program failed on this episode: it ends as "failed", with the error among its failures."""
+        """End the episode as "failed", with ``error`` among its failures."""
         self.episode.failures.append(f"{type(error).__name__}: {error}")
         return self.end("failed")
 
     def tick(self) -> list[Wish]:
-        """A step is over: every agent has had its turn in it."""
+        """A step is over, for all agents."""
         self.record.tick()
         if self.record.listener_error is not None:
             return self.end("cancelled")
@@ -122,9 +122,9 @@ class EpisodeCore:
     def end(self, reason: str) -> list[Wish]:
         """End the episode from outside."""
         self.finish(reason)
-        return self._taken()
+        return self._take_wishes()
 
-    # -- what agents ask for --------------------------------------------------------------------------------------
+    # -- tags that agents write -----------------------------------------------------------------------------------
 
     def _act(self, speaker: Speaker, action: Action) -> None:
         if self.done or speaker.done:
@@ -144,7 +144,7 @@ class EpisodeCore:
         elif isinstance(action, Answer):
             self._end(speaker, "answer")
             speaker.trace.returned = action.text
-            self.mode.answered(self, speaker, action.text)
+            self.strategy.answered(self, speaker, action.text)
         else:
             self._fail(speaker, action)
 
@@ -154,7 +154,7 @@ class EpisodeCore:
             detail = f"<FORK-{action.index}> with {live} live workers, pool {self.options.pool}"
             self._fail(parent, parent.parser.fail(POOL_OVERFLOW, detail))
             return
-        number, shared = len(self.speakers), self.options.context == "shared"
+        number, shared = len(self.speakers), self.options.context == Context.SHARED
         trace = Trace(number, "worker", parent.number, action.index, len(parent.trace.tokens))
         worker = self._add(trace, parent.length if shared else 0)
         name = f"worker_{self.options.context}"
@@ -170,7 +170,7 @@ class EpisodeCore:
             self._run_out(worker)
 
     def _join(self, speaker: Speaker) -> None:
-        """The worker that ``speaker`` waits for is done: its return and the closing tag follow."""
+        """The worker that ``speaker`` waits for is done: insert its return and the closing tag."""
         worker, speaker.waiting_for = speaker.waiting_for, None
         assert worker is not None
         assert worker.trace.fork_index is not None
@@ -179,32 +179,19 @@ class EpisodeCore:
         if self._full(speaker.length + insert.length + len(insert.closing)):
             self._run_out(speaker)
             return
-        record = Join(index, worker.number, len(speaker.trace.tokens), insert.length, self.options.join)
-        record.lead = len(insert.lead)
+        join, wishes = enter(speaker, worker, insert, str(self.options.join))
         self.record.event("join", speaker, index, worker.number, trace.returned or "")
-        span = trace.tokens[slice(*insert.span)]
-        for token in [*insert.lead, *span, *insert.rest, *insert.closing]:
+        for token in insert.tokens(trace.tokens):
             self.record.token(speaker, speaker.insert(token, self.record.step), drawn=False)
-        self._wish_join(speaker, worker, record, insert, span)
-        speaker.trace.joins.append(record)
-
-    def _wish_join(self, speaker: Speaker, worker: Speaker, record: Join, insert: Insert, span: list[int]) -> None:
-        """How a return enters: computed as tokens, or as the worker's K/V with the rest around it."""
-        after = [*insert.rest, *insert.closing]
-        if self.options.join == "exact" or not span:
-            self._wish(Feed(speaker.number, [*insert.lead, *span, *after]), Release(worker.number))
-            return
-        record.source = insert.span
-        splice = splice_of(speaker, record, self.speakers)
-        self._wish(Feed(speaker.number, insert.lead), splice, Feed(speaker.number, after))
+        self._wish(*wishes)
+        speaker.trace.joins.append(join)
 
     # -- how agents end -------------------------------------------------------------------------------------------
 
-    def _limits(self, speaker: Speaker, new: int) -> None:
-        """Stop strings that end in the last ``new`` characters, token budgets, positions of the model."""
-        params, text = self.params, speaker.stream.text
-        begin = speaker.prompt_chars
-        if any(text.find(stop, max(begin, len(text) - new - len(stop) + 1)) >= 0 for stop in params.stop):
+    def _check_limits(self, speaker: Speaker, new: int) -> None:
+        """End at a stop string in the last ``new`` characters, at a token budget, or at the model's last position."""
+        params = self.params
+        if speaker.ends_in(params.stop, new):
             self._close(speaker, "stop")
         elif speaker.trace.decoded >= params.max_tokens:
             self._fail(speaker, speaker.parser.fail(BUDGET_EXCEEDED, f"{params.max_tokens} tokens"), "budget")
@@ -216,17 +203,16 @@ class EpisodeCore:
             self._run_out(speaker)
 
     def _full(self, length: int) -> bool:
-        """Whether a context of ``length`` tokens leaves no position to draw another one."""
+        """Whether a context of ``length`` tokens leaves no position for another one."""
         return self._max_length is not None and length >= self._max_length
 
     def _run_out(self, speaker: Speaker) -> None:
         """The model has no position left for the agent's next token."""
-        self._fail(
-            speaker, speaker.parser.fail(BUDGET_EXCEEDED, f"{self._max_length} positions of the model"), "length"
-        )
+        error = speaker.parser.fail(BUDGET_EXCEEDED, f"{self._max_length} positions of the model")
+        self._fail(speaker, error, "length")
 
     def _close(self, speaker: Speaker, reason: str) -> None:
-        """The agent draws no more of its own accord: what is missing is a format error."""
+        """The agent stopped by itself. A missing or open tag is a format error."""
         for action in speaker.parser.close():
             if isinstance(action, FormatError):
                 self._fail(speaker, action, reason)
@@ -240,10 +226,10 @@ class EpisodeCore:
 
     def _give_up(self, speaker: Speaker, reason: str) -> None:
         self._end(speaker, reason)
-        self.mode.gave_up(self, speaker, reason)
+        self.strategy.gave_up(self, speaker, reason)
 
     def _end(self, speaker: Speaker, reason: str) -> None:
-        """This agent draws no more. A waiting organizer gets the return (nothing, if there is none)."""
+        """End the agent. An organizer that waits for it gets its return, which may be empty."""
         if speaker.done:
             return
         speaker.done = True
@@ -253,7 +239,7 @@ class EpisodeCore:
         speaker.trace.text = speaker.text
         if speaker.trace.parent is None or self.done:
             return
-        if not speaker.trace.returned:  # nothing of its context can enter another one
+        if not speaker.trace.returned:  # no join can read its context
             self._wish(Release(speaker.number))
         parent = self.speakers[speaker.trace.parent]
         self.record.event("return", speaker, speaker.trace.fork_index, parent.number, speaker.trace.returned or "")
@@ -261,7 +247,7 @@ class EpisodeCore:
             self._join(parent)
 
     def finish(self, reason: str, answer: str | None = None) -> None:
-        """End the episode; agents that still run are cut off as "cancelled". Every context is released."""
+        """End the episode. Agents that still run end as "cancelled"; all contexts are released."""
         if self.done:
             return
         self.done = True
@@ -284,6 +270,6 @@ class EpisodeCore:
     def _wish(self, *wishes: Wish) -> None:
         self._wishes += wishes
 
-    def _taken(self) -> list[Wish]:
+    def _take_wishes(self) -> list[Wish]:
         wishes, self._wishes = self._wishes, []
         return wishes

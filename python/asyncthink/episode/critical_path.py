@@ -8,14 +8,14 @@ from typing import NamedTuple, Protocol
 
 
 class Entry(Protocol):
-    """A join as the path sees it."""
+    """What the path needs of a join."""
 
     at: int
     worker: int
 
 
 class Spoken(Protocol):
-    """A trace as the path sees it: :class:`asyncthink.episode.records.Trace`."""
+    """What the path needs of a trace (:class:`asyncthink.episode.records.Trace`)."""
 
     agent: int
     parent: int | None
@@ -36,7 +36,7 @@ class Stretch(NamedTuple):
 
 
 def critical_path(traces: Sequence[Spoken]) -> list[Stretch]:
-    """Stretches of the critical path in the order they were written; the last ends with agent 0's last token.
+    """Stretches of the critical path in the order they were written. The last one ends with agent 0's last token.
 
     A worker starts at its parent's clock after the parent's first ``fork_at`` tokens, and a join waits for the later
     of the two: ``clock[p] = max(clock[p], end of the worker)``. A drawn token takes 1, an inserted one 0. On a tie

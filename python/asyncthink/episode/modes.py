@@ -1,18 +1,18 @@
-"""How an episode is organized, one small strategy a mode: who begins, and what the end of an agent means."""
+"""One strategy for each mode: which agents begin an episode, and what the end of an agent means for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from asyncthink.episode.options import Options, combine
+from asyncthink.episode.options import Mode, Options, combine
 from asyncthink.episode.records import Episode
 from asyncthink.episode.speaker import Speaker
 from asyncthink.protocol.tags import Role
 
 
 class Running(Protocol):
-    """What a strategy needs of the episode that it organizes."""
+    """The running episode, as a strategy sees it."""
 
     options: Options
     episode: Episode
@@ -23,13 +23,13 @@ class Running(Protocol):
     def finish(self, reason: str, answer: str | None = None) -> None: ...
 
 
-class Mode(Protocol):
-    """``opening`` is the role of the agents that begin an episode, and the template they begin with."""
+class Strategy(Protocol):
+    """``opening`` is the role of the agents that begin an episode, and the name of their template."""
 
     opening: Role
 
     def beginners(self, options: Options) -> int:
-        """How many agents begin, all with the same prompt."""
+        """The number of agents that begin. All get the same prompt."""
         ...
 
     def answered(self, core: Running, speaker: Speaker, text: str) -> None:
@@ -42,7 +42,7 @@ class Mode(Protocol):
 
 
 class Organized:
-    """An organizer and its workers: its end is the episode's, a worker's is not."""
+    """An organizer and its workers. The episode ends with the organizer; a worker's end does not end it."""
 
     opening: Role = "organizer"
 
@@ -64,7 +64,7 @@ class Sequential(Organized):
 
 
 class Parallel:
-    """``pool`` independent agents; when the last one has ended, their answers become one."""
+    """``pool`` independent agents. When the last one has ended, their answers become one."""
 
     opening: Role = "solo"
 
@@ -72,12 +72,12 @@ class Parallel:
         return options.pool
 
     def answered(self, core: Running, speaker: Speaker, text: str) -> None:
-        self._settle(core)
+        self._finish_if_all_done(core)
 
     def gave_up(self, core: Running, speaker: Speaker, reason: str) -> None:
-        self._settle(core)
+        self._finish_if_all_done(core)
 
-    def _settle(self, core: Running) -> None:
+    def _finish_if_all_done(self, core: Running) -> None:
         if not all(speaker.done for speaker in core.speakers):
             return
         answers = [trace.returned for trace in core.episode.traces if trace.returned is not None]
@@ -87,5 +87,8 @@ class Parallel:
             core.finish(core.episode.traces[0].finish)
 
 
-#: By the names that :class:`asyncthink.episode.options.Options` knows.
-STRATEGIES: dict[str, Mode] = {"asyncthink": Organized(), "sequential": Sequential(), "parallel": Parallel()}
+STRATEGIES: dict[str, Strategy] = {
+    Mode.ASYNCTHINK: Organized(),
+    Mode.SEQUENTIAL: Sequential(),
+    Mode.PARALLEL: Parallel(),
+}

@@ -5,17 +5,42 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from enum import StrEnum
 
-MODES = ("asyncthink", "sequential", "parallel")
-CONTEXTS = ("shared", "isolated")
-JOINS = ("exact", "append", "link")
-AGGREGATES = ("vote", "union")
+
+class Mode(StrEnum):
+    """Who works on a question."""
+
+    ASYNCTHINK = "asyncthink"  # an organizer and its workers
+    SEQUENTIAL = "sequential"  # one agent alone
+    PARALLEL = "parallel"  # independent agents whose answers become one
+
+
+class Context(StrEnum):
+    """What a worker sees."""
+
+    SHARED = "shared"  # the organizer's tokens up to its fork
+    ISOLATED = "isolated"  # its own prompt alone
+
+
+class JoinMode(StrEnum):
+    """How a worker's return enters the organizer's context."""
+
+    EXACT = "exact"  # its tokens are computed again
+    APPEND = "append"  # the worker's K, rotated to the new positions, and V are copied
+    LINK = "link"  # the worker's K and V are read in place
+
+
+class Aggregate(StrEnum):
+    """How the answers of independent agents become one."""
+
+    VOTE = "vote"  # the most frequent one; the earliest wins a tie
+    UNION = "union"  # their distinct lines, in order
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How an episode is organized.
+    """How an episode is organized. Strings become members of their enumeration.
 
     Args:
         mode: "asyncthink" (organizer and workers), "sequential" (one trace), "parallel" (``pool`` independent traces).
@@ -28,28 +53,32 @@ class Options:
         ValueError: a value that is not one of these.
     """
 
-    mode: str = "asyncthink"
+    mode: str = Mode.ASYNCTHINK
     pool: int = 4
-    context: str = "shared"
-    join: Literal["exact", "append", "link"] = "exact"
-    aggregate: str = "vote"
+    context: str = Context.SHARED
+    join: str = JoinMode.EXACT
+    aggregate: str = Aggregate.VOTE
 
     def __post_init__(self) -> None:
-        for name, allowed in (("mode", MODES), ("context", CONTEXTS), ("join", JOINS), ("aggregate", AGGREGATES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        choices = {"mode": Mode, "context": Context, "join": JoinMode, "aggregate": Aggregate}
+        for name, choice in choices.items():
+            try:
+                object.__setattr__(self, name, choice(getattr(self, name)))
+            except ValueError:
+                expected = ", ".join(choice)
+                raise ValueError(f"{name}: expected one of {expected}, got {getattr(self, name)!r}") from None
         if self.pool < 1:
             raise ValueError(f"pool: expected at least 1 (the organizer), got {self.pool}")
 
 
 def combine(answers: Sequence[str], how: str) -> str:
-    """One answer from several, by "vote" or "union" (see :class:`Options`).
+    """One answer from several, by "vote" or "union" (see :class:`Aggregate`).
 
     >>> combine(["8", "7", "7"], "vote"), combine(["a", "b\\na"], "union")
     ('7', 'a\\nb')
     """
-    if how == "vote":
+    if how == Aggregate.VOTE:
         votes = Counter(answer.strip() for answer in answers)
-        return max(votes, key=lambda answer: votes[answer])  # max keeps the earliest of a tie
+        return max(votes, key=lambda answer: votes[answer])  # max returns the earliest of a tie
     lines = (line.strip() for answer in answers for line in answer.splitlines())
     return "\n".join(dict.fromkeys(line for line in lines if line))

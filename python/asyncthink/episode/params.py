@@ -1,4 +1,4 @@
-"""How tokens are drawn, and when agents and episodes must stop: the parameters, checked when they are made."""
+"""Sampling parameters: how tokens are drawn, and when agents and episodes stop. Checked when they are made."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class SamplingParams:
         max_episode_tokens: tokens that all agents of an episode may draw together; None for no limit.
         stop: an agent that writes one of these strings ends there.
         seed: key of the random streams. The same seed gives the same episode whatever else is in the batch.
-        timeout: seconds after its admission when an episode is ended; None for no limit.
+        timeout: seconds from an episode's admission to its forced end; None for no limit.
 
     Raises:
-        ValueError: a value outside its range; temperature, top_p and min_p are rounded to float32 when they are used.
+        ValueError: a value outside its range. temperature, top_p and min_p are checked as rounded to float32.
 
     Example:
         >>> SamplingParams(temperature=0.8, top_p=0.95, seed=7).with_seed(8).seed
@@ -53,7 +53,7 @@ class SamplingParams:
         if self.max_episode_tokens is not None:
             expected = "an integer >= 1 or None"
             _expect_number("max_episode_tokens", self.max_episode_tokens, expected, lambda n: n >= 1, whole=True)
-        strings = isinstance(self.stop, tuple | list) and all(isinstance(one, str) and one for one in self.stop)
+        strings = isinstance(self.stop, tuple | list) and all(isinstance(text, str) and text for text in self.stop)
         _expect(strings, "stop", "a tuple of non-empty strings", self.stop)
         _expect_number("seed", self.seed, "an integer in [0, 2**64)", lambda seed: 0 <= seed < 2**64, whole=True)
         if self.timeout is not None:

@@ -1,4 +1,4 @@
-"""The record of a running episode: events with their times, told to a listener as they happen."""
+"""The record of a running episode: events with their times, which a listener hears as they happen."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ Listener = Callable[[Event | TokenEvent], None]
 
 
 class Recorder:
-    """Writes an episode's events and times. What a listener raises is kept in ``listener_error``, and ends its hearing.
+    """Writes an episode's events and times, and calls its listener.
 
-    ``clock`` gives seconds; the record's times are its differences. ``step`` counts the steps since admission.
+    A listener that raises is called no more; its exception is kept in ``listener_error``. ``clock`` returns seconds;
+    the record's times are differences of it. ``step`` counts the steps since admission.
     """
 
     def __init__(self, episode: Episode, listener: Listener | None, clock: Callable[[], float]) -> None:
@@ -47,7 +48,7 @@ class Recorder:
         self._tell(event)
 
     def token(self, speaker: Speaker, piece: str, *, drawn: bool) -> None:
-        """A token entered the agent's context, or text that was held back came out."""
+        """Tell the listener of a token in the agent's context, or of text that was held back until now."""
         self._tell(TokenEvent(speaker.number, piece, drawn, self.step))
 
     def finish(self, reason: str, answer: str | None) -> None:
@@ -57,7 +58,7 @@ class Recorder:
         self._episode.critical_path_seconds = self.now()
 
     def mute(self) -> None:
-        """The listener hears nothing more."""
+        """Call the listener no more."""
         self._listener = None
 
     def _tell(self, event: Event | TokenEvent) -> None:

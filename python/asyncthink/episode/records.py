@@ -1,8 +1,8 @@
-"""What happened: plain records of an episode. No torch, no tokenizer.
+"""Plain records of an episode. No torch, no tokenizer.
 
-An :class:`Episode` is one query answered. It holds one :class:`Trace` per agent (the organizer first, then the
-workers in the order of their forks) and the :class:`Event` list in the order things happened. Everything a trainer or
-a viewer needs is in here; everything derived (critical path, concurrency) is a property.
+An :class:`Episode` is one query with its answer. It holds one :class:`Trace` for each agent (the organizer first, then
+the workers in the order of their forks) and the :class:`Event` list in the order of time. It has all that a trainer or
+a viewer needs; derived figures (critical path, concurrency) are properties.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from asyncthink.episode.critical_path import critical_path
+from asyncthink.episode.options import Context, JoinMode, Mode
 from asyncthink.files import write_whole
 from asyncthink.protocol.tags import Role
 
 #: Kinds of :class:`Event`.
 EVENT_KINDS = ("start", "fork", "wait", "join", "return", "answer", "error", "stop")
 
-
 #: How a trace or an episode can end. "end": the model wrote its end-of-text token; "error": a format error; "length":
-#: the model has no more positions; "failed": it cannot go on, and :attr:`Episode.failures` says why.
+#: the model has no more positions; "failed": the model or the program failed (:attr:`Episode.failures` has the error).
 FINISHES = (
     *("answer", "return", "end", "stop", "budget", "length", "error"),
     *("timeout", "cancelled", "out_of_pages", "failed"),
@@ -48,7 +48,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One token entered an agent's context: drawn by it, or inserted by the runtime (prompt, returned text)."""
+    """One token that entered an agent's context: drawn by it, or inserted by the runtime (prompt, returned text)."""
 
     agent: int
     text: str
@@ -60,9 +60,10 @@ class TokenEvent:
 class Join:
     """A worker's return as it entered the organizer: ``tokens[at : at + length]`` of the organizer's trace.
 
-    ``source`` is the half-open token span in the worker's own ``tokens`` whose K/V stands at ``at + lead`` (``append``,
-    ``link``); ``None`` when all of the text was prefilled (``exact``, or no token lay wholly inside it). The ``lead``
-    tokens in front, and what is left behind the span, belong to tokens cut by a tag and were prefilled anew.
+    ``source`` is the half-open range of the worker's own ``tokens`` whose K/V was joined at ``at + lead`` (``append``,
+    ``link``); ``None`` when all of the text was prefilled (``exact``, or no token is wholly inside the text). The
+    ``lead`` tokens before the range, and the rest after it, were encoded again and prefilled, because the worker's
+    tokens there hold part of a tag as well.
     """
 
     index: int
@@ -76,13 +77,13 @@ class Join:
 
 @dataclass(slots=True)
 class Trace:
-    """One agent's own tokens: prompt, sampled and inserted, in the order they stand in its context.
+    """One agent's own tokens: prompt, sampled and inserted, in the order of its context.
 
     ``fork_at`` is the number of the parent's own tokens that existed when this worker was forked. With
-    ``context="shared"`` exactly those tokens precede ``tokens`` in what the agent sees; with ``"isolated"`` none do.
+    ``context="shared"`` exactly those tokens precede ``tokens`` in the agent's context; with ``"isolated"`` none do.
     ``sampled[k]`` is True when token k was drawn by this agent; ``logprobs[k]`` is then its natural-log probability
     under softmax(logits / temperature), before top-k, top-p and min-p (0.0 when inserted); ``steps[k]`` is the step
-    that drew it or put it in; ``pieces[k]`` is the text it added. ``text`` is what follows the prompt.
+    that drew or inserted it; ``pieces[k]`` is the text it added. ``text`` is the text after the prompt.
     """
 
     agent: int
@@ -115,9 +116,10 @@ class Trace:
 
 @dataclass(slots=True)
 class Episode:
-    """One query, its traces, and what came of it.
+    """One query, its traces, its answer.
 
-    ``mode`` is "asyncthink", "sequential" or "parallel". ``critical_path_seconds`` runs from admission to the answer,
+    ``mode``, ``context`` and ``join_mode`` are values of the enumerations in :mod:`asyncthink.episode.options`.
+    ``critical_path_seconds`` runs from admission to the answer,
     prefill included; ``wall_seconds`` also counts the wait for admission. ``step_times[s]`` is the end of step s in
     seconds since admission. ``kv_bytes_shared`` is what workers (and ``link`` joins) read in place instead of owning a
     copy, ``kv_bytes_copied`` what ``append`` joins scattered. ``failures`` are faults of the model or the program, not
@@ -126,8 +128,8 @@ class Episode:
 
     question: str
     mode: str
-    context: str = "shared"
-    join_mode: str = "exact"
+    context: str = Context.SHARED.value
+    join_mode: str = JoinMode.EXACT.value
     pool: int = 4
     seed: int = 0
     traces: list[Trace] = field(default_factory=list)
@@ -163,7 +165,7 @@ class Episode:
         A worker starts at its organizer's clock, a join waits for the later of the two. Inserted tokens cost nothing.
         In ``parallel`` mode the traces are independent and the longest one counts.
         """
-        if self.mode == "parallel":
+        if self.mode == Mode.PARALLEL:
             return max((trace.decoded for trace in self.traces), default=0)
         return sum(sum(self.traces[agent].sampled[first:last]) for agent, first, last in critical_path(self.traces))
 

@@ -1,4 +1,4 @@
-"""One agent as the episode sees it: its trace, its text, and whether it draws, waits or is done."""
+"""One agent of an episode: its trace, its text, and whether it draws, waits or is done."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from asyncthink.episode.records import Join, Trace
-from asyncthink.episode.wishes import Splice
-from asyncthink.protocol.tags import Parser
+from asyncthink.episode.records import Trace
+from asyncthink.protocol.parser import Parser
 
 
 class Stream(Protocol):
@@ -17,20 +16,21 @@ class Stream(Protocol):
     text: str
 
     def push(self, token: int) -> str:
-        """Take one token, return the text that it adds."""
+        """Add one token; return the text that it adds."""
         ...
 
     def flush(self) -> str:
-        """No more tokens follow: the text that was held back."""
+        """End the text; return what was held back for the rest of a character."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Insert:
-    """What is put in behind ``<JOIN-i>``, as tokens: ``lead + tokens[span] + rest + closing``.
+    """The tokens inserted after ``<JOIN-i>``: ``lead + tokens[span] + rest + closing``.
 
-    ``span`` [first, last) are the worker's own tokens inside its returned text; ``lead`` and ``rest`` are what of that
-    text shares a token with a tag, encoded anew; ``closing`` is ``</JOIN-i>``.
+    ``span`` [first, last) are the worker's own tokens inside its returned text. ``lead`` and ``rest`` are the beginning
+    and the end of that text, encoded again where the worker's token also holds part of a tag. ``closing`` is
+    ``</JOIN-i>``.
     """
 
     lead: list[int]
@@ -40,12 +40,17 @@ class Insert:
 
     @property
     def length(self) -> int:
-        """Tokens of the returned text."""
+        """Number of tokens of the returned text."""
         return len(self.lead) + self.span[1] - self.span[0] + len(self.rest)
+
+    def tokens(self, worker: Sequence[int]) -> list[int]:
+        """All tokens to insert; ``worker`` are the worker's own tokens."""
+        first, last = self.span
+        return [*self.lead, *worker[first:last], *self.rest, *self.closing]
 
 
 class Texts(Protocol):
-    """Between text and tokens, for one model: what an episode cannot know without a tokenizer."""
+    """Text to tokens and back, for one model's tokenizer."""
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -53,7 +58,7 @@ class Texts(Protocol):
         ...
 
     def prompt(self, name: str, subquery: str) -> list[int]:
-        """Tokens of a worker's template ``name``; those of ``worker_shared`` follow the parent's."""
+        """Tokens of the filled worker template ``name``; those of ``worker_shared`` continue the parent's context."""
         ...
 
     def stream(self, context: Sequence[int]) -> Stream:
@@ -61,7 +66,10 @@ class Texts(Protocol):
         ...
 
     def insert(self, index: int, stream: Stream, tokens: Sequence[int], returned: tuple[int, int]) -> Insert:
-        """What a join of worker ``index`` puts in; ``returned`` are characters of its ``stream`` over ``tokens``."""
+        """The tokens of a join of worker ``index``.
+
+        ``returned`` is the half-open range of characters that it returned, in ``stream``, the text of ``tokens``.
+        """
         ...
 
 
@@ -84,23 +92,28 @@ class Speaker:
 
     @property
     def name(self) -> str:
-        """As format errors call it."""
+        """The agent's name in format errors."""
         return f"worker {self.trace.fork_index}" if self.trace.role == "worker" else self.trace.role
 
     @property
     def length(self) -> int:
-        """Tokens of the context: the position of the next token."""
+        """Length of the context in tokens: the position of the next token."""
         return self.offset + len(self.trace.tokens)
 
     @property
     def draws(self) -> bool:
-        """Whether a token is to be drawn once the context is computed."""
+        """Whether the agent's next token is drawn once its context is computed."""
         return not self.done and self.waiting_for is None
 
     @property
     def text(self) -> str:
-        """What follows the prompt."""
+        """The text after the prompt."""
         return self.stream.text[self.prompt_chars :]
+
+    def ends_in(self, stops: Sequence[str], new: int) -> bool:
+        """Whether one of the stop strings ends in the last ``new`` characters, after the prompt."""
+        text, begin = self.stream.text, self.prompt_chars
+        return any(text.find(stop, max(begin, len(text) - new - len(stop) + 1)) >= 0 for stop in stops)
 
     def prompt(self, tokens: Sequence[int], step: int) -> None:
         """Begin with the agent's own prompt."""
@@ -110,27 +123,15 @@ class Speaker:
         self.prompt_tokens, self.prompt_chars = len(tokens), len(self.stream.text)
 
     def insert(self, token: int, step: int) -> str:
-        """Take a token that is put in; its text never acts."""
+        """Add an inserted token. Its text never acts as a tag."""
         piece = self.stream.push(token)
         self.parser.insert(piece)
         self.trace.add(token, False, 0.0, step, piece)
         return piece
 
     def flush(self) -> str:
-        """Text that was held back for the rest of a character comes out; nothing else belongs to that character."""
+        """Release the text that was held back for the rest of a character. It belongs to the last token."""
         piece = self.stream.flush()
         if piece:
             self.trace.pieces[-1] += piece
         return piece
-
-
-def splice_of(speaker: Speaker, join: Join, speakers: Sequence[Speaker]) -> Splice:
-    """The wish behind a join of the speaker's that reads the K/V of a worker."""
-    assert join.source is not None
-    start, stop = (speakers[join.worker].offset + token for token in join.source)
-    return Splice(speaker.number, join.worker, start, stop, "append" if join.mode == "append" else "link")
-
-
-def spliced_joins(speaker: Speaker) -> list[Join]:
-    """The joins that read the K/V of a worker."""
-    return [join for join in speaker.trace.joins if join.source is not None]

@@ -1,7 +1,7 @@
-"""What an episode asks of the engine that runs it. Plain records, in the order in which they must be carried out.
+"""What an episode asks of the engine that runs it: plain records, to be carried out in their order.
 
-A *context* is the list of tokens that an agent's next token is drawn from. The engine keeps a context for each agent,
-computes what it is given and, once nothing is left to compute, draws the next token of every agent that
+A *context* is the list of tokens that an agent's next token depends on. The engine keeps a context for each agent and
+computes the tokens that it is given. When all of them are computed, it draws the agent's next token, if the agent
 :attr:`~asyncthink.episode.speaker.Speaker.draws`.
 """
 
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
+
+from asyncthink.episode.options import JoinMode
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Agent ``agent`` begins a context of its own with ``tokens``, those of template ``prompt``."""
+    """``agent`` begins a new context with ``tokens``, the filled template ``prompt``."""
 
     agent: int
     tokens: Sequence[int]
@@ -23,7 +25,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """The context of ``agent`` begins with the first ``length`` tokens of ``parent``'s; nothing need be copied."""
+    """The context of ``agent`` begins with the first ``length`` tokens of ``parent``'s, which it shares."""
 
     agent: int
     parent: int
@@ -32,7 +34,7 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """``tokens`` follow in the context of ``agent``: drawn by it, or put in."""
+    """``tokens`` follow in the context of ``agent``: drawn by it, or inserted."""
 
     agent: int
     tokens: Sequence[int]
@@ -40,21 +42,21 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Splice:
-    """The K/V of context tokens [start, stop) of ``worker`` follow in the context of ``agent``, by ``mode``.
+    """The K/V of tokens [start, stop) of the worker's context follow in the context of ``agent``.
 
-    The engine reports back by :meth:`~asyncthink.episode.core.EpisodeCore.spliced` when they have entered.
+    ``mode`` is "append" or "link". Once the K/V have entered, the engine may release the worker's context.
     """
 
     agent: int
     worker: int
     start: int
     stop: int
-    mode: Literal["append", "link"]
+    mode: JoinMode
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Nobody needs the context of ``agent`` any more."""
+    """The context of ``agent`` is not needed any more."""
 
     agent: int
 

@@ -120,7 +120,7 @@ def profile(decoder: Decoder, tokenizer: Any, *, agents: int, prefix: int, token
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     if decoder.compiled and decoder.linears is None:
-        why = decoder.why_not.get("pack", "pack=False")
+        why = decoder.unavailable.get("pack", "pack=False")
         raise ValueError(f"a compiled decoder shows its linear layers only where they are packed: {why}")
     text = "3 " * prefix
     prompts = PromptFormat(
@@ -153,7 +153,7 @@ def profile(decoder: Decoder, tokenizer: Any, *, agents: int, prefix: int, token
 def _steps(sampler: ForkJoinSampler, agents: int, tokens: int, clock: Clock | None = None) -> list[float]:
     """Seconds of each step in which all agents decode, behind the first few."""
     params = [SamplingParams(max_tokens=tokens + _WARM + 1, seed=seed) for seed in range(agents)]
-    sampler.engine.prepare_heads(["solo"])
+    sampler.engine.prepare_prefixes(["solo"])
     runs = [sampler._new("5", sampler._prompt("5", "question"), each, None) for each in params]
     sampler.scheduler.waiting.extend(runs)
     found: list[float] = []

@@ -1,4 +1,4 @@
-"""The dtype that "auto" stands for: what this processor multiplies fastest, measured within milliseconds."""
+"""The meaning of dtype "auto": the dtype that this processor multiplies fastest, measured within milliseconds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Use = Literal["decoding", "training"]
 Measure = Callable[[torch.dtype], float]
 
 ROWS, WIDTH = 64, 512
-#: A dtype replaces the one that is safer, or the one that is stored, only where it is this much faster. Noise of a
-#: measurement then decides nothing.
+#: A dtype replaces the safer one, or the stored one, only if it is this much faster. So noise in the measurement does
+#: not decide.
 MARGIN = 1.25
 _HALVES = (torch.bfloat16, torch.float16)
 _RUNS, _SECONDS = 3, 0.005
@@ -32,7 +32,7 @@ class Choice:
 def product_rate(dtype: torch.dtype) -> float:
     """GFLOP/s of ``[ROWS, WIDTH] @ [WIDTH, WIDTH]`` in ``dtype`` on the CPU, with the threads torch uses now.
 
-    The best of several runs, measured once for each dtype and number of threads. Draws no random numbers.
+    The best of several runs, measured once for each dtype and number of threads. Uses no random numbers.
     """
     return _product_rate(dtype, torch.get_num_threads())
 
@@ -42,7 +42,7 @@ def _product_rate(dtype: torch.dtype, threads: int) -> float:
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         rows = torch.ones(ROWS, WIDTH, dtype=dtype, device="cpu")
         weight = torch.ones(WIDTH, WIDTH, dtype=dtype, device="cpu")
-        torch.nn.functional.linear(rows, weight)  # prepares the kernel
+        torch.nn.functional.linear(rows, weight)  # the first call prepares the kernel
         seconds: list[float] = []
         while len(seconds) < _RUNS or sum(seconds) < _SECONDS:
             start = time.perf_counter()
@@ -59,14 +59,14 @@ def choose_dtype(
     ``decoding``: the dtype to hold the weights in. It is ``stored`` unless ``stored`` is bfloat16 or float16 and
     float32 is :data:`MARGIN` times as fast on this CPU, or this GPU has no bfloat16.
 
-    ``training``: bfloat16 means an autocast to it over float32 weights. It is chosen where it is :data:`MARGIN` times
-    as fast as float32 on this CPU, and on a GPU that has it. Weights in another dtype than float32 keep it.
+    ``training``: bfloat16 means autocast to it over float32 weights. It is chosen where it is :data:`MARGIN` times as
+    fast as float32 on this CPU, and on a GPU that supports it. Weights in another dtype than float32 keep theirs.
 
     Args:
         device: where the model runs.
         stored: dtype of the weights as they are saved (decoding) or held (training).
-        use: what the products are for.
-        measure: GFLOP/s of products of many rows on this CPU; called only where the answer depends on it.
+        use: decoding or training.
+        measure: GFLOP/s of products of many rows on this CPU; called only if the choice depends on it.
 
     Raises:
         ValueError: another ``use``, or a ``stored`` that is no floating-point dtype.
@@ -81,14 +81,14 @@ def choose_dtype(
     if use not in ("decoding", "training"):
         raise ValueError(f"use: expected decoding or training, got {use!r}")
     if not stored.is_floating_point:
-        raise ValueError(f"stored: expected a floating-point dtype, got {_name(stored)}")
+        raise ValueError(f"stored: expected a floating-point dtype, got {dtype_name(stored)}")
     kind = torch.device(device)
     return _for_decoding(kind, stored, measure) if use == "decoding" else _for_training(kind, stored, measure)
 
 
 def _for_decoding(device: torch.device, stored: torch.dtype, measure: Measure) -> Choice:
     if stored not in _HALVES:
-        return Choice(stored, f"{_name(stored)}, as the weights are stored")
+        return Choice(stored, f"{dtype_name(stored)}, as the weights are stored")
     if device.type == "cuda" and stored is torch.bfloat16 and not _gpu_has_bfloat16(device):
         return Choice(
             torch.float32,
@@ -96,19 +96,19 @@ def _for_decoding(device: torch.device, stored: torch.dtype, measure: Measure) -
             "weights and cache take twice the memory",
         )
     if device.type != "cpu":
-        return Choice(stored, f"{_name(stored)}, as the weights are stored")
+        return Choice(stored, f"{dtype_name(stored)}, as the weights are stored")
     half, full, measured = _compare(stored, measure)
     if full >= MARGIN * half:
         return Choice(
             torch.float32,
-            f"float32 instead of the stored {_name(stored)}: {measured}; weights and cache take twice the memory",
+            f"float32 instead of the stored {dtype_name(stored)}: {measured}; weights and cache take twice the memory",
         )
-    return Choice(stored, f"{_name(stored)}, as the weights are stored: {measured}")
+    return Choice(stored, f"{dtype_name(stored)}, as the weights are stored: {measured}")
 
 
 def _for_training(device: torch.device, stored: torch.dtype, measure: Measure) -> Choice:
     if stored is not torch.float32:
-        return Choice(stored, f"{_name(stored)}, as the weights are held")
+        return Choice(stored, f"{dtype_name(stored)}, as the weights are held")
     if device.type == "cuda":
         if _gpu_has_bfloat16(device):
             return Choice(torch.bfloat16, "bfloat16 products (autocast): this GPU has bfloat16 instructions")
@@ -126,7 +126,7 @@ def _compare(half: torch.dtype, measure: Measure) -> tuple[float, float, str]:
     rate, full = measure(half), measure(torch.float32)
     threads = torch.get_num_threads()
     of = f"{threads} thread{'s' if threads > 1 else ''}"
-    return rate, full, f"this CPU multiplies {rate:.0f} GFLOP/s in {_name(half)}, {full:.0f} in float32 ({of})"
+    return rate, full, f"this CPU multiplies {rate:.0f} GFLOP/s in {dtype_name(half)}, {full:.0f} in float32 ({of})"
 
 
 def _gpu_has_bfloat16(device: torch.device) -> bool:
@@ -134,5 +134,6 @@ def _gpu_has_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name without its "torch." in front."""
     return str(dtype).removeprefix("torch.")

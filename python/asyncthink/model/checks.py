@@ -1,4 +1,7 @@
-"""Which models can be served at all, as far as that is written on them: the first gate at load."""
+"""Which models can be served, judged by their classes and configs: the first of three checks at load.
+
+The second is :mod:`asyncthink.model.layers`, the third :mod:`asyncthink.model.fork_check`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from transformers import PreTrainedConfig
 from asyncthink.model.hook import DecoderError
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
-_STRIDE = 5  # between the ids of a probe
+_STRIDE = 5  # between the token ids of a check
 
 
 def check_kind(model: nn.Module) -> str:
@@ -29,14 +32,14 @@ def check_kind(model: nn.Module) -> str:
         raise DecoderError(f"{kind} has recurrent layers, which would mix the branches packed into one step")
     text = text_config(model)
     types = getattr(text, "layer_types", None) or ()
-    wrong = sorted({str(one) for one in types if one not in _LAYER_TYPES})
+    wrong = sorted({str(layer_type) for layer_type in types if layer_type not in _LAYER_TYPES})
     if wrong:
         raise DecoderError(f"{kind} has layers that are neither full nor sliding attention: {', '.join(wrong)}")
     if not isinstance(getattr(getattr(model, "get_input_embeddings", lambda: None)(), "weight", None), Tensor):
         raise DecoderError(f"{kind} has no table of token embeddings, so what it reads is not token ids alone")
-    places = {str(parameter.device) for parameter in model.parameters()}
-    if len(places) != 1 or "meta" in places:
-        raise DecoderError(f"{kind} must have all its weights on one device, got {', '.join(sorted(places))}")
+    devices = {str(parameter.device) for parameter in model.parameters()}
+    if len(devices) != 1 or "meta" in devices:
+        raise DecoderError(f"{kind} must have all its weights on one device, got {', '.join(sorted(devices))}")
     return kind
 
 
@@ -46,35 +49,34 @@ def text_config(model: Any) -> Any:
 
 
 def vocabulary(model: Any) -> int:
-    """How many token ids a model can be given."""
+    """The number of token ids."""
     return int(model.get_input_embeddings().weight.shape[0])
 
 
 def padding_token(model: Any) -> int | None:
-    """The id of padding. A model that counts positions from there skips it when it counts."""
+    """The id of padding. Models that derive positions from the token ids do not count it."""
     token: int | None = text_config(model).pad_token_id
     return token
 
 
 def probe_tokens(model: nn.Module, count: int) -> list[int]:
-    """Token ids that mean nothing special to the model; different ones, no neighbours, where it has enough."""
+    """``count`` ordinary token ids, none of them special; distinct and not adjacent where the vocabulary allows."""
     size, special = vocabulary(model), _special_tokens(model)
-    apart = ((size // 3 + _STRIDE * i) % size for i in range(size // _STRIDE))
-    ids = itertools.chain(apart, range(size))
+    spaced = ((size // 3 + _STRIDE * i) % size for i in range(size // _STRIDE))
+    ids = itertools.chain(spaced, range(size))
     plain = list(itertools.islice((token for token in ids if token not in special), count)) or [size // 3]
     return [plain[i % len(plain)] for i in range(count)]
 
 
 def _special_tokens(model: nn.Module) -> set[int]:
-    """Ids with a meaning of their own, by the configs: padding, image places, ..."""
-    found: set[int] = set()
+    """Ids that the configs name: padding, end of text, image placeholders, ..."""
+    special: set[int] = set()
     for config in (model.config, text_config(model)):
         for name, value in vars(config).items():
             if name.endswith(("token_id", "token_ids", "token_index", "padding_idx")):
-                found.update(
-                    token for token in (value if isinstance(value, list) else [value]) if isinstance(token, int)
-                )
-    return found
+                values = value if isinstance(value, list) else [value]
+                special.update(token for token in values if isinstance(token, int))
+    return special
 
 
 def one_line(error: BaseException) -> str:

@@ -1,19 +1,22 @@
-"""How a decoder runs on this machine, and why, in words."""
+"""How a decoder runs on this machine, and why: one sentence for each part."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from asyncthink.model.auto_dtype import dtype_name
+from asyncthink.model.joins import CACHE_JOINS
+
 
 def explain(decoder: Any) -> dict[str, str]:
-    """A sentence each on device, dtype, packed layers, graphs, compile, join modes and cache of a Decoder."""
+    """One sentence each on a Decoder's device, dtype, packed layers, graphs, compilation, join modes and cache."""
     storage, cache = decoder.storage, decoder.cache
     parameters = sum(parameter.numel() for parameter in decoder.model.parameters())
-    joins = [f"{mode}: {decoder.why_not[mode]}" for mode in ("append", "link") if mode in decoder.why_not]
+    joins = [f"{mode}: {decoder.unavailable[mode]}" for mode in CACHE_JOINS if mode in decoder.unavailable]
     return {
         "model": f"{type(decoder.model).__name__}, {parameters:,} parameters",
         "device": f"{decoder.device}: {decoder.why_device}",
-        "dtype": decoder.why_dtype or f"{str(storage.dtype).removeprefix('torch.')}, as the live model has it",
+        "dtype": decoder.why_dtype or f"{dtype_name(storage.dtype)}, as the live model has it",
         "pack": _pack(decoder),
         "graphs": _graphs(decoder),
         "compile": "steps run through torch.compile" if decoder.compiled else "no: not asked for",
@@ -26,12 +29,12 @@ def explain(decoder: Any) -> dict[str, str]:
 def _pack(decoder: Any) -> str:
     if decoder.linears is not None:
         return f"linear layers run on packed copies of their weights, {decoder.linears.nbytes:,} bytes"
-    return f"no: {decoder.why_not.get('pack', 'switched off')}"
+    return f"no: {decoder.unavailable.get('pack', 'switched off')}"
 
 
 def _graphs(decoder: Any) -> str:
     if decoder.graphs is not None:
         return "decode steps are captured" if decoder.device.type == "cuda" else "decode steps run from static buffers"
-    if "graphs" in decoder.why_not:
-        return f"no: {decoder.why_not['graphs']}"
+    if "graphs" in decoder.unavailable:
+        return f"no: {decoder.unavailable['graphs']}"
     return "no: switched off" if decoder.device.type == "cuda" else "no: CUDA graphs need a GPU"

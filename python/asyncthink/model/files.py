@@ -1,7 +1,7 @@
-"""The files of a model, in a local folder or on the hub: weights, tokenizer, prompts.
+"""The one loader of a model's files, in a local folder or on the hub: config, weights, tokenizer.
 
-The one way in for the sampler, the command line, evaluation and training. Cache, tokens and offline mode of the hub are
-those of huggingface_hub.
+Sampler, command line, evaluation and training all use it. Cache, tokens and offline mode of the hub are those of
+huggingface_hub.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from asyncthink.model.auto_dtype import choose_dtype
+from asyncthink.model.auto_dtype import choose_dtype, dtype_name
 from asyncthink.model.checks import one_line
 from asyncthink.model.hook import DecoderError
 
@@ -22,7 +22,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Network(NamedTuple):
-    """A model on its device, and the reasons for the device and the dtype."""
+    """A model on its device, with the reasons for the device and the dtype."""
 
     model: nn.Module
     why_device: str
@@ -44,24 +44,24 @@ def load_network(
         revision: branch, tag or commit on the hub; None: its main branch.
         device: "auto" (the GPU where there is one), or a device's name.
         dtype: "auto" (as stored, or float32 where this CPU multiplies much faster in it: see
-            :func:`asyncthink.model.auto_dtype.choose_dtype`), or a dtype or its name, which is kept.
-        progress: called with a phrase before what takes long.
+            :func:`asyncthink.model.auto_dtype.choose_dtype`), or a dtype or its name.
+        progress: called with a phrase before the weights are loaded.
 
     Raises:
         ValueError: an unknown device or dtype, a device that is not here, a revision of a folder.
         DecoderError: no model there, or weights that are missing or broken; one line that says why.
     """
-    wanted, place = dtype_for(dtype), device_for(device)
+    requested, target = dtype_for(dtype), device_for(device)
     why_device = "as asked for"
     if str(device) == "auto":
-        why_device = "the GPU of this machine" if place.type == "cuda" else "torch finds no GPU here"
+        why_device = "the GPU of this machine" if target.type == "cuda" else "torch finds no GPU here"
     if progress is not None:
         progress(f"loading the weights of {path}")
-    if wanted is not None:
-        model, why = open_weights(path, wanted, revision), f"{_name(wanted)}, as asked for"
+    if requested is not None:
+        model, why = open_weights(path, requested, revision), f"{dtype_name(requested)}, as asked for"
     else:
-        model, why = _open_in_best_dtype(path, place, revision)
-    return Network(model.to(place).eval(), why_device, why)
+        model, why = _open_in_best_dtype(path, target, revision)
+    return Network(model.to(target).eval(), why_device, why)
 
 
 def open_weights(path: str | Path, dtype: torch.dtype | str, revision: str | None = None) -> Any:
@@ -84,7 +84,7 @@ def open_weights(path: str | Path, dtype: torch.dtype | str, revision: str | Non
 
 
 def load_config(path: str | Path, revision: str | None = None) -> Any:
-    """The configuration at ``path``; nothing else is read. Raises DecoderError, one line, where there is none."""
+    """The configuration at ``path``, without the weights. Raises DecoderError, one line, where there is none."""
     from transformers import AutoConfig
 
     source = _source(path, revision)
@@ -100,18 +100,19 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
 
     source = _source(path, revision)
     try:
-        found: Any = AutoTokenizer.from_pretrained(**source)
+        tokenizer: Any = AutoTokenizer.from_pretrained(**source)
     except Exception as error:
         raise ValueError(f"cannot load a tokenizer from {path}: {one_line(error)}") from error
-    if set(found.get_vocab()) <= set(found.all_special_tokens):  # what transformers makes up where files are missing
+    # Where files are missing, transformers returns a tokenizer that has special tokens alone.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ValueError(f"cannot load a tokenizer from {path}: its vocabulary is empty, so its files are missing")
-    return found
+    return tokenizer
 
 
 def device_for(name: str | torch.device) -> torch.device:
     """The device called ``name``; "auto" is this process's GPU where there is one, else the CPU.
 
-    Raises ValueError for a name that is no device, and for a device that is not here.
+    Raises ValueError for a name that is no device, and for a device that this machine does not have.
     """
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if name == "auto":
@@ -140,15 +141,18 @@ def dtype_for(dtype: str | torch.dtype) -> torch.dtype | None:
     """
     if dtype == "auto":
         return None
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(known, torch.dtype) or not known.is_floating_point:
         raise ValueError(f"dtype: expected one of auto, {', '.join(DTYPES)}, got {str(dtype)!r}")
-    return found
+    return known
 
 
 def _open_in_best_dtype(path: str | Path, device: torch.device, revision: str | None) -> tuple[Any, str]:
-    """(the model, why this dtype). Weights are read in their final dtype: converting a model afterwards would keep the
-    rounding of buffers that it computes itself."""
+    """(the model, the reason for its dtype).
+
+    Weights are read in their final dtype. Converting a loaded model would leave buffers that it computed itself rounded
+    to the first dtype.
+    """
     model: Any = None
     config = load_config(path, revision)
     stored = getattr(config, "dtype", None)
@@ -164,7 +168,7 @@ def _open_in_best_dtype(path: str | Path, device: torch.device, revision: str | 
 
 
 def _source(path: str | Path, revision: str | None) -> dict[str, Any]:
-    """The arguments of ``from_pretrained`` for a path, once it can be a model's."""
+    """The arguments of ``from_pretrained`` for a path. Raises where it can be neither a model's folder nor a hub id."""
     name, folder = str(path), Path(path).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -179,7 +183,3 @@ def _source(path: str | Path, revision: str | None) -> dict[str, Any]:
 
 def _no_model(path: str | Path, reason: str) -> DecoderError:
     return DecoderError(f"cannot load a causal language model from {path}: {reason}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

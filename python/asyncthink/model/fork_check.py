@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asyncthink.model.attention import PagedAttention
 from asyncthink.model.checks import one_line, probe_tokens
-from asyncthink.model.hook import BorrowedModel, DecoderError
+from asyncthink.model.hook import DecoderError, HookedModel
 from asyncthink.model.layers import Layers
 from asyncthink_kernels.cache import Branch, KVStorage, TreeCache
 
@@ -18,7 +18,7 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 3e-2, tor
 _SHARED, _AHEAD, _LENGTH = 3, 5, 7  # the child sees 3 tokens of a parent that is at 5; both end with 7
 
 
-def check_packed_fork(borrowed: BorrowedModel, layers: Layers, kind: str, page_size: int) -> None:
+def check_packed_fork(hooked: HookedModel, layers: Layers, kind: str, page_size: int) -> None:
     """DecoderError unless a parent and a child forked from its middle, packed in one step, get the model's own logits.
 
     Those are what its users get: the model is called with token ids alone, so positions are its own. Its attention is
@@ -29,14 +29,14 @@ def check_packed_fork(borrowed: BorrowedModel, layers: Layers, kind: str, page_s
     need only be twice as near to their own context's as that movement.
     """
     device = layers.positions.device
-    a, b, c, d, e, f, g, h, last = probe_tokens(borrowed.model, 9)
+    a, b, c, d, e, f, g, h, last = probe_tokens(hooked.model, 9)
     parent, child = [a, b, c, d, e, f, last], [a, b, c, g, h, d, last]
     try:
-        alone = [borrowed.call(torch.tensor(one, device=device), "eager").float() for one in (parent, child)]
+        alone = [hooked.call(torch.tensor(one, device=device), "eager").float() for one in (parent, child)]
     except Exception as error:
         raise DecoderError(f"{kind} cannot run its own eager attention to compare with: {one_line(error)}") from error
     try:
-        got = _packed(borrowed, layers, page_size, parent, child)
+        got = _packed(hooked, layers, page_size, parent, child)
     except ValueError as error:
         raise DecoderError(f"{kind} has attention that our ops do not serve: {error}") from error
     except Exception as error:
@@ -58,7 +58,7 @@ def check_packed_fork(borrowed: BorrowedModel, layers: Layers, kind: str, page_s
         )
 
 
-def _packed(borrowed: BorrowedModel, layers: Layers, page_size: int, parent: list[int], child: list[int]) -> Tensor:
+def _packed(hooked: HookedModel, layers: Layers, page_size: int, parent: list[int], child: list[int]) -> Tensor:
     """Logits of the parent's tokens, then of the child's own."""
     device = layers.positions.device
     pages = -(-_LENGTH // page_size) + -(-(_LENGTH - _SHARED) // page_size)
@@ -71,7 +71,7 @@ def _packed(borrowed: BorrowedModel, layers: Layers, page_size: int, parent: lis
         plan = cache.plan(work)
         taken = attention.step(plan, torch.tensor(tokens, device="cpu"))
         rows = torch.arange(len(tokens), device=device)
-        return borrowed.run(taken, taken.tokens, taken.positions, rows).float()
+        return hooked.run(taken, taken.tokens, taken.positions, rows).float()
 
     root = cache.root()
     ahead = step(parent[:_AHEAD], (root, _AHEAD))

@@ -1,4 +1,4 @@
-"""One thread at a time in the state that samplers of one decoder share: its cache, its model, their schedulers."""
+"""A lock over the state that the samplers of one decoder share: its cache, its model, their schedulers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Protocol
 
 
 class User(Protocol):
-    """Something that works on what the gate guards."""
+    """A user of the shared state."""
 
     @property
     def idle(self) -> bool: ...
 
 
 class Gate:
-    """A lock that is not entered twice, and work that waits until the holder leaves.
+    """A lock that refuses reentry, and a queue of work for its holder.
 
-    A second thread waits at :meth:`enter`. The thread that is inside already (a listener that calls its sampler again)
-    gets a RuntimeError: its step is half done. ``users`` are those who work on what the gate guards.
+    A second thread waits at :meth:`enter`. The holding thread itself (a listener that calls its sampler again) gets a
+    RuntimeError there, because its step is not complete. ``users`` share the guarded state.
 
     >>> gate, order = Gate(), []
     >>> with gate.enter():
@@ -39,7 +39,7 @@ class Gate:
 
     @contextmanager
     def enter(self) -> Iterator[None]:
-        """Hold the gate. Raises RuntimeError in the thread that holds it already."""
+        """Hold the gate. Raises RuntimeError in the thread that already holds it."""
         try:
             with self._lock:
                 if self._inside:
@@ -56,20 +56,20 @@ class Gate:
             self._drain()
 
     def later(self, work: Callable[[], object]) -> None:
-        """Run ``work`` inside the gate: at once if nobody is in it, else when the holder catches up or leaves.
+        """Run ``work`` inside the gate: at once if the gate is free, else when its holder catches up or leaves.
 
-        Never waits, so a garbage collector may call it at any point of any thread.
+        It never waits, so a garbage collector may call it at any point of any thread.
         """
         self._waiting.append(work)
         self._drain()
 
     def catch_up(self) -> None:
-        """For the holder, at a point where nothing is half done: run what waits."""
-        while self._waiting:  # only the holder takes from it
+        """Run the queued work. For the holder, between steps."""
+        while self._waiting:  # only the holder removes items
             self._waiting.popleft()()
 
     def _drain(self) -> None:
-        # Whoever adds work and finds the gate taken leaves it to the holder, who looks after letting go.
+        # If the gate is taken, its holder runs the work: it calls this method after it has released the lock.
         while self._waiting and self._lock.acquire(blocking=False):
             try:
                 if self._inside:

@@ -1,4 +1,4 @@
-"""The attention layers of a model, found by small forward passes: the second gate at load.
+"""The attention layers of a model, found by small forward passes: the second of three checks at load.
 
 Letters: T rows (tokens), n probed positions, Hq query heads, H kv heads, D head_dim of K, Dv of V, V vocabulary.
 """
@@ -13,17 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from asyncthink.model.checks import one_line, probe_tokens, text_config
-from asyncthink.model.hook import BorrowedModel, DecoderError
+from asyncthink.model.hook import DecoderError, HookedModel
+from asyncthink.model.registry import HARMLESS
 from asyncthink.model.watch import PROBE, Mask, WatchedTables, same_memory, watched_masks
 from asyncthink_kernels.cache import LayerShape
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_UNDERSTOOD = frozenset({"scaling", "sliding_window", "softcap", "s_aux"})
-# Keywords of a whole model that some layers pass on; none changes what attention computes.
-_HARMLESS = frozenset(
-    {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "output_attentions", "return_dict"}
-    | {"output_hidden_states", "output_router_logits", "logits_to_keep"}
-)
+_KEYWORDS = HARMLESS | {"scaling", "sliding_window", "softcap", "s_aux", "dropout", "logits_to_keep"}
 _PROBE_LAST_POSITION = 4093
 _OWN_CALL = 6  # tokens
 _IGNORED = "ignores the attention implementation it is given, so it cannot run on ours"
@@ -31,7 +27,7 @@ _IGNORED = "ignores the attention implementation it is given, so it cannot run o
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One attention call as it reached us. key [n,H,D], value [n,H,Dv] of one token at the probed positions."""
+    """One recorded attention call: key [n,H,D] and value [n,H,Dv] of one token at the probed positions."""
 
     module: nn.Module
     key: Tensor
@@ -44,7 +40,7 @@ class Call:
 class Layers:
     """The attention layers of a model in the order they run, with K and V of one token at ``positions`` [n].
 
-    ``max_length`` is the number of positions that the model can take; None where nothing ends them.
+    ``max_length`` is the number of positions that the model supports; None where there is no limit.
     """
 
     calls: tuple[Call, ...]
@@ -53,7 +49,7 @@ class Layers:
 
     @property
     def shapes(self) -> tuple[LayerShape, ...]:
-        """What each layer keeps of a token."""
+        """What each layer caches for a token."""
         return tuple(
             LayerShape(kv_heads=call.key.shape[1], head_dim=call.key.shape[2], v_head_dim=call.value.shape[2])
             for call in self.calls
@@ -66,10 +62,10 @@ class Layers:
 
 
 class _Recorder:
-    """Receives the attention calls of a pass, and answers each token with its own V, as if it were alone.
+    """Records the attention calls of a pass. Each token attends to itself alone: the output is its own V.
 
-    Then hidden states do not depend on positions, and every layer's K shows how positions enter it. ``masks`` are those
-    that the model is known to build in this pass; by default none.
+    So hidden states do not depend on positions, and the K of each layer shows how positions enter it. ``masks`` are the
+    masks that transformers builds in this pass; by default none.
     """
 
     def __init__(self, kind: str, masks: Sequence[Mask] = ()) -> None:
@@ -83,7 +79,7 @@ class _Recorder:
         where = f"{self.kind}: attention call {len(self.calls)}"
         if given.get("is_causal") is False or getattr(module, "is_causal", True) is False:
             raise DecoderError(f"{self.kind} is not a decoder: its attention looks in both directions")
-        unknown = sorted(k for k, v in given.items() if v is not None and k not in _UNDERSTOOD | _HARMLESS)
+        unknown = sorted(name for name, value in given.items() if value is not None and name not in _KEYWORDS)
         if unknown:
             raise DecoderError(f"{where} passes keywords that we do not know: {', '.join(unknown)}")
         if mask is not None and not any(same_memory(mask, known.tensor) for known in self._masks):
@@ -101,27 +97,27 @@ class _Recorder:
         if not query.dtype == key.dtype == value.dtype or key.dtype not in _DTYPES:
             dtypes = ", ".join(str(tensor.dtype) for tensor in (query, key, value))
             raise DecoderError(f"{where} must have Q, K and V of one floating dtype, got {dtypes}")
-        one_key, one_value = key[0].transpose(0, 1).clone(), value[0].transpose(0, 1).clone()
-        self.calls.append(Call(module, one_key, one_value, given.get("sliding_window"), mask))
-        return one_value.repeat_interleave(Hq // key.shape[1], dim=1)[None]
+        keys, values = key[0].transpose(0, 1).clone(), value[0].transpose(0, 1).clone()
+        self.calls.append(Call(module, keys, values, given.get("sliding_window"), mask))
+        return values.repeat_interleave(Hq // key.shape[1], dim=1)[None]
 
 
-def record_layers(borrowed: BorrowedModel, kind: str, *, changes_at: int | None) -> Layers:
-    """Learn what reaches our attention: once called as users call the model, once as a step calls it.
+def record_layers(hooked: HookedModel, kind: str, *, changes_at: int | None) -> Layers:
+    """Record the attention calls of two passes: one with token ids alone, as users call the model, and one packed step.
 
-    Finds out, and notes in ``borrowed``, whether the model takes our keyword and honours logits_to_keep, and the
-    position that it gives to the first token when it is left to itself. A step's rows are one token at several
-    positions, each alone, the first again at the end. ``changes_at`` is the length from which RoPE changes, if it does.
+    Sets in ``hooked`` whether the model takes our keyword and honours logits_to_keep, and which position it gives to
+    the first token by default. The rows of the packed step are one token at several positions, each attending to itself
+    alone; the last row repeats the first. ``changes_at`` is the length from which RoPE changes, if it does.
     """
-    ours = _own_call(borrowed, kind)
+    ours = _own_call(hooked, kind)
     limits = [rows - first for rows, first in ours] + ([] if changes_at is None else [changes_at])
     max_length = min(limits, default=None)
-    config = text_config(borrowed.model)
+    config = text_config(hooked.model)
     trained = getattr(config, "max_position_embeddings", None)
     last = min([_PROBE_LAST_POSITION] + [limit - 1 for limit in (max_length, trained) if isinstance(limit, int)])
-    device = next(borrowed.model.parameters()).device
+    device = next(hooked.model.parameters()).device
     positions = torch.tensor([1, 0, min(5, last), min(37, last), last, 1], device=device)
-    calls, given = _first_pass(borrowed, kind, positions)
+    calls, given = _first_pass(hooked, kind, positions)
     expected = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", len(calls))
     if len({call.module for call in calls}) != len(calls) or len(calls) != expected:
         raise DecoderError(
@@ -131,78 +127,78 @@ def record_layers(borrowed: BorrowedModel, kind: str, *, changes_at: int | None)
     if len({call.key.dtype for call in calls}) != 1:
         raise DecoderError(f"{kind} must have K and V of one dtype in all layers")
     _check_rows(kind, calls)
-    borrowed.first_position = _first_position(kind, ours, given)
+    hooked.first_position = _first_position(kind, ours, given)
     return Layers(calls, positions, max_length)
 
 
-def _own_call(borrowed: BorrowedModel, kind: str) -> set[tuple[int, int]]:
-    """Call the model as its users do -> the position tables that it looks into, as (rows, row of the first token).
+def _own_call(hooked: HookedModel, kind: str) -> set[tuple[int, int]]:
+    """Call the model with token ids alone -> the position tables that it reads, as (rows, row of the first token).
 
-    DecoderError where a layer masks other tokens than it tells its attention.
+    DecoderError where a layer's mask differs from the window that it passes to its attention.
     """
-    device = next(borrowed.model.parameters()).device
-    tokens = torch.tensor(probe_tokens(borrowed.model, _OWN_CALL), device=device)
+    device = next(hooked.model.parameters()).device
+    tokens = torch.tensor(probe_tokens(hooked.model, _OWN_CALL), device=device)
     with watched_masks() as masks, WatchedTables(_OWN_CALL) as tables:
         recorder = _Recorder(kind, masks)
         try:
-            borrowed.call(tokens, PROBE, recorder)
+            hooked.call(tokens, PROBE, recorder)
         except DecoderError:
             raise
         except Exception as error:
-            raise _unable(borrowed, kind, "cannot be called with token ids alone", error) from error
+            raise _unable(hooked, kind, "cannot be called with token ids alone", error) from error
     if not recorder.calls:
         raise DecoderError(f"{kind} {_IGNORED}")
     for layer, call in enumerate(recorder.calls):
         if call.mask is not None:
             mask = next(known for known in masks if same_memory(call.mask, known.tensor))
             _check_window(f"{kind} masks", layer, call.window, mask)
-    found: set[tuple[int, int]] = tables.positions(range(_OWN_CALL))
-    return found
+    lookups: set[tuple[int, int]] = tables.positions(range(_OWN_CALL))
+    return lookups
 
 
-def _check_window(masks: str, layer: int, told: int | None, mask: Mask) -> None:
-    """What a layer tells its attention must be what its mask shows, or it would see too much, silently."""
-    if mask.is_window(told):
+def _check_window(masks: str, layer: int, window: int | None, mask: Mask) -> None:
+    """DecoderError unless ``window``, which a layer passes to its attention, is its mask's: rows would see too much."""
+    if mask.is_window(window):
         return
     if not mask.is_window(mask.local_size):
         raise DecoderError(f"{masks} by a rule that is neither causal nor a sliding window, in layer {layer}")
-    made = "no window" if mask.local_size is None else f"a sliding window of {mask.local_size} tokens"
-    tells = "without telling its attention" if told is None else f"but tells its attention {told}"
-    raise DecoderError(f"{masks} {made} {tells}, in layer {layer}")
+    built = "no window" if mask.local_size is None else f"a sliding window of {mask.local_size} tokens"
+    passed = "without telling its attention" if window is None else f"but tells its attention {window}"
+    raise DecoderError(f"{masks} {built} {passed}, in layer {layer}")
 
 
-def _first_pass(borrowed: BorrowedModel, kind: str, positions: Tensor) -> tuple[tuple[Call, ...], set[tuple[int, int]]]:
-    """One packed pass -> its attention calls, and the position tables that it looks into."""
-    tokens = torch.full_like(positions, probe_tokens(borrowed.model, 1)[0])
+def _first_pass(hooked: HookedModel, kind: str, positions: Tensor) -> tuple[tuple[Call, ...], set[tuple[int, int]]]:
+    """One packed pass -> its attention calls, and the position tables that it reads."""
+    tokens = torch.full_like(positions, probe_tokens(hooked.model, 1)[0])
     rows = positions.new_tensor([0])
     for takes_step, keeps_logits in ((True, True), (False, True), (False, False)):
-        borrowed.takes_step, borrowed.keeps_logits = takes_step, keeps_logits
+        hooked.takes_step, hooked.keeps_logits = takes_step, keeps_logits
         recorder = _Recorder(kind)
         try:
             with WatchedTables(len(tokens)) as tables:
-                logits = borrowed.run(recorder, tokens, positions, rows)
+                logits = hooked.run(recorder, tokens, positions, rows)
         except DecoderError:
             raise
         except Exception as error:
             if isinstance(error, TypeError) and "unexpected keyword" in str(error) and (takes_step or keeps_logits):
                 continue
-            raise _unable(borrowed, kind, "cannot run a packed batch on our attention", error) from error
+            raise _unable(hooked, kind, "cannot run a packed batch on our attention", error) from error
         # A model that swallows logits_to_keep returns the logits of all rows.
-        borrowed.keeps_logits = keeps_logits and logits.shape[0] == rows.shape[0]
+        hooked.keeps_logits = keeps_logits and logits.shape[0] == rows.shape[0]
         where: list[int] = positions.tolist()
         return tuple(recorder.calls), tables.positions(where)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _unable(borrowed: BorrowedModel, kind: str, what: str, error: Exception) -> DecoderError:
-    # A model that runs its own attention may fail without a mask before we notice that it is not ours.
-    if not getattr(borrowed.model, "_can_set_attn_implementation", lambda: True)():
+def _unable(hooked: HookedModel, kind: str, what: str, error: Exception) -> DecoderError:
+    # A model that runs its own attention may fail for lack of a mask before we see that it ignores ours.
+    if not getattr(hooked.model, "_can_set_attn_implementation", lambda: True)():
         return DecoderError(f"{kind} {_IGNORED}")
     return DecoderError(f"{kind} {what}: {one_line(error)}")
 
 
 def _first_position(kind: str, own: set[tuple[int, int]], given: set[tuple[int, int]]) -> int:
-    """The position to give to a first token, so that a table is looked into where the model itself would look."""
+    """The position to pass for a first token, so that the model reads the table rows that it reads by itself."""
     shifts = {first - other for rows, first in own for same, other in given if same == rows}
     fitting = [shift for shift in shifts or {0} if {(rows, first + shift) for rows, first in given} == own]
     if len(fitting) != 1:
@@ -213,7 +209,7 @@ def _first_position(kind: str, own: set[tuple[int, int]], given: set[tuple[int, 
 
 
 def _check_rows(kind: str, calls: Sequence[Call]) -> None:
-    """The first and the last row are the same token at the same position, so they must agree."""
+    """The first and the last row are the same token at the same position, so their K and V must agree."""
     for layer, call in enumerate(calls):
         for name, tensor in (("K", call.key), ("V", call.value)):
             difference = (tensor[-1] - tensor[0]).abs().max() / tensor[0].abs().max()

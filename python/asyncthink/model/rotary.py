@@ -1,9 +1,9 @@
-"""Rotary positions: which rotation moves a cached K from one position to another, found by asking the model.
+"""Rotary positions: which rotation moves a cached K from one position to another, found by running the model.
 
-A layer has rotary positions when its K of one hidden state at positions p and p + d differ by the rotation R(d): each
-pair of coordinates turned by the angle ``d * inv_freq[r]``. Then a K computed at p may be used at p + d. The pairs are
-(r, r + R) ("half-split") or (2r, 2r + 1) ("interleaved"), of the first 2R coordinates. Su et al., RoFormer,
-arXiv 2104.09864.
+A layer has rotary positions when its K of one hidden state at positions p and p + d differ by the rotation R(d), which
+rotates each pair of coordinates by the angle ``d * inv_freq[r]``. Then a K computed at p can be rotated for use at
+p + d. The pairs are (r, r + R) ("half-split") or (2r, 2r + 1) ("interleaved"), of the first 2R coordinates. Su et al.,
+RoFormer, arXiv 2104.09864.
 
 Letters: L layers, R rotated pairs, K distinct shifts, n probed positions, H kv heads, D head_dim.
 """
@@ -22,7 +22,7 @@ _TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-3, torch.float16: 1e-2, tor
 
 
 class NotRotaryError(ValueError):
-    """Moving cached keys is impossible for this model; the message says why."""
+    """This model's cached keys cannot be moved. The message is the reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Rotary:
         return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
 
     def rotate(self, keys: Tensor, shifts: Tensor) -> Tensor:
-        """keys [n,H,D] float64 moved by shifts [n]: what keys computed that much later would be."""
+        """keys [n,H,D] float64 moved by shifts [n]: the keys of the same tokens at positions that much later."""
         R = self.pairs
         cos, sin = self.tables(shifts, dtype=torch.float64, device=keys.device)
         cos, sin = cos[:, None, :], sin[:, None, :]
@@ -56,10 +56,10 @@ class Rotary:
 
 
 class Turns:
-    """For each layer, the arguments of tree_attention that turn queries to keys read at shifted positions.
+    """For each layer, the arguments of tree_attention that rotate queries for keys at shifted positions.
 
-    Tables are made when a plan's shifts change, and keep their addresses as long as K stays: a captured step reads
-    them there. ``rotaries`` [L] of a model that cannot read at shifted positions are None.
+    Tables are computed when a plan's shifts change. They keep their addresses while K is the same, because captured
+    steps read them there. ``rotaries`` [L] is None for a model that cannot read keys at shifted positions.
     """
 
     def __init__(
@@ -71,19 +71,19 @@ class Turns:
         self._arguments: list[dict[str, Any]] = [{} for _ in range(layers)]
 
     def load(self, shifts: Tensor) -> list[dict[str, Any]]:
-        """Keyword arguments [L] for a plan's shifts [K] int32 on the CPU; none at all where nothing is shifted."""
+        """Keyword arguments [L] for a plan's shifts [K] int32 on the CPU; empty where nothing is shifted."""
         distinct = tuple(shifts.tolist())
         if distinct != self._shifts:
             if self._rotaries is None:
                 raise ValueError(f"this model cannot read keys at shifted positions, got shifts {list(distinct)}")
-            turning = dict.fromkeys(self._rotaries) if len(distinct) > 1 else {}
-            made = {rotary: self._table(rotary, shifts) for rotary in turning if rotary.pairs}
-            self._arguments = [made.get(rotary, {}) for rotary in self._rotaries]
+            rotating = dict.fromkeys(self._rotaries) if len(distinct) > 1 else {}
+            arguments = {rotary: self._table(rotary, shifts) for rotary in rotating if rotary.pairs}
+            self._arguments = [arguments.get(rotary, {}) for rotary in self._rotaries]
             self._shifts = distinct
         return self._arguments
 
     def _table(self, rotary: Rotary, shifts: Tensor) -> dict[str, Any]:
-        with torch.inference_mode(False):  # else the tables could not be filled again outside of it
+        with torch.inference_mode(False):  # inference tensors could not be overwritten outside of inference mode
             new = rotary.tables(shifts, dtype=self._dtype, device=self._device)
             cos, sin = self._tables.setdefault(rotary, new)
             if cos.shape != new[0].shape:
@@ -106,36 +106,36 @@ def length_dependent(model: nn.Module) -> tuple[str, int] | None:
                 trained = module.config.max_position_embeddings
                 length = parameters["original_max_position_embeddings"] if kind == "longrope" else trained
                 changing.append((kind, length))
-    return min(changing, key=lambda one: one[1], default=None)
+    return min(changing, key=lambda change: change[1], default=None)
 
 
 def find_rotaries(
     model: nn.Module, keys: Sequence[Tensor], values: Sequence[Tensor], positions: Tensor
 ) -> tuple[Rotary, ...]:
-    """How positions enter each layer, proven on what the model computes.
+    """How positions enter each layer, verified on K and V that the model computed.
 
-    ``keys[l]`` [n,H,D] and ``values[l]`` [n,H,Dv] are those of layer l for one and the same token, alone in its
-    context, at ``positions`` [n]. Candidates are the model's own frequency tables in both pairings, and no positions at
-    all. A layer gets the one that turns its K at positions[0] into its K at all others; NotRotaryError where none does.
+    ``keys[l]`` [n,H,D] and ``values[l]`` [n,H,Dv] are those of layer l for the same token, alone in its context, at
+    ``positions`` [n]. Candidates are the model's own frequency tables in both pairings, and no rotation. A layer gets
+    the one that maps its K at positions[0] to its K at all others; NotRotaryError where none does.
     """
     candidates = [Rotary(torch.empty(0, dtype=torch.float64, device="cpu")), *_candidates(model)]
     shifts = positions.to("cpu", torch.float64) - positions[0].item()
-    found = []
+    rotaries = []
     for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
         tolerance = _TOLERANCE[key.dtype]
         if _difference(value.double().cpu(), value[:1].double().cpu()) > tolerance:
             raise NotRotaryError(f"in layer {layer} V, too, depends on the position (positions are not rotary)")
         actual = key.double().cpu()
-        fitting = [one for one in candidates if 2 * one.pairs <= key.shape[-1]]
-        errors = [_difference(actual, one.rotate(actual[:1].expand_as(actual), shifts)) for one in fitting]
+        fitting = [rotary for rotary in candidates if 2 * rotary.pairs <= key.shape[-1]]
+        errors = [_difference(actual, rotary.rotate(actual[:1].expand_as(actual), shifts)) for rotary in fitting]
         best = min(range(len(fitting)), key=errors.__getitem__)
         if errors[best] > tolerance:
             raise NotRotaryError(
                 f"in layer {layer} a K rotated by the shift is not the K of the shifted position "
                 f"(relative difference {errors[best]:.1e}, expected at most {tolerance:.0e})"
             )
-        found.append(fitting[best])
-    return tuple(found)
+        rotaries.append(fitting[best])
+    return tuple(rotaries)
 
 
 def _candidates(model: nn.Module) -> Iterator[Rotary]:
@@ -146,7 +146,7 @@ def _candidates(model: nn.Module) -> Iterator[Rotary]:
         inv_freq = buffer.detach().to("cpu", torch.float64)
         if not any(torch.equal(inv_freq, other) for other in seen):
             seen.append(inv_freq)
-            # Some models turn the other way (NanoChat).
+            # Some models rotate in the other direction (NanoChat).
             yield from (Rotary(sign * inv_freq, pairing) for sign in (1, -1) for pairing in (False, True))
 
 

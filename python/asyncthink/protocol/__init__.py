@@ -1,1 +1,1 @@
-"""What agents say and how it becomes tokens: tags, prompts, chats, encoding. No torch, no transformers."""
+"""The protocol in text and tokens: tags, parser, prompts, chat templates, encoding. No torch, no transformers."""

@@ -1,4 +1,4 @@
-"""Our prompt templates inside a model's own chat format, with questions that may be conversations."""
+"""Prompt templates in a model's own chat format. Their questions may be conversations."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SLOTS = {"organizer": "question", "solo": "question", "worker_isolated": "subqu
 
 
 def prompts_for(tokenizer: Any, saved: PromptFormat | None = None) -> PromptFormat:
-    """The templates to use with a model, made from its tokenizer alone: no file, no network.
+    """The templates for a model, from its tokenizer alone: no file, no network.
 
-    ``saved`` (those beside the checkpoint) if given; else the default ones in the tokenizer's chat format; else, where
-    the tokenizer has no chat template, the plain text behind the tokens that the tokenizer puts in front of a text by
-    itself (its begin-of-text token), so that the ids are those of ``tokenizer(text)``.
+    These are ``saved`` (those of the checkpoint) if given, else the default ones in the tokenizer's chat format. If the
+    tokenizer has no chat template, they are the default ones as plain text, after the tokens that the tokenizer adds to
+    a text (its begin-of-text token), so that the ids are those of ``tokenizer(text)``.
     """
     if saved is not None:
         return saved
@@ -34,7 +34,7 @@ def prompts_for(tokenizer: Any, saved: PromptFormat | None = None) -> PromptForm
 
 
 def _begun(codec: Codec, template: str) -> str:
-    """``template`` behind the tokens that the tokenizer puts in front; a space between them where ids need one."""
+    """``template`` after the tokens that the tokenizer adds; with a space between them if the ids need one."""
     encoding = codec.backend.encode(template, add_special_tokens=True)
     mask = encoding.special_tokens_mask
     count = mask.index(0) if 0 in mask else 0
@@ -46,11 +46,11 @@ def _begun(codec: Codec, template: str) -> str:
 
 
 def chat_prompts(tokenizer: Any, prompts: PromptFormat) -> ChatPrompts:
-    """``prompts`` as turns of a conversation that end where the assistant begins to speak.
+    """``prompts`` as chat turns that end with the beginning of the assistant's turn.
 
-    A worker with shared context starts in the middle of the organizer's turn, so ``worker_shared`` becomes: the end
-    of that turn, a user turn with the instructions, and the beginning of an answer. Thinking of its own is switched
-    off where the template knows the switch. Raises ValueError when the template alters or drops a turn.
+    A worker with shared context starts in the middle of the organizer's turn. So ``worker_shared`` becomes the end of
+    that turn, a user turn with the instructions, and the beginning of the assistant's turn. Templates with a switch for
+    the model's own thinking have it off. Raises ValueError if the template alters or drops a turn.
     """
 
     def render(*said: str) -> str:
@@ -74,10 +74,10 @@ def chat_prompts(tokenizer: Any, prompts: PromptFormat) -> ChatPrompts:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompts(PromptFormat):
-    """Templates in a model's chat format, whose question may be a conversation.
+    """Templates in a model's chat format. The question may be a conversation.
 
-    The last message is the question that the template is filled with; earlier ones, a system prompt among them, are
-    rendered as they are by the model's own chat template. ``plain`` are the templates before they became turns.
+    The last message is the question that fills the template. Earlier ones, such as a system prompt, are rendered by the
+    model's own chat template. ``plain`` are the templates without the chat format.
     """
 
     plain: PromptFormat
@@ -86,18 +86,18 @@ class ChatPrompts(PromptFormat):
     def parts(self, name: str, *, question: Question = "", subquery: str = "") -> list[Part]:
         """(text, trusted) of the prompt: the text of ``tokenizer.apply_chat_template(..., tokenize=False)``.
 
-        Trusted is what the templates wrote; what the messages say is not. Where the chat template rewrites messages
-        (some strip thinking from earlier turns), it cannot be told apart: then everything is trusted, provided that no
-        message holds a control token.
+        The text of the templates is trusted, the contents of the messages are not. If the chat template rewrites
+        messages (some remove thinking from earlier turns), the two cannot be told apart; then all text is trusted, and
+        no message may contain a control token.
 
         Raises:
-            ValueError: a question that :func:`asyncthink.protocol.messages.turns` refuses, a conversation that the chat
-                template refuses, drops the question of, or rewrites although a message holds a control token.
+            ValueError: a question that :func:`asyncthink.protocol.messages.turns` refuses; a conversation that the chat
+                template refuses, whose question it drops, or which it rewrites while a message has a control token.
         """
         if name not in _SLOTS:
             return PromptFormat.parts(self, name, subquery=subquery)
         *earlier, (_, said) = turns(question if _SLOTS[name] == "question" else subquery)
-        if not earlier and said and said == said.strip():  # nothing that a template would trim
+        if not earlier and said and said == said.strip():  # a template has nothing to trim
             return PromptFormat.parts(self, name, question=said, subquery=said)
         return self._rendered(name, earlier, said)
 
@@ -136,7 +136,7 @@ class ChatPrompts(PromptFormat):
 
 
 def _render(tokenizer: Any, conversation: Sequence[tuple[str, str]]) -> str:
-    """The text of a conversation that ends where the assistant begins to speak."""
+    """The text of a conversation, up to the beginning of the assistant's turn."""
     messages = [{"role": role, "content": content} for role, content in conversation]
     try:
         text: str = tokenizer.apply_chat_template(

@@ -1,4 +1,4 @@
-"""From text to token ids: one encoding of the whole prompt, in which control tokens come from templates alone."""
+"""Text to token ids: a prompt is encoded once, as a whole, and its control tokens come from templates alone."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from asyncthink.protocol.tags import is_tag
 class Codec:
     """A transformers fast tokenizer, reduced to what the sampler needs.
 
-    It works on a copy of the tokenizer's backend, without truncation and padding, so nothing that the program does to
-    its tokenizer afterwards changes a prompt. Codecs of one unchanged tokenizer share that copy.
+    It uses a copy of the tokenizer's backend, without truncation and padding. So later changes of the tokenizer change
+    no prompt. Codecs of one unchanged tokenizer share that copy.
 
     Args:
         tokenizer: any transformers tokenizer with a ``tokenizers`` backend.
-        stop_ids: more token ids at which an agent ends, beside the tokenizer's own end of text: those of the model's
-            ``generation_config``, special or not, as in transformers' ``generate``. Protocol tags are left out: a
-            checkpoint may name ``</ANSWER>`` as an end for other programs, but here it is text that acts.
+        stop_ids: token ids at which an agent ends, in addition to the tokenizer's end of text: those of the model's
+            ``generation_config``, special or not, as in transformers' ``generate``. Protocol tags are ignored: a
+            checkpoint may list ``</ANSWER>`` as an end for other programs, but here it is a tag.
 
     *Control tokens* are the tokenizer's special tokens, and those of ``stop_ids`` that are added tokens.
 
@@ -48,28 +48,28 @@ class Codec:
         added = self.backend.get_added_tokens_decoder()
         self._control = frozenset(k for k, token in added.items() if token.special or k in self.stop_ids)
         self._bytes, self._alone = backends.bytes, backends.alone
-        #: Whether the bytes of a text are those of its tokens, one after the other, whatever stands beside them.
+        #: Whether the bytes of a text are the concatenated bytes of its tokens, in any context.
         self.concatenates = backends.concatenates
         unknown = getattr(tokenizer, "unk_token_id", None)
         self._unknown = (unknown, added[unknown].content) if unknown in added else None
 
     def encode(self, parts: Sequence[Part], *, continues: bool = False) -> list[int]:
-        """Token ids of the concatenated parts, encoded once as a whole; nothing is added in front or behind.
+        """Token ids of the concatenated parts, encoded as a whole, with nothing added before or after.
 
-        The ids are those of ``tokenizer(text, add_special_tokens=False)``, unless a control token would stand for
-        characters that are not wholly inside trusted parts. Then the text is cut behind that token's first character,
-        and its pieces are encoded one after the other, so that the model reads the characters as ordinary text. (A
-        control token of a single character has no other spelling; it is left out.)
+        The ids are those of ``tokenizer(text, add_special_tokens=False)``, unless characters outside of trusted parts
+        would become a control token. Then the text is cut after that token's first character, and its pieces are
+        encoded separately, so that the model reads the characters as ordinary text. (A control token of a single
+        character has no other spelling; it is dropped.)
 
         Args:
             parts: (text, trusted) in order.
-            continues: the ids will follow others: no dummy prefix (SentencePiece's leading space) is put in front.
+            continues: the ids will follow others, so no dummy prefix (SentencePiece's leading space) is added.
         """
         text = "".join(part for part, _ in parts)
         return self._encode(text, 0, len(text), _trusted(parts), continues)
 
     def forges(self, text: str) -> bool:
-        """Whether ``text`` alone, encoded as it is, would make a control token."""
+        """Whether ``text``, encoded without protection, would contain a control token."""
         encoding = self.backend.encode(text, add_special_tokens=False)
         return any(True for _ in self._forged(encoding, text, 0, []))
 
@@ -78,11 +78,11 @@ class Codec:
         return not self._control.isdisjoint(tokens)
 
     def byte(self, token: int) -> int | None:
-        """The byte that a byte-fallback token (``<0x0A>``) stands for; None for any other token."""
+        """The byte of a byte-fallback token (``<0x0A>``); None for any other token."""
         return self._bytes.get(token)
 
     def alone(self, token: int) -> str:
-        """The text of one token by itself, computed once."""
+        """The text of one token by itself, cached."""
         if token not in self._alone:
             self._alone[token] = self.decode([token])
         return self._alone[token]
@@ -103,29 +103,29 @@ class Codec:
         if not gaps:
             return self._after_control(encoding, piece) if continues else list(encoding.ids)
         starts, stops = [begin, *(resume for _, resume in gaps)], [*(stop for stop, _ in gaps), end]
-        made: list[int] = []
+        ids: list[int] = []
         for number, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-            made += self._encode(text, start, stop, trusted, continues or number > 0)
-        return made
+            ids += self._encode(text, start, stop, trusted, continues or number > 0)
+        return ids
 
     def _forged(
         self, encoding: Encoding, piece: str, base: int, trusted: list[tuple[int, int]]
     ) -> Iterator[tuple[int, int]]:
-        """Where the text must be cut: (end of what stands before, start of what follows), one per forged token."""
+        """Where the text must be cut: (end of the piece before, start of the piece after), for each forged token."""
         for token, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
             written = piece[first:last]
             if token not in self._control or not written.strip():
                 continue
             if self._unknown and token == self._unknown[0] and written.strip().lower() != self._unknown[1].lower():
-                continue  # some character that the vocabulary lacks
-            first += len(written) - len(written.lstrip())  # a token may take the spaces beside it
+                continue  # a character that the vocabulary lacks
+            first += len(written) - len(written.lstrip())  # a token may include adjacent spaces
             last -= len(written) - len(written.rstrip())
             if not any(start <= base + first and base + last <= stop for start, stop in trusted):
-                one = last - first == 1
-                yield base + first + (not one), base + first + 1
+                single = last - first == 1
+                yield base + first + (not single), base + first + 1
 
     def _after_control(self, encoding: Encoding, piece: str) -> list[int]:
-        """Dummy prefixes are left out in front only: after a control token the text is encoded as in a whole prompt."""
+        """Omit the dummy prefix at the beginning only: after a control token, encode the text as in a whole prompt."""
         ids = list(encoding.ids)
         first = next(k for k, token in enumerate(ids) if token in self._control)
         if self._following is self.backend:
@@ -136,7 +136,7 @@ class Codec:
 
 @dataclass(frozen=True, slots=True)
 class _Backends:
-    """Copies of one tokenizer's backend: for a text of its own, and for a text that follows other tokens."""
+    """Copies of one tokenizer's backend: for a text at the beginning, and for one that follows other tokens."""
 
     state: tuple[Any, ...]
     whole: Tokenizer
@@ -150,7 +150,7 @@ _COPIES: weakref.WeakKeyDictionary[object, _Backends] = weakref.WeakKeyDictionar
 
 
 def _backends(tokenizer: object) -> _Backends:
-    """The copies of this tokenizer's backend; copied anew when it has changed since."""
+    """The copies of this tokenizer's backend; copied again if it has changed."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise ValueError(f"tokenizer: expected a fast (tokenizers-backed) tokenizer, got {type(tokenizer).__name__}")
@@ -173,7 +173,7 @@ def _backends(tokenizer: object) -> _Backends:
 
 
 def _fallback(backend: Tokenizer, decoder: bytes) -> dict[int, int]:
-    """Token id -> byte of the tokens that the decoder reads as bytes; none without byte fallback."""
+    """Token id -> byte, for the tokens that the decoder reads as bytes; empty without byte fallback."""
     if b'"ByteFallback"' not in decoder:
         return {}
     ids = {byte: backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
@@ -181,7 +181,7 @@ def _fallback(backend: Tokenizer, decoder: bytes) -> dict[int, int]:
 
 
 def _without_dummy_prefix(backend: Tokenizer) -> Tokenizer:
-    """The same tokenizer, but nothing is put in front of a text; ``backend`` itself where nothing is anyway."""
+    """The tokenizer without a dummy prefix before a text; ``backend`` itself if it adds none."""
     states = {
         "normalizer": backend.normalizer and json.loads(backend.normalizer.__getstate__()),
         "pre_tokenizer": backend.pre_tokenizer and json.loads(backend.pre_tokenizer.__getstate__()),
@@ -191,7 +191,7 @@ def _without_dummy_prefix(backend: Tokenizer) -> Tokenizer:
 
 
 def _bare(state: Any) -> Any:
-    """A normalizer or pre-tokenizer, as its JSON, without what puts a dummy prefix in front of a text."""
+    """A normalizer or pre-tokenizer, as its JSON, without the parts that add a dummy prefix before a text."""
     if not isinstance(state, dict):
         return state
     if state["type"] == "Prepend":
@@ -202,16 +202,16 @@ def _bare(state: Any) -> Any:
         return state | {"add_prefix_space": False}
     for name in ("normalizers", "pretokenizers"):
         if name in state:
-            state = state | {name: [made for part in state[name] if (made := _bare(part)) is not None]}
+            state = state | {name: [part for part in map(_bare, state[name]) if part is not None]}
     return state
 
 
 def _trusted(parts: Sequence[Part]) -> list[tuple[int, int]]:
-    """Characters [start, stop) of the trusted stretches of the concatenated parts; neighbours are one stretch."""
-    made, at = [], 0
+    """Characters [start, stop) of the trusted stretches of the concatenated parts; adjacent ones are merged."""
+    stretches, start = [], 0
     for trusted, group in itertools.groupby(filter(lambda part: part[0], parts), key=lambda part: part[1]):
         length = sum(len(text) for text, _ in group)
         if trusted:
-            made.append((at, at + length))
-        at += length
-    return made
+            stretches.append((start, start + length))
+        start += length
+    return stretches

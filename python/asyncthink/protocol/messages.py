@@ -1,4 +1,4 @@
-"""What a caller may ask: plain text or chat messages, checked before anything runs. No torch, no tokenizer."""
+"""Questions: plain text or chat messages, checked before anything runs. No torch, no tokenizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def check_text(name: str, text: object) -> None:
-    """Raises ValueError when ``text`` is no string or holds a lone surrogate, which has no UTF-8 encoding.
+    """Raises ValueError if ``text`` is not a string or contains a lone surrogate, which has no UTF-8 encoding.
 
     >>> check_text("stop[0]", "\\ud83d")
     Traceback (most recent call last):
@@ -29,11 +29,11 @@ def check_text(name: str, text: object) -> None:
 
 
 def turns(question: Question, name: str = "question") -> list[tuple[str, str]]:
-    """(role, content) of every message; text alone is one message of the user's.
+    """(role, content) of every message; plain text is one user message.
 
     The content of a message is a string, or a list of ``{"type": "text", "text": ...}`` whose texts are joined. Raises
-    ValueError, which begins with ``name``, for anything else, for a conversation that does not end with the user's
-    message, and for text that :func:`check_text` refuses.
+    ValueError, with ``name`` in front, for anything else, for a conversation that does not end with a user message, and
+    for text that :func:`check_text` refuses.
 
     >>> turns([{"role": "user", "content": [{"type": "text", "text": "2 + "}, {"type": "text", "text": "2"}]}])
     [('user', '2 + 2')]
@@ -44,10 +44,10 @@ def turns(question: Question, name: str = "question") -> list[tuple[str, str]]:
     if not isinstance(question, Sequence) or not question:
         got = "an empty list" if isinstance(question, Sequence) else type(question).__name__
         raise ValueError(f"{name}: expected a string or a list of chat messages, got {got}")
-    read = [_turn(message, f"{name}[{number}]") for number, message in enumerate(question)]
-    if read[-1][0] != "user":
-        raise ValueError(f"{name}: expected the last message to be the user's, got {read[-1][0]!r}")
-    return read
+    conversation = [_turn(message, f"{name}[{number}]") for number, message in enumerate(question)]
+    if conversation[-1][0] != "user":
+        raise ValueError(f"{name}: expected the last message to be the user's, got {conversation[-1][0]!r}")
+    return conversation
 
 
 def _turn(message: object, name: str) -> tuple[str, str]:

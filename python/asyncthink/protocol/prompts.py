@@ -1,4 +1,4 @@
-"""What each agent is told: prompt templates, and how they are kept beside a checkpoint. No torch, no tokenizer."""
+"""Prompt templates of the agents, and their file in a checkpoint. No torch, no tokenizer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 from asyncthink.files import write_whole
 from asyncthink.protocol.messages import Question, turns
 
-#: (text, trusted): only text that a template wrote may hold control tokens.
+#: (text, trusted): only trusted text, that of a template, may become control tokens.
 Part: TypeAlias = tuple[str, bool]
-#: The file beside a checkpoint's config.json whose "prompts" entry holds its templates.
+#: The file next to a checkpoint's config.json, with the templates in its "prompts" entry.
 FILE_NAME = "asyncthink.json"
 _SLOT = re.compile(r"\{(question|subquery)\}")
 _REQUIRED = {"organizer": "{question}", "worker_isolated": "{subquery}", "solo": "{question}"}
@@ -22,7 +22,7 @@ _REQUIRED = {"organizer": "{question}", "worker_isolated": "{subquery}", "solo":
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """Four templates. ``{question}`` and ``{subquery}`` are replaced literally, everything else stays as it is.
+    """Four templates. ``{question}`` and ``{subquery}`` are replaced literally; all other text is kept.
 
     ``organizer`` and ``solo`` (the sequential and parallel baselines) open an episode. A worker with shared context
     sees the organizer's text up to and including its ``</FORK-i>``, then ``worker_shared``; an isolated worker sees
@@ -41,10 +41,10 @@ class PromptFormat:
                 raise ValueError(f"prompt {name!r}: expected {slot} in it, got {template!r}")
 
     def parts(self, name: str, *, question: Question = "", subquery: str = "") -> list[Part]:
-        """Template ``name`` with its slots filled: (text, trusted) in order, trusted where the template wrote it.
+        """Template ``name`` with its slots filled: (text, trusted) in order; only the template's text is trusted.
 
-        Braces in the question or sub-query are just characters. Raises ValueError for a question that is not text or
-        one message of the user's: these templates hold no conversation.
+        Braces in the question or sub-query are ordinary characters. Raises ValueError unless the question is text or a
+        single user message: these templates hold no conversation.
 
         >>> PromptFormat("Q {question}.", "", "S {subquery}", "{question}").parts("organizer", question="{subquery}")
         [('Q ', True), ('{subquery}', False), ('.', True)]
@@ -57,8 +57,8 @@ class PromptFormat:
             )
         values = {"question": conversation[0][1], "subquery": subquery}
         pieces = _SLOT.split(getattr(self, name))  # text, slot, text, slot, ... text
-        made = [(values[piece], False) if k % 2 else (piece, True) for k, piece in enumerate(pieces)]
-        return [part for part in made if part[0]]
+        parts = [(values[piece], False) if k % 2 else (piece, True) for k, piece in enumerate(pieces)]
+        return [part for part in parts if part[0]]
 
     def fill(self, name: str, *, question: Question = "", subquery: str = "") -> str:
         """The text of :meth:`parts`.
@@ -68,7 +68,7 @@ class PromptFormat:
         """
         return "".join(text for text, _ in self.parts(name, question=question, subquery=subquery))
 
-    def head(self, name: str) -> str:
+    def prefix(self, name: str) -> str:
         """The constant text of template ``name`` before its first slot."""
         return _SLOT.split(getattr(self, name), maxsplit=1)[0]
 
@@ -81,7 +81,7 @@ class PromptFormat:
 
     @classmethod
     def load(cls, checkpoint: str | Path) -> PromptFormat:
-        """The "prompts" of ``checkpoint/asyncthink.json``. Raises ValueError when there is no such entry."""
+        """The "prompts" of ``checkpoint/asyncthink.json``. Raises ValueError if there is no such entry."""
         path = Path(checkpoint) / FILE_NAME
         settings = _read(path)
         if "prompts" not in settings:
@@ -90,11 +90,11 @@ class PromptFormat:
 
     @classmethod
     def find(cls, checkpoint: str | Path) -> PromptFormat | None:
-        """As :meth:`load`; None where ``checkpoint`` is no folder with such a file."""
+        """As :meth:`load`; None if ``checkpoint`` is not a folder with such a file."""
         return cls.load(checkpoint) if (Path(checkpoint) / FILE_NAME).is_file() else None
 
     def save(self, checkpoint: str | Path) -> None:
-        """Write the "prompts" of ``checkpoint/asyncthink.json``, leaving its other entries as they are."""
+        """Write the "prompts" of ``checkpoint/asyncthink.json``; its other entries are kept."""
         path = Path(checkpoint) / FILE_NAME
         settings = _read(path) if path.exists() else {}
         settings["prompts"] = {name: getattr(self, name) for name in _NAMES}
@@ -151,5 +151,5 @@ Think step by step, then finish with the final answer:
 Problem: {question}
 """
 
-#: Instructions in plain English that teach the protocol to an instruct model it was not trained into.
+#: Instructions in plain English, for instruct models that were not trained on the protocol.
 DEFAULT_PROMPTS = PromptFormat(_ORGANIZER, _WORKER_SHARED, _WORKER_ISOLATED, _SOLO)

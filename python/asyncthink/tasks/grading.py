@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
-from asyncthink.episode.options import AGGREGATES, combine
+from asyncthink.episode.options import Aggregate, combine
 from asyncthink.episode.records import Episode
 from asyncthink.tasks import Task
 
@@ -64,8 +64,8 @@ def how_to_aggregate(task: Task, aggregate: str | None) -> str:
     """The "union" or "vote" that ``aggregate`` stands for with this task (see :func:`final_answer`)."""
     if aggregate is None:
         return "union" if isinstance(task, Unites) and task.asked > 1 else "vote"
-    if aggregate not in AGGREGATES:
-        raise ValueError(f"aggregate: expected one of {', '.join(AGGREGATES)}, got {aggregate!r}")
+    if aggregate not in tuple(Aggregate):
+        raise ValueError(f"aggregate: expected one of {', '.join(Aggregate)}, got {aggregate!r}")
     if aggregate == "union" and not isinstance(task, Unites):
         raise ValueError(f"aggregate: expected vote for {task.name}, whose answers cannot be united, got 'union'")
     return aggregate

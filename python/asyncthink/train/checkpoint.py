@@ -19,7 +19,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from asyncthink.protocol.tags import PromptFormat
+from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.train.lora import FOLDER, has_lora, merged, save_adapter
 from asyncthink.train.steps import LeftOut, check_finite
 

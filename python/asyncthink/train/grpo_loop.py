@@ -80,7 +80,7 @@ class Trainer:
             mode=config.mode,
             pool=config.pool,
             context=config.context,
-            join=config.join,  # type: ignore[arg-type]
+            join=config.join,
             num_pages=-(-config.cached // 16),
         )
         self.params = SamplingParams(temperature=config.temperature, max_tokens=config.budget)

@@ -21,7 +21,7 @@ from asyncthink.engine.saved_prompts import saved_prompts
 from asyncthink.model.auto_dtype import choose_dtype
 from asyncthink.model.files import device_for, load_tokenizer, open_weights
 from asyncthink.protocol.chat import prompts_for
-from asyncthink.protocol.tags import PromptFormat
+from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.train.lora import FOLDER, add_lora, load_adapter
 from asyncthink.train.tokenizer import build_tokenizer
 

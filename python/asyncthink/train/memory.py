@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from asyncthink.model.registry import configs_of, patched, register
 from asyncthink.train.loading import WEIGHTS, ModelOptions
 from asyncthink.train.logprobs import CHUNK
 from asyncthink.train.lora import add_lora
@@ -84,9 +85,8 @@ def _on_meta(config: PreTrainedConfig, options: ModelOptions, layers: int | None
 
 def _saved(config: PreTrainedConfig, options: ModelOptions, layers: int, length: int) -> int:
     """Bytes that autograd keeps of one pass through that many layers, every memory once, weights apart."""
-    AttentionInterface.register(_COUNTED, _attention)
+    register(_COUNTED, _attention)
     model = _on_meta(config, options, layers).train()
-    model.set_attn_implementation(_COUNTED)
     own = {id(each) for each in model.parameters()}
     memory: dict[int, Tensor] = {}  # the tensors are held, so that no address is used again
 
@@ -98,7 +98,7 @@ def _saved(config: PreTrainedConfig, options: ModelOptions, layers: int, length:
 
     positions = torch.arange(length, device="meta")[None]
     embedded = torch.empty(1, length, model.get_input_embeddings().embedding_dim, device="meta", dtype=model.dtype)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with patched(configs_of(model), _COUNTED), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.base_model(inputs_embeds=embedded.requires_grad_(), position_ids=positions, use_cache=False)
     return _bytes(memory.values())
 

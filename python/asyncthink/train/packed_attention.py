@@ -15,20 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
+from asyncthink.model.registry import HARMLESS, install, register
 from asyncthink.model.rotary import Rotary, find_rotaries
 from asyncthink.train.packed_flex import block_mask, flex
 from asyncthink.train.packing import Batch, Limits, Span, limits
 
 ATTENTION = "asyncthink_rows"
-"""Our name in transformers' AttentionInterface. It has no mask function: transformers then builds no mask at all."""
-
-# Keywords of a whole model that some layers pass on; none changes what attention computes.
-_HARMLESS = frozenset(
-    {"is_causal", "position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states"}
-    | {"output_router_logits", "return_dict"}
-)
+"""The name of our attention over packed rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +147,7 @@ def _attention(
     **options: Any,
 ) -> tuple[Tensor, None]:
     name = type(module).__name__
-    refused = [option for option, given in options.items() if given is not None and option not in _HARMLESS]
+    refused = [option for option, given in options.items() if given is not None and option not in HARMLESS]
     refused += ["dropout"] * bool(dropout) + ["its own mask"] * (attention_mask is not None)
     if options.get("is_causal") is False or getattr(module, "is_causal", True) is False:
         refused.append("attention in both directions")
@@ -170,10 +165,8 @@ def use_packed_attention(model: PreTrainedModel, moves: bool = False) -> None:
     does not support (attention sinks, dropout, masks of its own), and with ``moves`` when a cached K cannot be moved
     (:class:`asyncthink.model.rotary.NotRotaryError` says why).
     """
-    AttentionInterface.register(ATTENTION, _attention)
-    model.set_attn_implementation(ATTENTION)
-    if model.config._attn_implementation != ATTENTION:
-        raise ValueError(f"model: {type(model).__name__} does not take another attention implementation")
+    register(ATTENTION, _attention)
+    install(model, ATTENTION)
     seen = _probe(model)
     if not seen:
         raise ValueError(f"model: {type(model).__name__} does not call the attention that it was given")

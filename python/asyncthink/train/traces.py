@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from asyncthink.engine.detokenize import TextStream, join_tokens
 from asyncthink.episode.records import Episode, Join, Trace
 from asyncthink.protocol.codec import Codec
-from asyncthink.protocol.tags import Parser, PromptFormat, Return, join_insert
+from asyncthink.protocol.parser import Parser
+from asyncthink.protocol.prompts import PromptFormat
+from asyncthink.protocol.tags import Return, join_insert
 from asyncthink.tasks import Demonstration, Script, Task
 from asyncthink.train.packing import Batch, Move, Row, pack
 

@@ -1,1 +1,1 @@
-"""Episodes for people to look at: on a terminal, as a page. No torch."""
+"""Episodes shown to people: on a terminal, as an HTML page. No torch."""

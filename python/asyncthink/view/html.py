@@ -1,4 +1,4 @@
-"""Draw an episode: one HTML page, nothing outside it, one lane per agent."""
+"""An episode as one self-contained HTML page, with a lane for each agent."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _ENDS = {
 
 
 def timeline_html(episode: Episode, sequential: Episode | None = None) -> str:
-    """A self-contained page that shows ``episode`` over its steps; ``sequential`` adds a one-agent run to compare.
+    """A self-contained page that shows ``episode`` over its steps; ``sequential`` adds a one-agent episode below.
 
-    One lane per agent; blocks are the tokens of one kind (hover, focus or tap shows their text), fork and join
-    arrows, waiting hatched, the critical path underlined. ``episode.meta["solved"]`` (bool) gives the verdict,
-    ``episode.meta["model"]`` the name in the first line. All text is escaped; nothing is loaded.
+    Each agent has a lane. Its blocks are tokens of one kind (hover, focus or tap shows their text). Arrows are forks
+    and joins, hatched blocks are waiting, and the critical path is underlined. ``episode.meta["solved"]`` (bool) is the
+    verdict, ``episode.meta["model"]`` the name in the first line. All text is escaped; nothing is loaded.
 
-    Raises ValueError when a trace lacks the text or the step of a token.
+    Raises ValueError if a trace lacks the text or the step of a token.
 
     >>> from asyncthink.episode.records import Episode
     >>> timeline_html(Episode("1 + 1?", "asyncthink")).startswith("<!doctype html>")
@@ -68,7 +68,7 @@ def timeline_html(episode: Episode, sequential: Episode | None = None) -> str:
 
 
 class _Scale:
-    """Steps to percent of the width."""
+    """Maps steps to percent of the width."""
 
     def __init__(self, drawn: Timeline, versus: Timeline | None) -> None:
         self.first = min(drawn.first, versus.first) if versus else drawn.first
@@ -167,9 +167,9 @@ def _segment(scale: _Scale, lane: Lane, title: str, segment: Segment, drawn: Tim
     label = escape(f"{title} {_VERBS[segment.kind]} | {', '.join(facts)}")
     text = escape(segment.text)
     if segment.kind in ("prompt", "joined"):
-        told = segment.kind == "prompt"
-        name, mark = ("told", "") if told else ("joined", segment.index)
-        step = lane.segments[1].begin if told and len(lane.segments) > 1 else segment.end
+        prompt = segment.kind == "prompt"
+        name, mark = ("told", "") if prompt else ("joined", segment.index)
+        step = lane.segments[1].begin if prompt and len(lane.segments) > 1 else segment.end
         place = f"left:{scale(step):.3f}%{hue}"
         head = f'<button class="dot {name}" style="{place}" aria-label="{label}">'
         return f"{head}{mark}<template>{text}</template></button>"

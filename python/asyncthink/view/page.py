@@ -1,4 +1,4 @@
-"""Style sheet, script and frame of the timeline page. Everything is inside the page: no network, no fonts, no files."""
+"""Style sheet, script and frame of the timeline page. It is self-contained: no network, no fonts, no files."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ document.addEventListener('keydown',e=>{if(e.key==='Escape'){pinned=null;peek.hi
 
 
 def page(title: str, main: str) -> str:
-    """The whole document around ``main``, which is HTML; ``title`` is escaped text."""
+    """The document around ``main``, which is HTML. ``title`` is escaped text."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'

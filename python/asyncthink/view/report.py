@@ -1,4 +1,4 @@
-"""What the commands print when an episode is over."""
+"""The commands' output after an episode or an evaluation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rich.text import Text
 from asyncthink.episode.records import Episode, Trace
 from asyncthink.view.terminal import printable
 
-_WIDEST = 160  # columns of a table, even where that is no terminal's width
+_WIDEST = 160  # columns of a table, whatever the terminal's width
 
 
 def print_answer(console: Console, episode: Episode, texts: bool = False) -> None:
-    """The answer, or how the episode ended without one (with ``texts``: and what was written); format errors below."""
+    """The answer, or how the episode ended without one, and its format errors; ``texts`` adds the agents' texts."""
     if episode.answer is None:
         console.print(Text(f"no answer ({episode.finish})", style="bold red"))
         for trace in episode.traces if texts else ():
@@ -35,7 +35,7 @@ def _agent(trace: Trace) -> str:
 
 
 def print_explanation(console: Console, explanation: dict[str, str]) -> None:
-    """How the model runs, a line each."""
+    """How the model runs, one line for each part."""
     for name, reason in explanation.items():
         console.print(Text.assemble((f"{name:10}", "bold"), reason), soft_wrap=True, highlight=False)
 
@@ -52,10 +52,10 @@ def print_figures(console: Console, episode: Episode) -> None:
 
 
 def print_evaluation(console: Console, report: dict[str, Any]) -> None:
-    """What ``asyncthink eval`` found: a row for each setting, then each against those before it.
+    """The report of ``asyncthink eval``: a row for each setting, then each setting compared with those before it.
 
-    Shares in percent, tokens in means an episode; path: drawn tokens on the critical path; eta: both readings;
-    errors: episodes whose protocol broke; seconds: median.
+    Shares are in percent, tokens are means over episodes. path: drawn tokens on the critical path; eta: both readings;
+    errors: episodes with a format error; seconds: median.
     """
     counts = list(report["rows"][0]["at_least"])
     timed = ["seconds"] if report["timed_puzzles"] else []
@@ -85,7 +85,7 @@ def print_evaluation(console: Console, report: dict[str, Any]) -> None:
 
 
 def compared(comparison: dict[str, Any], asked: int) -> str:
-    """One line about one setting against another, with 95% intervals.
+    """One line that compares a setting with another one, with 95% intervals.
 
     >>> parts = {"solved": {"value": 0.183, "low": 0.151, "high": 0.212},
     ...          "critical_path_tokens": {"value": 0.71, "low": 0.7, "high": 0.72}}
@@ -102,7 +102,7 @@ def compared(comparison: dict[str, Any], asked: int) -> str:
 
 
 def solved(asked: int) -> str:
-    """What a puzzle counts as solved by."""
+    """The heading for solved puzzles: ``asked`` results, or one."""
     return f"all {asked}" if asked > 1 else "solved"
 
 

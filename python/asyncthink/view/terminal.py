@@ -1,4 +1,4 @@
-"""An episode while it happens: one lane per agent on a terminal, one line per event elsewhere."""
+"""A running episode: a lane for each agent on a terminal, a line for each event elsewhere."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from asyncthink.episode.records import Event, TokenEvent
 _COLOURS = ("bright_blue", "cyan", "yellow", "magenta", "green", "bright_cyan", "red", "bright_magenta")
 _TAG = re.compile(r"</?(?:FORK|JOIN)-\d{1,3}>|</?(?:ANSWER|RETURN)>")
 _LANE_WIDTH = 30  # columns below which a lane is hard to read
-_KEPT = 4000  # characters of a lane that can be on the screen at once
-_FRAME = 1 / 15  # seconds between two pictures
+_KEPT = 4000  # characters of a lane that fit the screen
+_FRAME = 1 / 15  # seconds between two updates of the screen
 
 
 class Watcher(Protocol):
-    """Shows events one by one; used as a context manager around the episode."""
+    """Shows events one by one; a context manager around the episode."""
 
     def __enter__(self) -> Self: ...
 
@@ -34,16 +34,16 @@ class Watcher(Protocol):
 
 
 def watcher(console: Console, pace: float | None = None) -> Watcher:
-    """Lanes on a terminal, at most ``pace`` steps a second so that an eye can follow; plain lines otherwise.
+    """Lanes on a terminal, at most ``pace`` steps a second so that a reader can follow; plain lines otherwise.
 
-    A quiet console gets lines, which it does not print: there is no eye to wait for.
+    A quiet console gets lines, which it does not print, so that nothing waits for a reader.
     """
     lanes = console.is_terminal and not console.is_dumb_terminal and not console.quiet
     return LiveLanes(console, pace) if lanes else PlainLines(console)
 
 
 def printable(text: str) -> str:
-    """``text`` without control characters: a model must not steer the terminal."""
+    """``text`` without control characters, so that a model cannot control the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{MIDDLE DOT}" for c in text)
 
 
@@ -187,6 +187,6 @@ def _panel(console: Console, lane: _Lane, width: int, lines: int) -> Panel:
 
 
 def _tag_colour(tag: str, lane: _Lane) -> str:
-    """That of the worker which a tag names, else the lane's own."""
+    """The colour of the worker that a tag names, else of the lane."""
     index = tag.strip("</>").partition("-")[2]
     return _COLOURS[int(index) % len(_COLOURS)] if index else lane.colour

@@ -1,4 +1,4 @@
-"""An episode laid out in time: lanes, segments, links between lanes. Plain data that :mod:`.html` draws."""
+"""The layout of an episode in time: lanes, segments, links between lanes. Plain data, drawn by :mod:`.html`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
 from asyncthink.episode.critical_path import critical_path
+from asyncthink.episode.options import Mode
 from asyncthink.episode.records import Episode, Trace
-from asyncthink.protocol.tags import Answer, Fork, FormatError, Join, Parser, Return
+from asyncthink.protocol.parser import Parser
+from asyncthink.protocol.tags import Answer, Fork, FormatError, Join, Return
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive tokens of one kind, drawn or put in during the steps ``[begin, end)``.
+    """Consecutive tokens of one kind, drawn or inserted during the steps ``[begin, end)``.
 
-    ``kind`` is "prompt" (what the agent was told), "think", "fork", "join" (the tag), "joined" (what the runtime
-    inserted), "answer", "return", or "wait" (no tokens: the agent stood still). ``index`` is the i of FORK-i.
+    ``kind`` is "prompt", "think", "fork", "join" (the tag), "joined" (the inserted return), "answer", "return", or
+    "wait" (no tokens). ``index`` is the i of FORK-i.
     """
 
     kind: str
@@ -29,7 +31,7 @@ class Segment:
 
 @dataclass(slots=True)
 class Lane:
-    """One agent. ``critical`` holds the step intervals in which it wrote tokens of the critical path."""
+    """One agent. ``critical`` holds the intervals of steps in which it drew tokens of the critical path."""
 
     agent: int
     title: str
@@ -45,7 +47,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A fork (``lane`` 0 to the worker at ``step``) or a join (the worker, done at ``ready``, to the organizer)."""
+    """A fork (from the parent to the worker at ``step``), or a join (from the worker, done at ``ready``, back)."""
 
     kind: str
     parent: int
@@ -65,7 +67,7 @@ class Timeline:
     step_times: list[float]
 
     def seconds(self, step: int) -> float | None:
-        """Seconds from admission to the beginning of a step; None when the episode does not say."""
+        """Seconds from admission to the beginning of a step; None if the episode has no step times."""
         if step <= 0:
             return 0.0
         return self.step_times[min(step, len(self.step_times)) - 1] if self.step_times else None
@@ -74,14 +76,14 @@ class Timeline:
 def timeline(episode: Episode) -> Timeline:
     """Lay out an episode.
 
-    Raises ValueError when a trace lacks the text or the step of a token.
+    Raises ValueError if a trace lacks the text or the step of a token.
     """
     for trace in episode.traces:
         if not len(trace.tokens) == len(trace.sampled) == len(trace.steps) == len(trace.pieces):
             sizes = [len(column) for column in (trace.tokens, trace.sampled, trace.steps, trace.pieces)]
             raise ValueError(f"agent {trace.agent}: expected as many sampled, steps, pieces as tokens, got {sizes}")
     lanes = [_lane(episode, trace) for trace in episode.traces]
-    path = critical_path(episode.traces) if episode.mode != "parallel" else []
+    path = critical_path(episode.traces) if episode.mode != Mode.PARALLEL else []
     for agent, first, last in path:
         steps = [s for s, drawn in _slice(episode.traces[agent], first, last) if drawn]
         if steps:
@@ -102,14 +104,14 @@ def _lane(episode: Episode, trace: Trace) -> Lane:
         if event.kind == "fork" and event.peer == trace.agent:
             lane.subquery = event.text
     labels = _labels(trace)
-    at = 0
+    start = 0
     for (kind, index), group in groupby(labels):
-        stop = at + len(list(group))
-        begin, end = trace.steps[at], trace.steps[stop - 1] + 1
+        stop = start + len(list(group))
+        begin, end = trace.steps[start], trace.steps[stop - 1] + 1
         if lane.segments and begin > lane.segments[-1].end:
             lane.segments.append(Segment("wait", lane.segments[-1].end, begin))
-        lane.segments.append(Segment(kind, begin, end, "".join(trace.pieces[at:stop]), stop - at, index))
-        at = stop
+        lane.segments.append(Segment(kind, begin, end, "".join(trace.pieces[start:stop]), stop - start, index))
+        start = stop
     return lane
 
 
@@ -122,7 +124,7 @@ def _title(episode: Episode, trace: Trace) -> str:
 
 
 def _labels(trace: Trace) -> list[tuple[str, int | None]]:
-    """(kind, index) of every token, read from the tags that the agent wrote itself."""
+    """(kind, index) of every token, from the tags that the agent drew itself."""
     parser = Parser(trace.role)
     joining: int | None = None
     labels: list[tuple[str, int | None]] = []

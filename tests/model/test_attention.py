@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asyncthink.model import attention as model_step
+from asyncthink.model import attention
 from asyncthink.model.decoder import Decoder
 from asyncthink_kernels.cache import OutOfPages
 from tiny_models import eager, feed, joined_branches, same, tiny, tokens
@@ -52,7 +52,7 @@ def test_no_rows_at_all_and_soft_capped_logits() -> None:
     assert got.abs().max() <= 2.0
 
 
-def test_a_model_in_training_is_borrowed_without_a_trace() -> None:
+def test_a_model_in_training_is_left_as_it_was() -> None:
     """A training loop owns the model: same weights, mode, configs and gradients; dropout is off in our steps only."""
     model = tiny("llama", attention_dropout=0.5)
     reference = eager(model, tokens(12, 1))
@@ -123,7 +123,7 @@ def test_an_append_is_one_launch_for_each_shape_of_layer(
     decoder = Decoder(tiny(family), num_pages=20)
     root, child = joined_branches(decoder, tokens(12, 1), tokens(4, 2), tokens(8, 3))
     calls: list[tuple[Tensor, ...]] = []
-    monkeypatch.setattr(model_step, "join_append", lambda *args, **_: calls.append(args))
+    monkeypatch.setattr(attention, "join_append", lambda *args, **_: calls.append(args))
     decoder.join(root, child, 13, 17, "append")
     assert len(calls) == launches
     assert sum(k.shape[0] for k, *_ in calls) == 3
@@ -132,7 +132,7 @@ def test_an_append_is_one_launch_for_each_shape_of_layer(
 def test_our_attention_outside_a_step_says_so() -> None:
     model = tiny("qwen3")
     model.set_attn_implementation("asyncthink")
-    with pytest.raises(RuntimeError, match=r"works inside asyncthink\.model\.Decoder only"):
+    with pytest.raises(RuntimeError, match="expected a running step of a Decoder, got none"):
         model(input_ids=tokens(3, 1)[None])
 
 
@@ -171,7 +171,7 @@ def test_an_append_that_fails_takes_its_slots_back(monkeypatch: pytest.MonkeyPat
     decoder = Decoder(tiny("qwen3"), num_pages=20)
     root, child = joined_branches(decoder, tokens(12, 1), tokens(4, 2), tokens(8, 3))
     used = decoder.cache.used_pages
-    monkeypatch.setattr(model_step, "join_append", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(attention, "join_append", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         decoder.join(root, child, 12, 20, "append")
     assert (root.length, decoder.cache.used_pages) == (16, used)

@@ -22,9 +22,9 @@ def decoder(request: pytest.FixtureRequest, models: dict[str, nn.Module]) -> Dec
     """A decoder of the parametrised family, its storage poisoned; its model is shared by the tests of this file."""
     family = request.param
     model = models.setdefault(family, tiny(family))
-    made = Decoder(model, page_size=4, num_pages=120, chunk=8)
-    made.storage.poison()
-    return made
+    decoder = Decoder(model, page_size=4, num_pages=120, chunk=8)
+    decoder.storage.poison()
+    return decoder
 
 
 @pytest.mark.parametrize("decoder", FAMILIES, indirect=True)
@@ -67,27 +67,27 @@ def test_exact_join_equals_eager(decoder: Decoder) -> None:
 def test_append_and_link_joins_equal_keys_computed_at_the_shifted_positions(
     decoder: Decoder, own_length: int, skip: int
 ) -> None:
-    """The worker's span as eager computes it with all positions shifted: rotary attention knows distances only."""
+    """Expected: eager attention with shifted positions for the worker. Rotary attention depends on distances only."""
     model, cache = decoder.model, decoder.cache
     trunk, own, worker, after = tokens(13, 5), tokens(own_length, 6), tokens(11, 7), tokens(6, 8)
     start, stop = 13 + skip, 13 + skip + 5
-    at = 13 + own_length
-    moved = eager_cache(model, torch.cat([trunk, worker]), start=at - start)
+    length = 13 + own_length
+    moved = eager_cache(model, torch.cat([trunk, worker]), start=length - start)
     organizer = eager_cache(model, torch.cat([trunk, own]))
-    past = spliced([(organizer, 0, at), (moved, start, stop)])
-    expected = eager(model, after, start=at + 5, past=past)
+    past = spliced([(organizer, 0, length), (moved, start, stop)])
+    expected = eager(model, after, start=length + 5, past=past)
 
     results = []
     for mode in ("append", "link"):
         root, child = joined_branches(decoder, trunk, own, worker)
         decoder.join(root, child, start, stop, mode)
         below = cache.fork(root, at=root.length - 2)  # from inside the joined span
-        one, two = feed(decoder, (root, after[:4]), (below, after[:1]))
+        joined, forked = feed(decoder, (root, after[:4]), (below, after[:1]))
         (rest,) = feed(decoder, (root, after[4:]))
-        same(torch.cat([one, rest]), expected)
-        shorter = spliced([(organizer, 0, at), (moved, start, stop - 2)])
-        same(two, eager(model, after[:1], start=at + 3, past=shorter))
-        results.append(one)
+        same(torch.cat([joined, rest]), expected)
+        shorter = spliced([(organizer, 0, length), (moved, start, stop - 2)])
+        same(forked, eager(model, after[:1], start=length + 3, past=shorter))
+        results.append(joined)
     same(results[0], results[1], 1e-5)
 
 
@@ -143,7 +143,7 @@ def test_other_positions_than_plain_rotary_join_exactly_only(family: str, change
             nn.init.uniform_(parameter, 0.5, 1.5)
     decoder = Decoder(model, num_pages=40)
     assert decoder.join_modes == ("exact",)
-    assert set(decoder.why_not) == {"append", "link", "pack"}
+    assert set(decoder.unavailable) == {"append", "link", "pack"}
     root, child = joined_branches(decoder, tokens(13, 5), tokens(9, 6), tokens(6, 7))
     for mode in ("append", "link"):
         with pytest.raises(DecoderError, match=reason):

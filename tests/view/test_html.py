@@ -1,4 +1,4 @@
-"""The timeline: layout computed from a hand-written episode, and a page that is whole, safe and offline."""
+"""The timeline: the layout of a hand-written episode, and a page that is well formed, safe and offline."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from asyncthink.view.timeline import timeline
 HOSTILE = "</template></script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
 
 
-def trace(agent: int, role: str, told: str, wrote: Sequence[tuple[int, str]], **more: object) -> Trace:
-    """A trace that was told one piece at the step before it first wrote, then wrote (step, piece) each."""
-    made = Trace(agent, role, **more)  # type: ignore[arg-type]
-    made.add(0, False, 0.0, max(0, wrote[0][0] - 1), told)
-    for step, piece in wrote:
-        made.add(1, True, -0.5, step, piece)
-    made.text = "".join(made.pieces[1:])
-    return made
+def trace(agent: int, role: str, prompt: str, drawn: Sequence[tuple[int, str]], **more: object) -> Trace:
+    """A trace with a prompt of one piece, at the step before the first draw, and the ``drawn`` (step, piece)."""
+    record = Trace(agent, role, **more)  # type: ignore[arg-type]
+    record.add(0, False, 0.0, max(0, drawn[0][0] - 1), prompt)
+    for step, piece in drawn:
+        record.add(1, True, -0.5, step, piece)
+    record.text = "".join(record.pieces[1:])
+    return record
 
 
 def episode() -> Episode:
-    """Two workers: the organizer goes on thinking, waits for worker 1 (critical), then takes worker 2's held return."""
+    """Two workers: the organizer thinks on, waits for worker 1 (critical), then joins worker 2, which was done."""
     organizer = trace(
         0, "organizer", "Q", list(enumerate(["<FORK", "-1>a</FORK-1>", "<FORK-2>b", "</FORK-2> ", "mine", "<JOIN-1>"]))
     )

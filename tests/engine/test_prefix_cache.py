@@ -1,4 +1,4 @@
-"""Prompts of a whole run: heads end where the tokens agree, anything may be cached already, user text stays text."""
+"""Prompts and cached prefixes: a fork shares the common tokens only, and user text never becomes control tokens."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_question_that_is_wholly_cached() -> None:
     s.cache.check()
 
 
-def test_an_empty_subquery_beside_a_cached_head() -> None:
+def test_an_empty_subquery_with_a_cached_prefix() -> None:
     whole = "O:q<FORK-1></FORK-1><JOIN-1></JOIN-1><ANSWER>1</ANSWER>"
     s = served([whole, "I:<RETURN></RETURN>", "O:z<ANSWER>2</ANSWER>"], context="isolated")
     assert [e.answer for e in s.generate(["q", "z"], GREEDY)] == ["1", "2"]
@@ -60,19 +60,19 @@ def test_a_prompt_without_any_token_is_refused() -> None:
     with pytest.raises(ValueError, match=r"questions\[1\]: prompt 'organizer': expected at least one token, got none"):
         s.generate(["q", ""], GREEDY)
     with pytest.raises(ValueError, match="prompt 'worker_isolated': expected at least one token, got none"):
-        s.heads.encode("worker_isolated", subquery="")
-    assert s.heads.encode("worker_shared", subquery="") == []
+        s.prefixes.encode("worker_isolated", subquery="")
+    assert s.prefixes.encode("worker_shared", subquery="") == []
 
 
-def test_a_head_ends_where_head_and_prompt_agree() -> None:
-    """The space before the question belongs to its first word: the head's last token is not the prompt's."""
+def test_a_fork_ends_where_prefix_and_prompt_differ() -> None:
+    """The space before the question is part of its first word, so the prefix's last token is not the prompt's."""
     tok = byte_level()
     s = served([], PromptFormat("Problem: {question}\n", "", "{subquery}", "Problem: {question}"), tok)
-    s.heads.prepare(["organizer"])
+    s.prefixes.prepare(["organizer"])
     head = tok.encode("Problem: ")
     for question in ("planet is", "", "?", " 42", "<|end|>"):
-        tokens = s.heads.encode("organizer", question=question)
-        branch = s.heads.branch("organizer", tokens)
+        tokens = s.prefixes.encode("organizer", question=question)
+        branch = s.prefixes.branch("organizer", tokens)
         agreed = next((k for k, (a, b) in enumerate(zip(head, tokens, strict=False)) if a != b), len(head))
         assert branch.length == min(agreed, len(tokens) - 1)
         assert branch.length == len(head) - 1 or question in ("", "?", " 42", "<|end|>")
@@ -87,11 +87,11 @@ def test_prompts_with_another_beginning_share_nothing() -> None:
 
     tok = byte_level(CHATML)
     s = served([], chat_prompts(tok, BARE), tok)
-    s.heads.prepare(["organizer"])
+    s.prefixes.prepare(["organizer"])
     conversation = [{"role": "system", "content": "x"}, {"role": "user", "content": "q"}]
-    plain = s.heads.branch("organizer", s.heads.encode("organizer", question="q"))
-    tokens = s.heads.encode("organizer", question=conversation)
-    system = s.heads.branch("organizer", tokens)
+    plain = s.prefixes.branch("organizer", s.prefixes.encode("organizer", question="q"))
+    tokens = s.prefixes.encode("organizer", question=conversation)
+    system = s.prefixes.branch("organizer", tokens)
     assert plain.length == len(tok.encode("<|start|>user\nO:"))
     assert system.length == 1
     assert tok.decode(tokens) == "<|start|>system\nx<|end|>\n<|start|>user\nO:q<|end|>\n<|start|>assistant\n"
@@ -114,15 +114,15 @@ def test_conversations_are_answered() -> None:
 
 def test_a_prompt_is_encoded_once_a_request() -> None:
     s = served(["O:q<ANSWER>1</ANSWER>"])
-    s.heads.prepare(["organizer"])
+    s.prefixes.prepare(["organizer"])
     calls = []
     encode = s.codec.encode
     s.codec.encode = lambda *args, **named: calls.append(args) or encode(*args, **named)  # type: ignore[method-assign]
     s.generate(["q"], GREEDY)
     assert len(calls) == 1
-    first = s.heads.encode("organizer", question="q")
+    first = s.prefixes.encode("organizer", question="q")
     first.append(0)
-    assert s.heads.encode("organizer", question="q") == first[:-1], "the caller's list is its own"
+    assert s.prefixes.encode("organizer", question="q") == first[:-1], "the caller's list is its own"
 
 
 @pytest.mark.parametrize("kind", ["legacy", "first"])

@@ -1,4 +1,4 @@
-"""Packed linear layers: the same logits, weights that change are followed, and a model is left as it was."""
+"""Packed linear layers: the same logits, changed weights are packed again, and the model is restored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from asyncthink.model import linear as model_pack
+from asyncthink.model import linear
 from asyncthink.model.decoder import Decoder, DecoderError
 from asyncthink.model.linear import PackedLinears, PackError
 from tiny_models import FAMILIES, eager, feed, same, tiny, tokens
@@ -30,7 +30,7 @@ def traces(model: nn.Module) -> list[str]:
 
 @torch.inference_mode()
 def run(linears: PackedLinears, model: nn.Module, x: Tensor) -> Tensor:
-    with linears.lent():
+    with linears.patched():
         result: Tensor = model(x)
     return result
 
@@ -40,7 +40,7 @@ def test_every_family_gives_eagers_logits(family: str) -> None:
     model = tiny(family)
     decoder = Decoder(model, pack=True, **SIZES)
     decoder.storage.poison()
-    assert decoder.linears is not None and "pack" not in decoder.why_not
+    assert decoder.linears is not None and "pack" not in decoder.unavailable
     assert decoder.linears.nbytes == sum(m.weight.nbytes for m in model.modules() if type(m) is nn.Linear)
     trunk, worker = tokens(13, 1), tokens(6, 2)
     root = decoder.cache.root()
@@ -121,7 +121,7 @@ def test_no_trace_is_left_even_by_an_error() -> None:
 
 
 def test_what_others_put_into_a_layer_stays() -> None:
-    """A forward on the instance, as some libraries set it, is theirs; so is a weight that is computed."""
+    """A forward that a library set on the instance is kept, and so is a layer whose weight is computed."""
     model, x = plain(), torch.randn(3, 48)
     linears = PackedLinears(model)
     own = model[0].forward
@@ -140,7 +140,7 @@ def test_what_others_put_into_a_layer_stays() -> None:
 def test_autocast_is_obeyed() -> None:
     model, x = plain(), torch.randn(3, 48)
     linears = PackedLinears(model)
-    with torch.inference_mode(), linears.lent(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), linears.patched(), torch.autocast("cpu", torch.bfloat16):
         assert torch.isfinite(model(x)).all()
 
 
@@ -175,56 +175,56 @@ def test_compiled_passes_see_changed_weights_and_compile_nothing_again() -> None
 def test_decoders_share_the_packed_weights_of_a_model() -> None:
     model = tiny("llama")
     first = Decoder(model, pack=True, **SIZES)
-    before = len(model_pack._packed)
+    before = len(linear._packed)
     assert Decoder(model, pack=True, **SIZES).linears is first.linears
-    assert len(model_pack._packed) == before
+    assert len(linear._packed) == before
     model.model.layers[0].mlp.add_module("more", nn.Linear(4, 4))
     second = Decoder(model, pack=True, **SIZES)
     assert second.linears is not first.linears
     feed(second, (second.cache.root(), tokens(5, 1)))
-    held = len(model_pack._packed)
+    held = len(linear._packed)
     del second
     gc.collect()
-    assert len(model_pack._packed) < held  # what nobody uses is given back
+    assert len(linear._packed) < held  # what nobody uses is given back
 
 
 def test_the_default_packs_large_models_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     small = Decoder(model, **SIZES)
-    assert small.linears is None and "stay in the caches" in small.why_not["pack"]
-    assert "pack" not in Decoder(model, pack=False, **SIZES).why_not
+    assert small.linears is None and "stay in the caches" in small.unavailable["pack"]
+    assert "pack" not in Decoder(model, pack=False, **SIZES).unavailable
 
-    monkeypatch.setattr(model_pack, "LEAST_BYTES", 1)
+    monkeypatch.setattr(linear, "LEAST_BYTES", 1)
     large = Decoder(model, **SIZES)
-    assert large.linears is not None and "pack" not in large.why_not
+    assert large.linears is not None and "pack" not in large.unavailable
     assert Decoder(model, pack=False, **SIZES).linears is None
 
-    monkeypatch.setattr(model_pack, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(linear, "free_memory", lambda device: 1000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Decoder(model, **SIZES).linears is large.linears  # which takes nothing more
         del large
         gc.collect()
         full = Decoder(model, **SIZES)
-    assert full.linears is None and "packed weights would take" in full.why_not["pack"]
+    assert full.linears is None and "packed weights would take" in full.unavailable["pack"]
 
 
 def test_a_torch_that_packs_otherwise_is_said_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
     model, trunk = tiny("llama"), tokens(9, 3)
-    monkeypatch.setattr(model_pack, "LEAST_BYTES", 1)
+    monkeypatch.setattr(linear, "LEAST_BYTES", 1)
 
     def gone(weight: Tensor) -> Tensor:
         raise AttributeError("no such op")
 
-    monkeypatch.setattr(model_pack, "pack", gone)
-    with pytest.warns(RuntimeWarning, match="linear layers run unpacked: torch .* packs in another way: no such op"):
+    monkeypatch.setattr(linear, "pack", gone)
+    with pytest.warns(RuntimeWarning, match="run unpacked: torch .* packs in another way: AttributeError: no such op"):
         decoder = Decoder(model, **SIZES)
-    assert "no such op" in decoder.why_not["pack"]
+    assert "no such op" in decoder.unavailable["pack"]
     same(feed(decoder, (decoder.cache.root(), trunk))[0], eager(model, trunk))
     with pytest.raises(DecoderError, match=r"pack=True: torch .* no such op"):
         Decoder(model, pack=True, **SIZES)
 
-    monkeypatch.setattr(model_pack, "pack", lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight * 1.1, 64))
+    monkeypatch.setattr(linear, "pack", lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight * 1.1, 64))
     with pytest.raises(PackError, match=r"give other values than F\.linear"):
         PackedLinears(model)
     with pytest.raises(PackError, match="no linear layers"):

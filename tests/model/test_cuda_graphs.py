@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 from asyncthink import ForkJoinSampler, SamplingParams
-from asyncthink.episode.options import JOINS
+from asyncthink.episode.options import JoinMode
 from asyncthink.episode.records import Episode
 from asyncthink.model.cuda_graphs import MAX_ROWS, CaptureError, Rerun, StepGraphs
 from asyncthink.model.decoder import Decoder
@@ -58,7 +58,7 @@ def test_static_steps_give_the_logits_of_the_same_rows_run_eagerly(family: str, 
         return list(logits[:T].split([len(new) for _, new in work]))
 
     static = make(model, True)
-    assert "graphs" not in static.why_not
+    assert "graphs" not in static.unavailable
     got = history(static, feed)
     assert len(graphs_of(static).capacities) >= 3
     for logits, wide, plain in zip(
@@ -73,7 +73,7 @@ def sampled(parts: tuple[nn.Module, Any], params: SamplingParams, **options: Any
     sampler = ForkJoinSampler(model, tok, prompts=PROMPTS, num_pages=2000, **options)
     episodes = sampler.generate(["q"] * 12, [params.with_seed(k) for k in range(12)])
     sampler.cache.check()
-    sampler.heads.clear()
+    sampler.prefixes.clear()
     assert sampler.cache.used_pages == 0
     return episodes, sampler.decoder
 
@@ -84,7 +84,7 @@ def parts() -> tuple[nn.Module, Any]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("join", JoinMode)
 def test_episodes_are_the_same_with_and_without(
     join: str, temperature: float, device: str, parts: tuple[nn.Module, Any]
 ) -> None:
@@ -114,7 +114,7 @@ def test_a_cancelled_episode_leaves_nothing(parts: tuple[nn.Module, Any]) -> Non
     (again,) = sampler.generate(["q"], params)
     assert [trace.tokens for trace in again.traces] == [trace.tokens for trace in alone.traces]
     sampler.cache.check()
-    sampler.heads.clear()
+    sampler.prefixes.clear()
     assert sampler.cache.used_pages == 0
 
 
@@ -233,7 +233,7 @@ def test_a_model_that_cannot_be_captured_decodes_eagerly_and_says_why_once(late:
     with pytest.warns(RuntimeWarning, match="qwen3_moe cannot be captured: called a synchronizing operation; every"):
         (first,) = feed(decoder, (root, tokens(1, 1)))
     assert decoder.graphs is None
-    assert decoder.why_not["graphs"] == "qwen3_moe cannot be captured: called a synchronizing operation"
+    assert decoder.unavailable["graphs"] == "qwen3_moe cannot be captured: called a synchronizing operation"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (second,) = feed(decoder, (root, tokens(5, 2)))
@@ -245,14 +245,14 @@ def test_rope_that_depends_on_the_length_is_not_captured() -> None:
     model = tiny("llama", max_position_embeddings=64, rope_parameters=rope)
     decoder = make(model, True)
     assert decoder.graphs is None
-    assert decoder.why_not["graphs"] == "llama cannot be captured: its dynamic RoPE depends on the positions"
+    assert decoder.unavailable["graphs"] == "llama cannot be captured: its dynamic RoPE depends on the positions"
     assert decoder.join_modes == ("exact",)
     same(feed(decoder, (decoder.cache.root(), tokens(1, 1)))[0], eager(model, tokens(1, 1)))
 
 
 def test_on_the_cpu_only_when_asked_for() -> None:
     decoder = Decoder(tiny("qwen3"), num_pages=4)
-    assert decoder.graphs is None and "graphs" not in decoder.why_not
+    assert decoder.graphs is None and "graphs" not in decoder.unavailable
 
 
 def test_an_error_of_the_model_is_its_own_and_the_next_step_is_right() -> None:

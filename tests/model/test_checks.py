@@ -1,4 +1,4 @@
-"""What cannot be served is refused at load, each case with its own one-line error that names the model type."""
+"""Models that cannot be served are refused at load, each with a one-line error that names the model type."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 def refusal(model: nn.Module) -> str:
-    """The error of a model that is not served: one line, and the model is as it was."""
+    """The error of a model that is not served: one line. The model is unchanged."""
     config = getattr(model, "config", None)
     before = getattr(config, "_attn_implementation", None)
     with pytest.raises(DecoderError) as caught:
@@ -127,16 +127,16 @@ def test_attention_told_other_values_than_eager_uses_is_found_by_the_probe(
 
 
 def test_keywords_dropped_or_refused_by_a_model_do_not_matter() -> None:
-    """StableLM does not hand keywords to its layers; a forward without **kwargs takes none at all."""
-    assert Decoder(tiny("stablelm"), num_pages=4)._borrowed.takes_step
+    """StableLM does not pass keywords to its layers; a forward without **kwargs accepts none."""
+    assert Decoder(tiny("stablelm"), num_pages=4)._hooked.takes_step
     strict = tiny("qwen3")
     forward = strict.forward
     strict.forward = lambda input_ids, position_ids=None, use_cache=None, return_dict=None: forward(  # type: ignore[method-assign]
         input_ids=input_ids, position_ids=position_ids, use_cache=use_cache, return_dict=return_dict
     )
     decoder = Decoder(strict, num_pages=4)
-    assert not decoder._borrowed.takes_step
-    assert not decoder._borrowed.keeps_logits
+    assert not decoder._hooked.takes_step
+    assert not decoder._hooked.keeps_logits
     expected = Decoder(tiny("qwen3"), num_pages=4)
     logits = [d.forward(tokens(5, 1), d.cache.plan([(d.cache.root(), 5)]), [4, 1]) for d in (decoder, expected)]
     torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
@@ -146,8 +146,8 @@ def test_size_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("qwen3")
     page = 16 * 3 * 2 * 2 * 16 * 4  # tokens, layers, kv heads, K and V, head_dim, bytes
     assert Decoder(model, num_pages=5).cache.num_pages == 5
-    made = Decoder(model, memory_bytes=10 * page - 1, page_size=16)
-    assert made.cache.num_pages == made.storage.num_pages == 9
+    decoder = Decoder(model, memory_bytes=10 * page - 1, page_size=16)
+    assert decoder.cache.num_pages == decoder.storage.num_pages == 9
     monkeypatch.setattr(model_memory, "free_memory", lambda device: 80 * page)
     assert Decoder(model).cache.num_pages == 20
     monkeypatch.setattr(model_memory, "DEFAULT_TOKENS", 64)

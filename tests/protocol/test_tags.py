@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncthink import protocol
-from asyncthink.protocol.tags import Answer, Fork, FormatError, Join, Parser, Return, join_insert, render
+from asyncthink.protocol import tags
+from asyncthink.protocol.parser import Parser
+from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
+from asyncthink.protocol.tags import Answer, Fork, FormatError, Join, Return, join_insert, render
 
 FRAGMENTS = [f"<{close}{name}>" for close in ("", "/") for name in ("FORK-1", "FORK-2", "JOIN-1", "JOIN-2")]
 FRAGMENTS += [
@@ -35,16 +37,16 @@ plain = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(la
 tagged = st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join)
 
 
-def read(role: str, *pieces: str, close: bool = False) -> list[protocol.Action]:
+def read(role: str, *pieces: str, close: bool = False) -> list[tags.Action]:
     parser = Parser(role)
     actions = [action for piece in pieces for action in parser.feed(piece)]
     return actions + parser.close() if close else actions
 
 
-def spans(actions: list[protocol.Action]) -> list[tuple[int, int, int, int]]:
-    """Offsets without the overrun, which alone may depend on where the pieces were cut."""
-    found = [action.span for action in actions if not isinstance(action, FormatError)]
-    return [(span.start, span.begin, span.end, span.stop) for span in found]
+def spans(actions: list[tags.Action]) -> list[tuple[int, int, int, int]]:
+    """Offsets without the overrun, the only part that may depend on where the pieces were cut."""
+    spans = [action.span for action in actions if not isinstance(action, FormatError)]
+    return [(span.start, span.begin, span.end, span.stop) for span in spans]
 
 
 def cut(text: str, places: list[int]) -> list[str]:
@@ -95,29 +97,29 @@ def test_one_piece_may_complete_two_actions() -> None:
 @pytest.mark.parametrize(
     ("role", "text", "reason"),
     [
-        ("organizer", "<FORK-1>a</FORK-1><FORK-1>", protocol.DUPLICATE_FORK),
-        ("organizer", "<JOIN-1>", protocol.UNKNOWN_JOIN),
-        ("organizer", "<FORK-1>a</FORK-1><JOIN-2>", protocol.UNKNOWN_JOIN),
-        ("organizer", "<FORK-1>a</FORK-1><JOIN-1>b <JOIN-1>", protocol.REPEATED_JOIN),
-        ("organizer", "<FORK-1>a<FORK-2>", protocol.NESTED_TAG),
-        ("organizer", "<FORK-1>a<JOIN-1>", protocol.NESTED_TAG),
-        ("organizer", "<ANSWER>a<ANSWER>", protocol.NESTED_TAG),
-        ("worker", "<RETURN>a<RETURN>", protocol.NESTED_TAG),
-        ("worker", "<FORK-1>", protocol.NESTED_TAG),
-        ("worker", "<JOIN-1>", protocol.NESTED_TAG),
-        ("solo", "<ANSWER>a<ANSWER>", protocol.NESTED_TAG),
-        ("organizer", "<FORK-1>a</FORK-2>", protocol.MISMATCHED_CLOSE),
-        ("organizer", "<FORK-1>a</ANSWER>", protocol.MISMATCHED_CLOSE),
-        ("organizer", "a</FORK-1>", protocol.MISMATCHED_CLOSE),
-        ("organizer", "<FORK-1>a</FORK-1><JOIN-1>b</JOIN-1>", protocol.MISMATCHED_CLOSE),
-        ("worker", "a</RETURN>", protocol.MISMATCHED_CLOSE),
-        ("organizer", "<FORK-1>a", protocol.UNCLOSED_TAG),
-        ("organizer", "<ANSWER>a</ANSWER", protocol.UNCLOSED_TAG),
-        ("worker", "<RETURN>a", protocol.UNCLOSED_TAG),
-        ("organizer", "no <ANSW", protocol.NO_ANSWER),
-        ("organizer", "<FORK-1>a</FORK-1><RETURN>b</RETURN>", protocol.NO_ANSWER),
-        ("solo", "<FORK-1>a</FORK-1><JOIN-9>", protocol.NO_ANSWER),
-        ("worker", "<ANSWER>a</ANSWER>", protocol.NO_RETURN),
+        ("organizer", "<FORK-1>a</FORK-1><FORK-1>", tags.DUPLICATE_FORK),
+        ("organizer", "<JOIN-1>", tags.UNKNOWN_JOIN),
+        ("organizer", "<FORK-1>a</FORK-1><JOIN-2>", tags.UNKNOWN_JOIN),
+        ("organizer", "<FORK-1>a</FORK-1><JOIN-1>b <JOIN-1>", tags.REPEATED_JOIN),
+        ("organizer", "<FORK-1>a<FORK-2>", tags.NESTED_TAG),
+        ("organizer", "<FORK-1>a<JOIN-1>", tags.NESTED_TAG),
+        ("organizer", "<ANSWER>a<ANSWER>", tags.NESTED_TAG),
+        ("worker", "<RETURN>a<RETURN>", tags.NESTED_TAG),
+        ("worker", "<FORK-1>", tags.NESTED_TAG),
+        ("worker", "<JOIN-1>", tags.NESTED_TAG),
+        ("solo", "<ANSWER>a<ANSWER>", tags.NESTED_TAG),
+        ("organizer", "<FORK-1>a</FORK-2>", tags.MISMATCHED_CLOSE),
+        ("organizer", "<FORK-1>a</ANSWER>", tags.MISMATCHED_CLOSE),
+        ("organizer", "a</FORK-1>", tags.MISMATCHED_CLOSE),
+        ("organizer", "<FORK-1>a</FORK-1><JOIN-1>b</JOIN-1>", tags.MISMATCHED_CLOSE),
+        ("worker", "a</RETURN>", tags.MISMATCHED_CLOSE),
+        ("organizer", "<FORK-1>a", tags.UNCLOSED_TAG),
+        ("organizer", "<ANSWER>a</ANSWER", tags.UNCLOSED_TAG),
+        ("worker", "<RETURN>a", tags.UNCLOSED_TAG),
+        ("organizer", "no <ANSW", tags.NO_ANSWER),
+        ("organizer", "<FORK-1>a</FORK-1><RETURN>b</RETURN>", tags.NO_ANSWER),
+        ("solo", "<FORK-1>a</FORK-1><JOIN-9>", tags.NO_ANSWER),
+        ("worker", "<ANSWER>a</ANSWER>", tags.NO_RETURN),
     ],
 )
 def test_format_errors(role: str, text: str, reason: str) -> None:
@@ -128,11 +130,11 @@ def test_format_errors(role: str, text: str, reason: str) -> None:
     assert [error.reason for error in errors] == [reason] and actions[-1] is errors[0]
 
 
-CLOSING = (protocol.UNCLOSED_TAG, protocol.NO_ANSWER, protocol.NO_RETURN)
+CLOSING = (tags.UNCLOSED_TAG, tags.NO_ANSWER, tags.NO_RETURN)
 
 
-def test_the_sampler_reports_what_only_it_can_know() -> None:
-    for reason in (protocol.POOL_OVERFLOW, protocol.BUDGET_EXCEEDED):
+def test_the_core_reports_its_own_format_errors() -> None:
+    for reason in (tags.POOL_OVERFLOW, tags.BUDGET_EXCEEDED):
         parser = Parser("organizer")
         assert str(parser.fail(reason, "<FORK-4>")) == f"{reason}: <FORK-4>"
         assert parser.done and parser.close() == []
@@ -161,7 +163,7 @@ def test_inserted_text_does_not_complete_a_tag() -> None:
     parser.insert(">")
     assert parser.feed("x</ANSW") == []
     parser.insert("ER>")
-    assert parser.close() == [FormatError(protocol.NO_ANSWER)]
+    assert parser.close() == [FormatError(tags.NO_ANSWER)]
 
 
 def test_unknown_role() -> None:
@@ -189,7 +191,7 @@ def test_inserted_text_never_acts(role: str, inserted: str, drawn: str) -> None:
     st.lists(st.tuples(plain, plain, st.booleans()), max_size=6), plain, st.lists(st.integers(0, 10**6), max_size=20)
 )
 def test_rendered_actions_are_read_back(forks: list[tuple[str, str, bool]], answer: str, places: list[int]) -> None:
-    said: list[protocol.Action] = []
+    said: list[tags.Action] = []
     text = ""
     for index, (before, subquery, join) in enumerate(forks, start=1):
         said += [Fork(index, subquery), Join(index)] if join else [Fork(index, subquery)]
@@ -218,17 +220,15 @@ def test_render_refuses_what_cannot_be_read_back() -> None:
 
 
 def test_prompts_are_filled_literally() -> None:
-    prompts = protocol.PromptFormat(
-        "O {question} {other}", "W {subquery} of {question}", "I {subquery}", "S {question}"
-    )
+    prompts = PromptFormat("O {question} {other}", "W {subquery} of {question}", "I {subquery}", "S {question}")
     assert prompts.fill("organizer", question="{subquery} \\1 {}") == "O {subquery} \\1 {} {other}"
     assert prompts.fill("worker_shared", question="{subquery}", subquery="{question}") == "W {question} of {subquery}"
 
 
 def test_prompts_are_kept_beside_a_checkpoint(tmp_path) -> None:
     (tmp_path / "asyncthink.json").write_text('{"sampling": {"temperature": 0.5}}')
-    protocol.DEFAULT_PROMPTS.save(tmp_path)
-    assert protocol.PromptFormat.load(tmp_path) == protocol.DEFAULT_PROMPTS
+    DEFAULT_PROMPTS.save(tmp_path)
+    assert PromptFormat.load(tmp_path) == DEFAULT_PROMPTS
     assert json.loads((tmp_path / "asyncthink.json").read_text())["sampling"] == {"temperature": 0.5}
     assert [path.name for path in tmp_path.iterdir()] == ["asyncthink.json"]
 
@@ -251,11 +251,11 @@ def test_bad_prompt_files(tmp_path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "asyncthink.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        protocol.PromptFormat.load(tmp_path)
+        PromptFormat.load(tmp_path)
 
 
 def test_default_prompts_name_every_tag() -> None:
-    prompts = protocol.DEFAULT_PROMPTS
+    prompts = DEFAULT_PROMPTS
     assert all(tag in prompts.organizer for tag in ("<FORK-1>", "</FORK-1>", "<JOIN-1>", "<ANSWER>", "</ANSWER>"))
     assert "<RETURN>" in prompts.worker_shared and "<RETURN>" in prompts.worker_isolated and "<ANSWER>" in prompts.solo
 

@@ -1,4 +1,4 @@
-"""Windows are read from the masks that layers get, positions from the tables that are looked into."""
+"""Windows are read from the masks of the layers, positions from the tables that the model indexes."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def mask(sees: Callable[..., Tensor], local_size: int | None = None) -> Mask:
     return Mask(torch.zeros(1, 1, 6, 6), sees, local_size)
 
 
-@given(window=SIZES, told=SIZES, local_size=st.none() | SIZES)
-def test_a_window_is_found_whatever_its_size(window: int, told: int, local_size: int | None) -> None:
-    made = mask(sliding_window_causal_mask_function(window), local_size)
-    assert made.is_window(window)
-    assert not made.is_window(None)
-    assert made.is_window(told) == (told == window)
+@given(window=SIZES, other=SIZES, local_size=st.none() | SIZES)
+def test_a_window_is_found_whatever_its_size(window: int, other: int, local_size: int | None) -> None:
+    built = mask(sliding_window_causal_mask_function(window), local_size)
+    assert built.is_window(window)
+    assert not built.is_window(None)
+    assert built.is_window(other) == (other == window)
     for near in (window - 1, window + 1):
-        assert not made.is_window(near)
+        assert not built.is_window(near)
 
 
 @given(window=SIZES)
@@ -48,11 +48,11 @@ def test_a_causal_mask_has_no_window(window: int) -> None:
     assert not mask(causal_mask_function, window).is_window(window)
 
 
-@given(chunk=SIZES, told=st.none() | st.integers(2, 1 << 20))
-def test_chunks_are_no_window(chunk: int, told: int | None) -> None:
-    """But for those of one token, which sees itself alone: told is 2 and more here."""
-    made = mask(chunked_causal_mask_function(chunk, torch.zeros(1, dtype=torch.int64)), chunk)
-    assert not made.is_window(told)
+@given(chunk=SIZES, other=st.none() | st.integers(2, 1 << 20))
+def test_chunks_are_no_window(chunk: int, other: int | None) -> None:
+    """Except for a window of one token, in which a token sees itself alone: so ``other`` is at least 2."""
+    built = mask(chunked_causal_mask_function(chunk, torch.zeros(1, dtype=torch.int64)), chunk)
+    assert not built.is_window(other)
 
 
 @pytest.mark.parametrize(("kind", "differs"), [(0, 0), (1, 3)])
@@ -66,7 +66,7 @@ def test_a_rule_over_the_tokens_of_a_pass_is_asked_about_them(kind: int, differs
 
 
 def test_tables_of_positions() -> None:
-    """Neither the tokens' own table, nor rows of hidden states picked in order, nor another order of positions."""
+    """Neither the table of embeddings, nor rows selected from hidden states, nor another order of positions."""
     words, places, short = nn.Embedding(50, 4), nn.Embedding(40, 4), torch.zeros(6, 4)
     with torch.inference_mode(), WatchedTables(6) as tables:
         words(torch.tensor([[9, 4, 30, 2, 11, 5]]))
@@ -119,7 +119,9 @@ def test_windows_that_no_layer_uses_do_not_matter(family: str, changes: dict[str
     (first,) = feed(decoder, (root, trunk))
     (forked,) = feed(decoder, (decoder.cache.fork(root, at=11), worker))
     with torch.no_grad():
-        own, other = (decoder.model(input_ids=one[None]).logits[0] for one in (trunk, torch.cat([trunk[:11], worker])))
+        own, other = (
+            decoder.model(input_ids=text[None]).logits[0] for text in (trunk, torch.cat([trunk[:11], worker]))
+        )
     same(first, own)
     same(forked, other[11:])
 

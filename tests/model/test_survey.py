@@ -1,6 +1,6 @@
 """Every causal-LM type of the installed transformers is served with its own logits, or refused with a reason.
 
-``python tests/model/test_model_survey.py`` writes the table of outcomes anew, for the transformers that is installed.
+``python tests/model/test_survey.py`` writes the table of outcomes anew, for the transformers that is installed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def alone(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def largest_difference(decoder: Decoder) -> float:
-    """Of logits of an organizer, a worker, its worker and another episode from the model's own, relative by row."""
+    """Largest relative difference from the model's own logits: an organizer, a worker, its worker, another episode."""
     model, cache = decoder.model, decoder.cache
     decoder.storage.poison()
     trunk, own, worker, below = (context(model, count, seed) for seed, count in enumerate((24, 8, 12, 6)))
@@ -75,7 +75,7 @@ def reason_class(refusal: str) -> str:
 
 
 def movement(model: nn.Module) -> float:
-    """How far another token, three before the last, moves the last row of logits: a measure of what attention does."""
+    """Change of the last row of logits when the token three before it changes: it shows that attention matters."""
     tokens = context(model, 8, 9)
     other = tokens.clone()
     other[4] = tokens[3]
@@ -84,7 +84,7 @@ def movement(model: nn.Module) -> float:
 
 
 def outcome(kind: str, **changes: Any) -> str:
-    """``served``, or the class of the reason why not. Wrong logits and errors of other kinds are raised."""
+    """``served``, or the class of the reason for refusal. Wrong logits and other errors are raised."""
     if kind in NOT_BUILT:
         return "not built"
     try:
@@ -130,7 +130,7 @@ def test_layers_of_other_windows_too(kind: str, changes: dict[str, Any]) -> None
 def test_the_table_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
     table = json.loads(TABLE.read_text())
     assert set(table["types"].values()) <= {"served", "not built", *REASONS}
-    assert {kind for kind, found in table["types"].items() if found == "not built"} == NOT_BUILT.keys()
+    assert {kind for kind, result in table["types"].items() if result == "not built"} == NOT_BUILT.keys()
     if table["transformers"] == transformers.__version__:
         assert list(table["types"]) == sorted(KINDS)
     with capsys.disabled():
@@ -138,6 +138,6 @@ def test_the_table_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 if __name__ == "__main__":
-    found = {"transformers": transformers.__version__, "types": {kind: outcome(kind) for kind in sorted(KINDS)}}
-    TABLE.write_text(json.dumps(found, indent=1) + "\n")
-    print(summary(found["types"]))
+    table = {"transformers": transformers.__version__, "types": {kind: outcome(kind) for kind in sorted(KINDS)}}
+    TABLE.write_text(json.dumps(table, indent=1) + "\n")
+    print(summary(table["types"]))

@@ -1,4 +1,4 @@
-"""One loader: folders and hub ids, device, dtype, prompts; and arguments that would not count are refused."""
+"""The one loader: folders and hub ids, device, dtype, prompts. Arguments without effect are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from asyncthink.model import auto_dtype
 from asyncthink.model import files as model_files
 from asyncthink.model.files import device_for, dtype_for, load_network, load_tokenizer
 from asyncthink.protocol.chat import prompts_for
-from asyncthink.protocol.tags import DEFAULT_PROMPTS, PromptFormat
+from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
 from asyncthink.train.loading import ModelOptions, load
 from untrained import PROMPTS, save_untrained
 
@@ -91,12 +91,12 @@ def test_the_question_is_a_turn_of_the_models_own_chat(chatty: Path) -> None:
     (episode,) = sampler.generate(["2 from 1 1"], SamplingParams(max_tokens=1))
     drawn = episode.traces[0].sampled.index(True)
     text = sampler.tokenizer.decode(episode.traces[0].tokens[:drawn])
-    wanted = load_tokenizer(chatty).apply_chat_template(
+    expected = load_tokenizer(chatty).apply_chat_template(
         [{"role": "user", "content": DEFAULT_PROMPTS.fill("solo", question="2 from 1 1")}],
         tokenize=False,
         add_generation_prompt=True,
     )
-    assert text == sampler.tokenizer.decode(sampler.tokenizer(wanted, add_special_tokens=False)["input_ids"])
+    assert text == sampler.tokenizer.decode(sampler.tokenizer(expected, add_special_tokens=False)["input_ids"])
     assert sampler.explain()["prompts"] == "default, in the model's chat template"
 
 
@@ -131,7 +131,7 @@ def test_prompts_on_the_hub_that_are_broken_are_said_in_one_line(hub: Path) -> N
 
 
 def test_a_hub_that_does_not_answer(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its cache may know that there are no prompts; else nobody knows, and the default ones might be wrong."""
+    """The hub's cache may know that there are no prompts. If not, the default ones could be wrong."""
 
     def silent(*_: Any, **__: Any) -> str:
         raise LocalEntryNotFoundError("the hub did not answer")
@@ -204,19 +204,19 @@ def test_auto_decodes_in_what_this_processor_multiplies_fastest(half: Path, monk
 
 def test_a_changed_dtype_is_the_one_that_transformers_loads(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights and the buffers that the model computes itself, also where the config does not say what is stored."""
-    wanted = AutoModelForCausalLM.from_pretrained(half, dtype=torch.float32)
+    expected = AutoModelForCausalLM.from_pretrained(half, dtype=torch.float32)
     rates(monkeypatch, OLD)
     opened: list[Any] = []
     open_weights = model_files.open_weights
     monkeypatch.setattr(
         model_files, "open_weights", lambda path, dtype, revision: opened.append(dtype) or open_weights(path, dtype)
     )
-    assert same(load_network(half, device="cpu").model, wanted)
+    assert same(load_network(half, device="cpu").model, expected)
     assert opened == [torch.float32]
     config = json.loads((half / "config.json").read_text())
     del config["dtype"]
     monkeypatch.setattr(model_files, "load_config", lambda path, revision: type("Silent", (), {"dtype": None}))
-    assert same(load_network(half, device="cpu").model, wanted)
+    assert same(load_network(half, device="cpu").model, expected)
     assert opened == [torch.float32, "auto", torch.float32]
 
 
@@ -258,28 +258,28 @@ def test_a_decoder_has_its_own(plain: Path, given: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("given", [{"device": "cpu"}, {"dtype": torch.float32}, {"revision": "main"}])
-def test_a_live_model_stays_where_it_lies(plain: Path, given: dict[str, Any]) -> None:
+def test_a_live_model_keeps_its_device_and_dtype(plain: Path, given: dict[str, Any]) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(plain), AutoTokenizer.from_pretrained(plain)
     with pytest.raises(ValueError, match=f"^{next(iter(given))}: expected none beside a live model"):
         ForkJoinSampler(model, tokenizer, **given)
     sampler = ForkJoinSampler(model, tokenizer, num_pages=16, page_size=8, pack=False)
     assert sampler.cache.page_size == 8
-    told = sampler.explain()
-    assert told["device"] == "cpu: where the live model lies"
-    assert told["dtype"] == "float32, as the live model has it"
-    assert told["pack"] == "no: switched off"
+    explanation = sampler.explain()
+    assert explanation["device"] == "cpu: where the live model is"
+    assert explanation["dtype"] == "float32, as the live model has it"
+    assert explanation["pack"] == "no: switched off"
 
 
 def test_explain_names_what_is_not_available(plain: Path) -> None:
     decoder = Decoder.load(plain, device="cpu", num_pages=16)
-    decoder.why_not["link"] = "its keys cannot be moved"
-    told = decoder.explain()
-    assert told.keys() == {
+    decoder.unavailable["link"] = "its keys cannot be moved"
+    explanation = decoder.explain()
+    assert explanation.keys() == {
         "model", "device", "dtype", "pack", "graphs", "compile", "joins", "positions", "cache",
     }  # fmt: skip
-    assert told["joins"] == "exact, append, link; link: its keys cannot be moved"
-    assert told["graphs"] == "no: CUDA graphs need a GPU"
-    assert all("\n" not in sentence and sentence for sentence in told.values())
+    assert explanation["joins"] == "exact, append, link; link: its keys cannot be moved"
+    assert explanation["graphs"] == "no: CUDA graphs need a GPU"
+    assert all("\n" not in sentence and sentence for sentence in explanation.values())
 
 
 def test_stages_are_told(plain: Path) -> None:

@@ -152,7 +152,7 @@ def test_captured_steps_are_bitwise_the_uncaptured_ones(family: str) -> None:
     rerun.graphs = StepGraphs(rerun._attention, model, rerun._pass, Rerun())
     for one, other in zip(history(captured, feed), history(rerun, feed), strict=True):
         assert torch.equal(one, other)
-    assert captured.graphs is not None and "graphs" not in captured.why_not
+    assert captured.graphs is not None and "graphs" not in captured.unavailable
 
 
 @needs_gpu
@@ -196,7 +196,7 @@ def test_recording_goes_on_after_all_was_forgotten_and_beside_plans_on_the_gpu()
             found.append(one.forward(tokens(1, seed).cuda(), plan.to("cuda") if seed == 2 else plan, [0]))
             if one.graphs is not None:
                 one.graphs.clear()
-    assert decoder.graphs is not None and "graphs" not in decoder.why_not
+    assert decoder.graphs is not None and "graphs" not in decoder.unavailable
     for logits, wanted in zip(got, expected, strict=True):
         same(logits, wanted)
 

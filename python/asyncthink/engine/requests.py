@@ -1,0 +1,45 @@
+"""What a caller asks of the sampler, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from asyncthink.episode.params import SamplingParams
+from asyncthink.protocol.messages import Question
+from asyncthink_kernels.cache import TreeCache
+
+
+def params_for(
+    questions: Sequence[Question], params: SamplingParams | Sequence[SamplingParams] | None
+) -> list[SamplingParams]:
+    """Parameters for each question. Raises ValueError for no list of questions, or another number of parameters."""
+    if isinstance(questions, str) or not isinstance(questions, Sequence):
+        got = "one string" if isinstance(questions, str) else type(questions).__name__
+        raise ValueError(f"questions: expected a list of strings, got {got}")
+    params = params if params is not None else SamplingParams()
+    sets = [params] * len(questions) if isinstance(params, SamplingParams) else list(params)
+    if len(sets) != len(questions):
+        raise ValueError(f"params: expected one or {len(questions)} (one a question), got {len(sets)}")
+    for number, given in enumerate(sets):
+        check_params(given, f"params[{number}]")
+    return sets
+
+
+def check_params(params: object, name: str) -> None:
+    """Raises ValueError unless ``params`` are SamplingParams."""
+    if not isinstance(params, SamplingParams):
+        raise ValueError(f"{name}: expected SamplingParams, got {type(params).__name__}")
+
+
+def check_length(prompt: Sequence[int], name: str, cache: TreeCache, max_length: int | None) -> None:
+    """Raises ValueError if the cache, or the model's positions, cannot hold the prompt and another token."""
+    capacity = cache.num_pages * cache.page_size
+    if len(prompt) >= capacity:
+        raise ValueError(
+            f"{name}: expected fewer than {capacity} tokens (the K/V cache's "
+            f"{cache.num_pages} pages of {cache.page_size}), got {len(prompt)}"
+        )
+    if max_length is not None and len(prompt) >= max_length:
+        raise ValueError(
+            f"{name}: expected fewer than {max_length} tokens (the positions of this model), got {len(prompt)}"
+        )
