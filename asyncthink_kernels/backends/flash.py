@@ -25,16 +25,16 @@ _LARGEST = 256  # head_dim
 _STEP = 8  # a head_dim that is no multiple would be padded: a copy of Q, K and V
 
 
-def why_not(device: str) -> str | None:
+def unavailable_reason(device: str) -> str | None:
     """None if flash-attn runs here on device type ``device``, else one line that says why not."""
-    reason = _why_not_device(device)
+    reason = _device_reason(device)
     if reason is None:
         found = _load()
         reason = found if isinstance(found, str) else None
     return reason
 
 
-def why_not_these(q: Tensor, v: Tensor, sinks: Tensor | None) -> str | None:
+def unsupported_reason(q: Tensor, v: Tensor, sinks: Tensor | None) -> str | None:
     """None if it takes q [T,Hq,D] and v [T,H,Dv], whatever the window and the softcap; else why not."""
     D, Dv = q.shape[2], v.shape[2]
     if q.dtype not in (torch.float16, torch.bfloat16):
@@ -87,7 +87,7 @@ def prefill(
     return out
 
 
-def _why_not_device(device: str) -> str | None:
+def _device_reason(device: str) -> str | None:
     if device != "cuda":
         return "serves cuda only"
     if not torch.cuda.is_available():

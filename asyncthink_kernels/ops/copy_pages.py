@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from asyncthink_kernels import dispatch
-from asyncthink_kernels.ops._checks import FLOATS, INT64, Checks, no_grad
+from asyncthink_kernels._checks import FLOATS, INT64, Checks, no_grad
 from asyncthink_kernels.ops._library import register
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from asyncthink_kernels import dispatch
-from asyncthink_kernels.ops._checks import FLOATS, INT64, Checks, no_grad, wide
+from asyncthink_kernels._checks import FLOATS, INT64, Checks, accumulate_dtype, no_grad
 from asyncthink_kernels.ops._library import register
 
 
@@ -68,8 +68,8 @@ def _check(
     check.tensor("v_caches", v_caches, ("L", "P", "S", "H", "Dv"), (k_caches.dtype,))
     check.tensor("src_slots", src_slots, ("N",), INT64, dense=True)
     check.tensor("dst_slots", dst_slots, ("N",), INT64, dense=True)
-    check.tensor("cos", cos, ("L", "R"), (wide(k_caches.dtype),), dense=True)
-    check.tensor("sin", sin, ("L", "R"), (wide(k_caches.dtype),), dense=True)
+    check.tensor("cos", cos, ("L", "R"), (accumulate_dtype(k_caches.dtype),), dense=True)
+    check.tensor("sin", sin, ("L", "R"), (accumulate_dtype(k_caches.dtype),), dense=True)
     check.that(
         2 * cos.shape[1] <= k_caches.shape[4], f"cos must have 2 R <= D={k_caches.shape[4]}, got R={cos.shape[1]}"
     )

@@ -2,11 +2,11 @@
 #pragma once
 
 #include "common/check.h"
-#include "common/draw.h"
+#include "common/sample_draw.h"
 
 namespace atk {
 
-// One token of each of N rows of V logits (common/draw.h). All but the logits are contiguous.
+// One token of each of N rows of V logits (common/sample_draw.h). All but the logits are contiguous.
 struct Sample {
   View logits;                    // [N, V]
   View seeds, agents, positions;  // [N] int64

@@ -132,7 +132,7 @@ def test_an_append_is_one_launch_for_each_shape_of_layer(
 def test_our_attention_outside_a_step_says_so() -> None:
     model = tiny("qwen3")
     model.set_attn_implementation("asyncthink")
-    with pytest.raises(RuntimeError, match=r"works inside asyncthink\.model\.Decoder only"):
+    with pytest.raises(RuntimeError, match=r"works inside asyncthink\.model\.decoder\.Decoder only"):
         model(input_ids=tokens(3, 1)[None])
 
 

@@ -55,8 +55,8 @@ class Rotary:
         return moved
 
 
-class Turns:
-    """For each layer, the arguments of tree_attention that turn queries to keys read at shifted positions.
+class ShiftTables:
+    """For each layer, the arguments of tree_attention that rotate queries for keys read at shifted positions.
 
     Tables are made when a plan's shifts change, and keep their addresses as long as K stays: a captured step reads
     them there. ``rotaries`` [L] of a model that cannot read at shifted positions are None.
