@@ -44,7 +44,7 @@ def unsupported_reason(q: Tensor, v: Tensor, sinks: Tensor | None) -> str | None
     if D > _LARGEST or D % _STEP:
         return f"needs a head_dim that is a multiple of {_STEP} and at most {_LARGEST}, got {D}"
     if sinks is not None:
-        return "knows no sinks"
+        return "has no sinks"
     return None
 
 
@@ -105,7 +105,7 @@ def _load() -> ModuleType | str:
     except ImportError as error:
         return "flash-attn is not installed" if error.name == "flash_attn" else f"{type(error).__name__}: {error}"
     if not callable(getattr(module, "flash_attn_varlen_func", None)):
-        return "flash_attn is there without flash_attn_varlen_func"  # the namespace that flash-attn 4 lives in, say
+        return "flash_attn has no flash_attn_varlen_func"  # flash-attn 4 uses this namespace too
     version = str(getattr(module, "__version__", "unknown"))
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < _OLDEST:
         return f"needs flash-attn {'.'.join(map(str, _OLDEST))} or newer, got {version}"

@@ -109,7 +109,7 @@ def sample(args: Sample, tokens: Tensor, logprobs: Tensor) -> None:
 
 
 def _share_threads() -> None:
-    """Our loops run on torch's pool, as wide as torch's own loops on this thread are now."""
+    """Our loops run on torch's pool, with as many threads as torch's own loops on this thread."""
     _cpu.set_parallel(_GOMP_PARALLEL, torch.get_num_threads())
 
 

@@ -1,8 +1,8 @@
 """Every op in plain torch: the specification. Read it to learn what an op means; compare with it to test a kernel.
 
 It computes in float64 for float64 inputs and in float32 otherwise, one row of attention at a time: each row takes
-the K and V that it sees, and nothing else exists for it. So what lies in invisible slots cannot matter, and a row's
-result does not depend on other rows, to the last bit. Slow, and meant to be.
+the K and V that it sees, and no others. So unseen slots never affect it, and a row's result does not depend on other
+rows, to the last bit. Written to be read, not to be fast.
 
 Signatures are those of every backend: inputs (of an op with many, its record of
 :mod:`~asyncthink_kernels.arguments`), then outputs to fill, then options by keyword. Index values are checked before
@@ -69,7 +69,7 @@ def tree_attention(args: TreeAttention, out: Tensor, lse: Tensor) -> None:
 
 
 def paged_attention(args: PagedAttention, out: Tensor, lse: Tensor) -> None:
-    """Row b sees the first ``seq_lens[b]`` tokens of its block table. ``chunk`` is a matter of speed, ignored here."""
+    """Row b sees the first ``seq_lens[b]`` tokens of its block table; ``chunk`` is ignored here."""
     P, S, H = args.k_cache.shape[:3]
     check.block_tables("paged_attention", args.block_tables, args.seq_lens, num_pages=P, page_size=S)
     q = _accumulate(args.q) * args.logit_scale
@@ -100,7 +100,7 @@ def join_append(
     *,
     interleaved: bool,
 ) -> None:
-    """Copy N tokens from slot to slot in every layer; the first 2R dims of K turn by the layer's angles."""
+    """Copy N tokens from slot to slot in every layer; the first 2R dims of K are rotated by the layer's angles."""
     S, slots = k_caches.shape[2], k_caches.shape[1] * k_caches.shape[2]
     check.slots("join_append", "src_slots", src_slots, slots)
     check.slots("join_append", "dst_slots", dst_slots, slots, distinct=True, apart_from=("src_slots", src_slots))
@@ -108,8 +108,8 @@ def join_append(
     dst_page, dst_offset = _place(dst_slots, S)
     for layer in range(k_caches.shape[0]):
         k = k_caches[layer, src_page, src_offset]  # [N, H, D]
-        turned = k[..., : 2 * cos.shape[1]]
-        turned.copy_(_rotate(_accumulate(turned), cos[layer], sin[layer], interleaved))
+        front = k[..., : 2 * cos.shape[1]]
+        front.copy_(_rotate(_accumulate(front), cos[layer], sin[layer], interleaved))
         k_caches[layer, dst_page, dst_offset] = k
         v_caches[layer, dst_page, dst_offset] = v_caches[layer, src_page, src_offset]
 
@@ -168,14 +168,14 @@ def _place(slots: Tensor, page_size: int) -> tuple[Tensor, Tensor]:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """x [..., D] with its first R pairs turned by the angles of cos, sin [R]; the rest as it is.
+    """x [..., D] with its first R pairs rotated by the angles of cos, sin [R]; the rest as it is.
 
     Pairs are (i, i + R), or (2i, 2i + 1) if ``interleaved``: (a, b) -> (a cos - b sin, b cos + a sin).
     """
     R = cos.shape[-1]
     a, b = (x[..., 0 : 2 * R : 2], x[..., 1 : 2 * R : 2]) if interleaved else (x[..., :R], x[..., R : 2 * R])
-    turned = (a * cos - b * sin, b * cos + a * sin)
-    front = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
+    rotated = (a * cos - b * sin, b * cos + a * sin)
+    front = torch.stack(rotated, dim=-1).flatten(-2) if interleaved else torch.cat(rotated, dim=-1)
     return torch.cat((front, x[..., 2 * R :]), dim=-1)
 
 
@@ -196,7 +196,7 @@ def _softmax_into(
         return
     if sinks is not None:
         logits = [*logits, sinks.view(kv_heads, -1, 1)]
-    every, values = torch.cat(logits, dim=-1), torch.cat(v)  # [H, G, N (+ 1)], [N, H, Dv]
-    weight = torch.softmax(every, dim=-1)[..., : values.shape[0]]
+    joined, values = torch.cat(logits, dim=-1), torch.cat(v)  # [H, G, N (+ 1)], [N, H, Dv]
+    weight = torch.softmax(joined, dim=-1)[..., : values.shape[0]]
     out.copy_((weight @ values.transpose(0, 1)).flatten(0, 1))
-    lse.copy_(torch.logsumexp(every, dim=-1).flatten())
+    lse.copy_(torch.logsumexp(joined, dim=-1).flatten())

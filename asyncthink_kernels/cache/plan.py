@@ -20,7 +20,7 @@ class StepPlan(TreePlan):
     """The :class:`TreePlan` of a cache's step, and where the step writes. Rows follow the order of the work.
 
     Args:
-        slots: [T] int64, where each row's K and V are written.
+        slots: [T] int64, where each row's K and V are written. `append_kv` checks them.
         fresh: the rows of each branch where all branches are new, so that the step sees only its own rows; else None,
             also for one row a branch.
 

@@ -137,7 +137,9 @@ class LivePlan:
         self._tail_nodes = tails.node
         self._tail_items = item_of_group[last_group]
         self._own_entries = place[last_group]  # with one row a branch: the entry of that row and its own chunk
-        new = not tails.before.any() and not any(map(len, fixed)) and tails.count.max() > 1  # others may be advanced
+        new = (
+            not tails.before.any() and not any(map(len, fixed)) and tails.count.max() > 1
+        )  # a plan of one row a branch may be advanced
         self.plan = StepPlan.unchecked(
             slots=torch.from_numpy(self._slots),
             positions=torch.from_numpy(self._positions),

@@ -37,7 +37,7 @@ def join_append(
 
     Raises:
         ValueError: a shape, dtype, device or stride that does not fit, a slot out of range, a destination named twice
-            or also a source; the caches are untouched then. On a GPU slots are looked at only under
+            or also a source; the caches are untouched then. On a GPU slots are read only under
             ``ASYNCTHINK_CHECK=1``.
 
     Source: RoPE is a group action (RoFormer, arXiv 2104.09864, section 3.2), so R(p + d) k = R(d) R(p) k.

@@ -14,7 +14,7 @@ def merge_states(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     """Merge n partial attention outputs over disjoint keys: ``lse' = log sum_i exp(lse_i)``,
     ``out' = sum_i exp(lse_i - lse') out_i``.
 
-    A state with LSE -inf (it saw nothing) has no say, whatever its output holds; where all n are -inf the result is
+    A state with LSE -inf (it saw nothing) counts for nothing, even if it holds NaN; where all n are -inf the result is
     output 0, LSE -inf.
 
     Args:

@@ -74,7 +74,7 @@ def paged_attention(
         window: sliding window in tokens, at least 1; None: no window.
         softcap: soft limit of the logits, above 0; None: no limit.
         sinks: [Hq] float32 (float64 with float64 ``q``).
-        chunk: tokens of a sequence that are worked on as one piece, at least 1; a matter of speed and last bits.
+        chunk: tokens of a sequence that are computed as one piece, at least 1; changes speed and rounding only.
         return_lse: also return the log-sum-exp.
 
     Returns:

@@ -64,7 +64,7 @@ def sample(
     Raises:
         ValueError: a shape, dtype, device or stride that does not fit, a value out of its range, a row of logits that
             holds NaN or whose maximum is not finite. On a GPU nothing waits for values: such a row's token is -1 and
-            its log-probability NaN; under ``ASYNCTHINK_CHECK=1`` ranges are looked at there too.
+            its log-probability NaN; under ``ASYNCTHINK_CHECK=1`` ranges are checked there too.
 
     Source: Philox is Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); min-p is arXiv 2407.01082.
 

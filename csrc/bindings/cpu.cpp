@@ -104,7 +104,7 @@ void bind_runtime(py::module_& module) {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
-  module.doc() = "CPU kernels of asyncthink_kernels; called by asyncthink_kernels.backends.native alone.";
+  module.doc() = "CPU kernels of asyncthink_kernels; called only by asyncthink_kernels.backends.native.";
   bind_attention(module);
   bind_cache_ops(module);
   bind_sample(module);

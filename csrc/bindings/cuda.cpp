@@ -94,7 +94,7 @@ void bind_attention(py::module_& module) {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, module) {
-  module.doc() = "CUDA kernels of asyncthink_kernels; called by asyncthink_kernels.backends.cuda alone.";
+  module.doc() = "CUDA kernels of asyncthink_kernels; called only by asyncthink_kernels.backends.cuda.";
   module.def("unavailable_reason", &unavailable_reason, "None where kernels can be launched, else one line.");
   module.attr("toolkit") = CUDART_VERSION;  // 1000 major + 10 minor
 #ifdef ATK_EMULATED

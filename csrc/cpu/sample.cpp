@@ -6,8 +6,8 @@
 
 #include "common/philox.h"
 #include "common/slots.h"
-#include "cpu/sample_rows.h"
 #include "cpu/ops.h"
+#include "cpu/sample_rows.h"
 #include "cpu/threads.h"
 
 namespace atk {
@@ -116,7 +116,7 @@ int32_t find_equal(const Row& row, float logit, uint64_t nth) {
 }
 
 // Keeps tokens in their order, larger logits first, then lower indices, until their number (or weight) is `target`.
-// Only runs with a logit of key `bound` are looked at: what has at least this key reaches the target.
+// Only runs with a logit of key `bound` are read: what has at least this key reaches the target.
 void keep_first(Row& row, uint64_t target, bool weighed, uint32_t bound) {
   const auto add_digits = weighed ? row.kernels.weigh_digits : row.kernels.count_digits;
   uint64_t bins[kBins];

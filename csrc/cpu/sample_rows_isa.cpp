@@ -70,7 +70,7 @@ uint64_t weight(const LogitRun& run, float value) {
 
 template <class T>
 constexpr SampleKernels::Typed kTyped = {peak<T>,  weigh<T>, find<T>, add_digits<T, false>, add_digits<T, true>,
-                                       count<T>, weight};
+                                         count<T>, weight};
 
 }  // namespace
 

@@ -100,10 +100,10 @@ def tree_items(
     v_ptr += head.to(tl.int64) * v_head_stride
     pages_ptr += tl.load(item_ptr)
     offset = tl.load(item_ptr + 1)
-    single = entry_begin - 1  # the one entry of this pass; before the first entry: all of them together
+    alone = entry_begin - 1  # the one entry of this pass; before the first entry: all of them together
     last = entry_begin
-    while single < last:
-        mine = live & ((single < entry_begin) | (entry == single))
+    while alone < last:
+        mine = live & ((alone < entry_begin) | (entry == alone))
         sees = mine & (begin < end)
         low = tl.min(tl.where(sees, begin, _FAR), 0)
         high = tl.max(tl.where(sees, end, 0), 0)
@@ -112,18 +112,18 @@ def tree_items(
             k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, scale, softcap,
             SOFTCAP, PAGE, D, DV, M, N, BD, BDV,
         )  # fmt: skip
-        nonfinite = tl.max(tl.max(tl.where(tl.abs(out) < float("inf"), 0, 1), 1), 0) > 0
-        if nonfinite & (single < entry_begin):
+        odd = tl.max(tl.max(tl.where(tl.abs(out) < float("inf"), 0, 1), 1), 0) > 0
+        if odd & (alone < entry_begin):
             # Some row sees a NaN or an infinity, which must not reach rows that do not see it. Each entry gets a pass
             # over its own tokens only; for rows without a NaN that computes the same again.
             last = entry_begin + tl.cdiv(tl.minimum(rows, first + M), GROUP)
-            single = entry_begin + first // GROUP
+            alone = entry_begin + first // GROUP
         else:
-            # `single` is never below -1. Said so that the compiler does not keep all addresses in registers.
-            same = tl.minimum(single + 1, 0) + first
+            # `alone` is never below -1. Said so that the compiler does not keep all addresses in registers.
+            same = tl.minimum(alone + 1, 0) + first
             at = (head.to(tl.int64) * num_entries + entry_begin) * GROUP + same
             store_tile(parts_ptr + at * DV, part_lse_ptr + at, out, lse, mine, DV, M, BDV)
-            single += 1
+            alone += 1
 
 
 def search_levels(num_items: int) -> int:
