@@ -13,8 +13,10 @@ from asyncthink_kernels.ops import (
     sample,
     tree_attention,
 )
+from asyncthink_kernels.plan import TreePlan
 
 __all__ = [
+    "TreePlan",
     "append_kv",
     "backends_for",
     "copy_pages",

@@ -1,4 +1,4 @@
-"""``python -m asyncthink_kernels``: which backend runs which op here, which does not and why; and who prefills."""
+"""``python -m asyncthink_kernels``: which backend runs which op here, which cannot and why, and what prefills."""
 
 from __future__ import annotations
 

@@ -102,14 +102,14 @@ def find_prefill(q: Any, v: Any, sinks: Any) -> Callable[..., Any] | None:
     if _name() is not None:
         return None
     flash: Any = importlib.import_module(_FLASH)
-    reason = flash.why_not(q.device.type) or flash.why_not_these(q, v, sinks)
+    reason = flash.unavailable_reason(q.device.type) or flash.unsupported_reason(q, v, sinks)
     function: Callable[..., Any] | None = flash.prefill if reason is None else None
     return function
 
 
 def backends_for(op: str, device: str) -> list[str]:
     """Names of the backends that can run ``op`` on device type ``device``, the preferred one first."""
-    able = [backend for backend in _ranked(op) if _why_not(backend, op, device) is None]
+    able = [backend for backend in _ranked(op) if _unavailable_reason(backend, op, device) is None]
     return [backend.name for backend in sorted(able, key=lambda each: not _made_for(each, device))]
 
 
@@ -124,7 +124,7 @@ def explain(op: str | None = None, device: str = "cpu") -> list[Row]:
     name = _name()
     rows = []
     for each in [each for each in OPS if op in (None, each)]:
-        reasons = {backend.name: _why_not(backend, each, device) for backend in BACKENDS}
+        reasons = {backend.name: _unavailable_reason(backend, each, device) for backend in BACKENDS}
         able = (b.name for b in _ranked(each) if _made_for(b, device) and reasons[b.name] is None)
         default = name if name is not None and not _leaves(name, each) else next(able, None)
         for backend in BACKENDS:
@@ -136,7 +136,7 @@ def explain(op: str | None = None, device: str = "cpu") -> list[Row]:
 
 def _explain_prefill(name: str | None, device: str) -> list[Row]:
     flash: Any = importlib.import_module(_FLASH)
-    reason: str | None = flash.why_not(device)
+    reason: str | None = flash.unavailable_reason(device)
     free = reason is None and name is None
     note = flash.note() if reason is None else reason
     if name is not None and reason is None:
@@ -166,7 +166,7 @@ def _known(name: str) -> Backend:
 
 def _named(name: str, op: str, device: str) -> Backend:
     backend = _known(name)
-    reason = _why_not(backend, op, device)
+    reason = _unavailable_reason(backend, op, device)
     if reason is not None:
         raise ValueError(f"backend {name!r} cannot run {op} on {device}: {reason}")
     return backend
@@ -181,7 +181,7 @@ def _default(op: str, device: str) -> Backend:
     for backend in _ranked(op):
         if not _made_for(backend, device):
             continue
-        reason = _why_not(backend, op, device)
+        reason = _unavailable_reason(backend, op, device)
         if reason is None:
             if missing and backend.devices is None:
                 warnings.warn(
@@ -198,12 +198,12 @@ def _made_for(backend: Backend, device: str) -> bool:
     return backend.devices is None or device in backend.devices
 
 
-def _why_not(backend: Backend, op: str, device: str) -> str | None:
+def _unavailable_reason(backend: Backend, op: str, device: str) -> str | None:
     if not _made_for(backend, device) and device not in backend.by_name:
         return f"serves {', '.join(backend.devices or ())} only"
     try:
         module: ModuleType = importlib.import_module(backend.module)
     except (ImportError, AttributeError) as error:  # a library that is missing, or too old
         return f"{type(error).__name__}: {error}"
-    reason: str | None = module.why_not(op, device)
+    reason: str | None = module.unavailable_reason(op, device)
     return reason

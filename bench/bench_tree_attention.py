@@ -56,8 +56,7 @@ def problem(
     plan = cache.plan([(worker, 1) for worker in workers])
     for slot in plan.slots:
         write(slot[None], context - 1, context)
-    arguments = plan.attention_args()
-    return lambda layer: tree_attention(q, storage.k(layer), storage.v(layer), **arguments), peers
+    return lambda layer: tree_attention(q, storage.k(layer), storage.v(layer), plan), peers
 
 
 @pytest.mark.quick(branches=[1, 8], prefix=[8192], dtype=[torch.bfloat16])

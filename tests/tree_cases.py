@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from asyncthink_kernels import TreePlan, tree_attention
 from asyncthink_kernels.testing import IMPOSSIBLE, Branch, Plan, Tree, angles, normal, poisoned, random_tree
 
 Work = tuple[Tree, list[tuple[Branch, int]]]
@@ -146,7 +147,7 @@ CASES = {
 
 
 def build(case: Case, dtype: torch.dtype, work: Work | None = None) -> tuple[dict[str, Any], Plan]:
-    """Arguments of tree_attention with everything that no row sees poisoned, and the plan they hold."""
+    """Arguments of :func:`attend` with everything that no row sees poisoned, and the plan they hold."""
     tree, rows = work or case.make(case.page_size)
     plan = tree.plan(rows, chunk=case.chunk, all_rows_see=case.all_rows_see)
     slots = [
@@ -175,6 +176,17 @@ def build(case: Case, dtype: torch.dtype, work: Work | None = None) -> tuple[dic
         "return_lse": True,
     }
     return arguments, plan
+
+
+#: The tensors of a plan, which :func:`attend` takes one by one.
+PLAN = ("items", "pages", "entries", "row_ptr", "positions", "shifts")
+
+
+def attend(**arguments: Any) -> Any:
+    """tree_attention with a plan made by hand of ``arguments``: it is checked here and now."""
+    P, S = arguments["k_cache"].shape[:2]
+    plan = TreePlan(**{name: arguments.pop(name) for name in PLAN}, num_pages=P, page_size=S)
+    return tree_attention(**arguments, plan=plan)
 
 
 def padded(arguments: dict[str, Any], rows: int = 3, items: int = 4, entries: int = 7) -> dict[str, Any]:

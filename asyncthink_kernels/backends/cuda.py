@@ -2,8 +2,8 @@
 
 Signatures are those of :mod:`~asyncthink_kernels.backends.reference`. The kernels check sizes, dtypes and strides
 themselves and raise ValueError before anything is launched; they allocate nothing and wait for nothing. Index values
-are looked at here under ``ASYNCTHINK_CHECK=1``; without it a slot or page outside the cache traps where a row would be
-written.
+are read here under ``ASYNCTHINK_CHECK=1`` (those of a plan never: it was checked when it was made); without it a slot
+or page outside the cache traps where a row would be written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asyncthink_kernels.backends import _values
+from asyncthink_kernels import _values
+from asyncthink_kernels.arguments import PagedAttention, Sample, TreeAttention
 from asyncthink_kernels.backends.native import load
 
 #: Head dims (of K and V) up to this have a kernel.
@@ -26,7 +27,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _cuda: Any = load("_cuda")
 
 
-def why_not(op: str, device: str) -> str | None:
+def unavailable_reason(op: str, device: str) -> str | None:
     """None if ``op`` runs on device type ``device``, else one line that says why it does not."""
     emulated = hasattr(_cuda, "emulated")
     if device == "cpu":
@@ -37,7 +38,7 @@ def why_not(op: str, device: str) -> str | None:
         return "_cuda was not built: install again where nvcc is found"
     if not hasattr(_cuda, op):
         return "not written yet"
-    reason: str | None = _cuda.why_not()
+    reason: str | None = _cuda.unavailable_reason()
     if reason is None and not torch.cuda.is_available():
         return "torch finds no GPU"
     if reason is None and torch.cuda.get_device_capability() < _OLDEST:
@@ -54,7 +55,7 @@ def note(device: str) -> str:
 
 def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
     _require_served("append_kv", "k", k)
-    if _values.wanted(slots):
+    if _values.readable(slots):
         P, S = k_cache.shape[:2]
         _values.slots("append_kv", "slots", slots, P * S, padding=True, distinct=True)
     with _on(k) as stream:
@@ -72,7 +73,7 @@ def join_append(
     interleaved: bool,
 ) -> None:
     _require_served("join_append", "k_caches", k_caches)
-    if _values.wanted(src_slots):
+    if _values.readable(src_slots):
         P, S = k_caches.shape[1:3]
         apart_from = ("src_slots", src_slots)
         _values.slots("join_append", "src_slots", src_slots, P * S)
@@ -83,7 +84,7 @@ def join_append(
 
 def copy_pages(k_caches: Tensor, v_caches: Tensor, src: Tensor, dst: Tensor) -> None:
     _require_served("copy_pages", "k_caches", k_caches)
-    if _values.wanted(src):
+    if _values.readable(src):
         P = k_caches.shape[1]
         _values.slots("copy_pages", "src", src, P)
         _values.slots("copy_pages", "dst", dst, P, distinct=True, apart_from=("src", src))
@@ -97,119 +98,35 @@ def merge_states(out_states: Tensor, lse_states: Tensor, out: Tensor, lse: Tenso
         _cuda.merge_states(out_states, lse_states, out, lse, stream)
 
 
-def sample(
-    logits: Tensor,
-    seeds: Tensor,
-    agents: Tensor,
-    positions: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    tokens: Tensor,
-    logprobs: Tensor,
-) -> None:
-    _require_served("sample", "logits", logits)
-    if _values.wanted(logits):
-        _values.drawing("sample", temperature, top_k, top_p, min_p)
-    with _on(logits) as stream:
-        _cuda.sample(logits, seeds, agents, positions, temperature, top_k, top_p, min_p, tokens, logprobs, stream)
+def sample(args: Sample, tokens: Tensor, logprobs: Tensor) -> None:
+    _require_served("sample", "logits", args.logits)
+    if _values.readable(args.logits):
+        _values.drawing("sample", args.temperature, args.top_k, args.top_p, args.min_p)
+    with _on(args.logits) as stream:
+        _cuda.sample(args, tokens, logprobs, stream)
 
 
-def tree_attention(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    items: Tensor,
-    pages: Tensor,
-    entries: Tensor,
-    row_ptr: Tensor,
-    positions: Tensor,
-    shifts: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    interleaved: bool,
-) -> None:
-    """Two launches; no look at a value on the host unless asked for."""
-    _require_heads("tree_attention", q, v_cache)
-    if _values.wanted(q):
-        sizes = {"num_rows": q.shape[0], "num_pages": k_cache.shape[0], "page_size": k_cache.shape[1]}
-        _values.plan("tree_attention", items, pages, entries, row_ptr, shifts, **sizes)
-    part_out, part_lse = _partials(entries.shape[0], q, v_cache)
+def tree_attention(args: TreeAttention, out: Tensor, lse: Tensor) -> None:
+    """Two launches; the host reads no value."""
+    q, E = args.q, args.entries.shape[0]
+    _require_heads("tree_attention", q, args.v_cache)
+    part_out, part_lse = _partials(E, q, args.v_cache)
+    entry_of = torch.empty(E, dtype=torch.int32, device=q.device)
     with _on(q) as stream:
-        _cuda.tree_attention(
-            q=q,
-            k_cache=k_cache,
-            v_cache=v_cache,
-            items=items,
-            pages=pages,
-            entries=entries,
-            row_ptr=row_ptr,
-            positions=positions,
-            shifts=shifts,
-            cos=cos,
-            sin=sin,
-            sinks=sinks,
-            out=out,
-            lse=lse,
-            part_out=part_out,
-            part_lse=part_lse,
-            entry_of=torch.empty(entries.shape[0], dtype=torch.int32, device=q.device),
-            scale=scale,
-            window=window or 0,
-            softcap=softcap or 0.0,
-            interleaved=interleaved,
-            stream=stream,
-        )
+        _cuda.tree_attention(args, out, lse, part_out, part_lse, entry_of, stream)
 
 
-def paged_attention(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-    chunk: int,
-) -> None:
-    """Two launches; no look at a value on the host unless asked for."""
-    _require_heads("paged_attention", q, v_cache)
-    P, S = k_cache.shape[:2]
-    if _values.wanted(q):
-        _values.block_tables("paged_attention", block_tables, seq_lens, num_pages=P, page_size=S)
-    splits = -(-block_tables.shape[1] * S // chunk)
-    part_out, part_lse = _partials(q.shape[0] * splits, q, v_cache)
+def paged_attention(args: PagedAttention, out: Tensor, lse: Tensor) -> None:
+    """Two launches; the host reads no value unless asked to."""
+    q, tables = args.q, args.block_tables
+    _require_heads("paged_attention", q, args.v_cache)
+    P, S = args.k_cache.shape[:2]
+    if _values.readable(q):
+        _values.block_tables("paged_attention", tables, args.seq_lens, num_pages=P, page_size=S)
+    splits = -(-tables.shape[1] * S // args.chunk)
+    part_out, part_lse = _partials(q.shape[0] * splits, q, args.v_cache)
     with _on(q) as stream:
-        _cuda.paged_attention(
-            q=q,
-            k_cache=k_cache,
-            v_cache=v_cache,
-            block_tables=block_tables,
-            seq_lens=seq_lens,
-            sinks=sinks,
-            out=out,
-            lse=lse,
-            part_out=part_out,
-            part_lse=part_lse,
-            chunk=chunk,
-            scale=scale,
-            window=window or 0,
-            softcap=softcap or 0.0,
-            stream=stream,
-        )
+        _cuda.paged_attention(args, out, lse, part_out, part_lse, stream)
 
 
 @contextlib.contextmanager

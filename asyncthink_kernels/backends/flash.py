@@ -25,16 +25,16 @@ _LARGEST = 256  # head_dim
 _STEP = 8  # a head_dim that is no multiple would be padded: a copy of Q, K and V
 
 
-def why_not(device: str) -> str | None:
+def unavailable_reason(device: str) -> str | None:
     """None if flash-attn runs here on device type ``device``, else one line that says why not."""
-    reason = _why_not_device(device)
+    reason = _device_reason(device)
     if reason is None:
         found = _load()
         reason = found if isinstance(found, str) else None
     return reason
 
 
-def why_not_these(q: Tensor, v: Tensor, sinks: Tensor | None) -> str | None:
+def unsupported_reason(q: Tensor, v: Tensor, sinks: Tensor | None) -> str | None:
     """None if it takes q [T,Hq,D] and v [T,H,Dv], whatever the window and the softcap; else why not."""
     D, Dv = q.shape[2], v.shape[2]
     if q.dtype not in (torch.float16, torch.bfloat16):
@@ -44,7 +44,7 @@ def why_not_these(q: Tensor, v: Tensor, sinks: Tensor | None) -> str | None:
     if D > _LARGEST or D % _STEP:
         return f"needs a head_dim that is a multiple of {_STEP} and at most {_LARGEST}, got {D}"
     if sinks is not None:
-        return "knows no sinks"
+        return "has no sinks"
     return None
 
 
@@ -87,7 +87,7 @@ def prefill(
     return out
 
 
-def _why_not_device(device: str) -> str | None:
+def _device_reason(device: str) -> str | None:
     if device != "cuda":
         return "serves cuda only"
     if not torch.cuda.is_available():
@@ -105,7 +105,7 @@ def _load() -> ModuleType | str:
     except ImportError as error:
         return "flash-attn is not installed" if error.name == "flash_attn" else f"{type(error).__name__}: {error}"
     if not callable(getattr(module, "flash_attn_varlen_func", None)):
-        return "flash_attn is there without flash_attn_varlen_func"  # the namespace that flash-attn 4 lives in, say
+        return "flash_attn has no flash_attn_varlen_func"  # flash-attn 4 uses this namespace too
     version = str(getattr(module, "__version__", "unknown"))
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < _OLDEST:
         return f"needs flash-attn {'.'.join(map(str, _OLDEST))} or newer, got {version}"

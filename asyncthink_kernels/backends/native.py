@@ -1,7 +1,8 @@
 """The C++ kernels of the CPU: options, scratch and threads are handed over; the only user of `_cpu`.
 
 Signatures are those of :mod:`~asyncthink_kernels.backends.reference`. The kernels check every size, dtype, stride and
-index value themselves, whoever calls, and raise ValueError before they write; they allocate nothing.
+index value themselves and raise ValueError before they write; only the values of a plan are checked elsewhere, once a
+step (:mod:`~asyncthink_kernels.plan`). They allocate nothing.
 
 Threads: two OpenMP runtimes in one process starve each other, so `_cpu` links none and runs on the one torch brings.
 Its ``GOMP_parallel`` is found through torch's own extension module and called with torch's own thread count, so a step
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from asyncthink_kernels.arguments import PagedAttention, Sample, TreeAttention
 
 
 def load(name: str) -> ModuleType | None:
@@ -44,7 +47,7 @@ _cpu: Any = load("_cpu")
 _GOMP_PARALLEL = _gomp_parallel()
 
 
-def why_not(op: str, device: str) -> str | None:
+def unavailable_reason(op: str, device: str) -> str | None:
     """None if ``op`` runs on device type ``device``, else one line that says why it does not."""
     if _cpu is None:
         return "_cpu was not built: install again where a C++ compiler is found"
@@ -62,86 +65,18 @@ def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Ten
     _cpu.append_kv(k, v, k_cache, v_cache, slots)
 
 
-def tree_attention(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    items: Tensor,
-    pages: Tensor,
-    entries: Tensor,
-    row_ptr: Tensor,
-    positions: Tensor,
-    shifts: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    interleaved: bool,
-) -> None:
+def tree_attention(args: TreeAttention, out: Tensor, lse: Tensor) -> None:
     _share_threads()
-    floats = _cpu.tree_attention_workspace(entries.shape[0], q.shape[1], *v_cache.shape[2:])
-    _cpu.tree_attention(
-        q=q,
-        k_cache=k_cache,
-        v_cache=v_cache,
-        items=items,
-        pages=pages,
-        entries=entries,
-        row_ptr=row_ptr,
-        positions=positions,
-        shifts=shifts,
-        cos=cos,
-        sin=sin,
-        sinks=sinks,
-        out=out,
-        lse=lse,
-        workspace=_scratch(floats),
-        scale=scale,
-        window=window or 0,
-        softcap=softcap or 0.0,
-        interleaved=interleaved,
-    )
+    floats = _cpu.tree_attention_workspace(args.entries.shape[0], args.q.shape[1], *args.v_cache.shape[2:])
+    _cpu.tree_attention(args, out, lse, _scratch(floats))
 
 
-def paged_attention(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-    chunk: int,
-) -> None:
+def paged_attention(args: PagedAttention, out: Tensor, lse: Tensor) -> None:
     _share_threads()
-    B, Hq, _ = q.shape
-    _, S, H, Dv = v_cache.shape
-    floats = _cpu.paged_attention_workspace(block_tables.shape[1], S, chunk, B, Hq, H, Dv)
-    _cpu.paged_attention(
-        q=q,
-        k_cache=k_cache,
-        v_cache=v_cache,
-        block_tables=block_tables,
-        seq_lens=seq_lens,
-        sinks=sinks,
-        out=out,
-        lse=lse,
-        workspace=_scratch(floats),
-        chunk=chunk,
-        scale=scale,
-        window=window or 0,
-        softcap=softcap or 0.0,
-    )
+    B, Hq, _ = args.q.shape
+    _, S, H, Dv = args.v_cache.shape
+    floats = _cpu.paged_attention_workspace(args.block_tables.shape[1], S, args.chunk, B, Hq, H, Dv)
+    _cpu.paged_attention(args, out, lse, _scratch(floats))
 
 
 def merge_states(out_states: Tensor, lse_states: Tensor, out: Tensor, lse: Tensor) -> None:
@@ -168,24 +103,13 @@ def copy_pages(k_caches: Tensor, v_caches: Tensor, src: Tensor, dst: Tensor) -> 
     _cpu.copy_pages(k_caches, v_caches, src, dst)
 
 
-def sample(
-    logits: Tensor,
-    seeds: Tensor,
-    agents: Tensor,
-    positions: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    tokens: Tensor,
-    logprobs: Tensor,
-) -> None:
+def sample(args: Sample, tokens: Tensor, logprobs: Tensor) -> None:
     _share_threads()
-    _cpu.sample(logits, seeds, agents, positions, temperature, top_k, top_p, min_p, tokens, logprobs)
+    _cpu.sample(args, tokens, logprobs)
 
 
 def _share_threads() -> None:
-    """Our loops run on torch's pool, as wide as torch's own loops on this thread are now."""
+    """Our loops run on torch's pool, with as many threads as torch's own loops on this thread."""
     _cpu.set_parallel(_GOMP_PARALLEL, torch.get_num_threads())
 
 

@@ -1,11 +1,12 @@
 """Every op in plain torch: the specification. Read it to learn what an op means; compare with it to test a kernel.
 
 It computes in float64 for float64 inputs and in float32 otherwise, one row of attention at a time: each row takes
-the K and V that it sees, and nothing else exists for it. So what lies in invisible slots cannot matter, and a row's
-result does not depend on other rows, to the last bit. Slow, and meant to be.
+the K and V that it sees, and no others. So unseen slots never affect it, and a row's result does not depend on other
+rows, to the last bit. Written to be read, not to be fast.
 
-Signatures are those of every backend: inputs, then outputs to fill, then options by keyword. Index values are checked
-before anything is written.
+Signatures are those of every backend: inputs (of an op with many, its record of
+:mod:`~asyncthink_kernels.arguments`), then outputs to fill, then options by keyword. Index values are checked before
+anything is written; those of a plan are checked already (:mod:`~asyncthink_kernels.plan`).
 
 Letters: T rows (new tokens), B rows of a paged batch, Hq query heads, H kv heads, G = Hq / H, D and Dv key and value
 head_dim, P pages, S page_size, L layers, I items, E entries, K shifts, R rotated pairs, N tokens, n states or pages.
@@ -19,11 +20,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from asyncthink_kernels.backends import _draw
-from asyncthink_kernels.backends import _values as check
+from asyncthink_kernels import _values as check
+from asyncthink_kernels.arguments import PagedAttention, Sample, TreeAttention
+from asyncthink_kernels.backends import _sample
 
 
-def why_not(op: str, device: str) -> str | None:
+def unavailable_reason(op: str, device: str) -> str | None:
     """It runs every op everywhere."""
     return None
 
@@ -41,84 +43,49 @@ def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Ten
     v_cache[page, offset] = v[written]
 
 
-def tree_attention(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    items: Tensor,
-    pages: Tensor,
-    entries: Tensor,
-    row_ptr: Tensor,
-    positions: Tensor,
-    shifts: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    interleaved: bool,
-) -> None:
+def tree_attention(args: TreeAttention, out: Tensor, lse: Tensor) -> None:
     """Entry by entry what a row sees of an item, then row by row one softmax over its entries in order of `partial`."""
-    P, S, H = k_cache.shape[:3]
-    T = q.shape[0]
-    check.plan("tree_attention", items, pages, entries, row_ptr, shifts, num_rows=T, num_pages=P, page_size=S)
-    q = _wide(q) * scale
-    position_of, shift_of, entry_list = positions.tolist(), shifts.tolist(), entries.tolist()
+    S, H = args.k_cache.shape[1:3]
+    q = _accumulate(args.q) * args.logit_scale
+    position_of, shift_of = args.positions.tolist(), args.shifts.tolist()
+    entries = args.entries.tolist()
     parts: dict[int, tuple[Tensor, Tensor]] = {}  # by partial: logits [H, G, N] and values [N, H, Dv] of N tokens
-    for page_begin, offset, _length, item_position, entry_begin, entry_end in items.tolist():
-        for row, begin, end, shift, partial in entry_list[entry_begin:entry_end]:
-            if window is not None:
+    for page_begin, offset, _length, item_position, entry_begin, entry_end in args.items.tolist():
+        for row, begin, end, shift, partial in entries[entry_begin:entry_end]:
+            if args.window is not None:
                 distance = position_of[row] - item_position - shift_of[shift]  # from the item's first token to the row
-                begin, end = max(begin, distance - window + 1), min(end, distance + 1)
+                begin, end = max(begin, distance - args.window + 1), min(end, distance + 1)
             if begin < end:
                 token = torch.arange(offset + begin, offset + end, device=q.device)
-                page, place = pages[page_begin + token // S].long(), token % S
+                page, place = args.pages[page_begin + token // S].long(), token % S
                 query = q[row]
-                if shift and cos is not None and sin is not None:
-                    query = _rotate(query, cos[shift], -sin[shift], interleaved)
-                logits = _logits(query, _wide(k_cache[page, place]), softcap)
-                parts[partial] = (logits, _wide(v_cache[page, place]))
-    for row, (first, last) in enumerate(pairwise(row_ptr.tolist())):
+                if shift and args.cos is not None and args.sin is not None:
+                    query = _rotate(query, args.cos[shift], -args.sin[shift], args.interleaved)
+                logits = _logits(query, _accumulate(args.k_cache[page, place]), args.softcap)
+                parts[partial] = (logits, _accumulate(args.v_cache[page, place]))
+    for row, (first, last) in enumerate(pairwise(args.row_ptr.tolist())):
         mine = [parts[partial] for partial in range(first, last) if partial in parts]
-        _softmax_into(out[row], lse[row], [part[0] for part in mine], [part[1] for part in mine], H, sinks)
+        _softmax_into(out[row], lse[row], [part[0] for part in mine], [part[1] for part in mine], H, args.sinks)
 
 
-def paged_attention(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-    chunk: int,
-) -> None:
-    """Row b sees the first ``seq_lens[b]`` tokens of its block table. ``chunk`` is a matter of speed, ignored here."""
-    P, S, H = k_cache.shape[:3]
-    check.block_tables("paged_attention", block_tables, seq_lens, num_pages=P, page_size=S)
-    q = _wide(q) * scale
-    for row, end in enumerate(seq_lens.tolist()):
-        begin = 0 if window is None else max(0, end - window)
+def paged_attention(args: PagedAttention, out: Tensor, lse: Tensor) -> None:
+    """Row b sees the first ``seq_lens[b]`` tokens of its block table; ``chunk`` is ignored here."""
+    P, S, H = args.k_cache.shape[:3]
+    check.block_tables("paged_attention", args.block_tables, args.seq_lens, num_pages=P, page_size=S)
+    q = _accumulate(args.q) * args.logit_scale
+    for row, end in enumerate(args.seq_lens.tolist()):
+        begin = 0 if args.window is None else max(0, end - args.window)
         token = torch.arange(begin, end, device=q.device)
-        page, place = block_tables[row, token // S].long(), token % S
-        logits = [_logits(q[row], _wide(k_cache[page, place]), softcap)] if end else []
-        _softmax_into(out[row], lse[row], logits, [_wide(v_cache[page, place])], H, sinks)
+        page, place = args.block_tables[row, token // S].long(), token % S
+        logits = [_logits(q[row], _accumulate(args.k_cache[page, place]), args.softcap)] if end else []
+        _softmax_into(out[row], lse[row], logits, [_accumulate(args.v_cache[page, place])], H, args.sinks)
 
 
 def merge_states(out_states: Tensor, lse_states: Tensor, out: Tensor, lse: Tensor) -> None:
-    """Softmax-weighted mean of n partial outputs, weights exp(lse). A state with LSE -inf has no say at all."""
+    """Softmax-weighted mean of n partial outputs, weights exp(lse). States with LSE -inf count for nothing."""
     empty = lse_states == -math.inf  # [n, T, H]
     weight = torch.where(empty, 0, torch.softmax(lse_states, dim=0))
-    states = torch.where(empty[..., None], 0, _wide(out_states))
+    states = torch.where(empty[..., None], 0, _accumulate(out_states))
     out.copy_((weight[..., None] * states).sum(dim=0))
     lse.copy_(torch.logsumexp(lse_states, dim=0))
 
@@ -133,7 +100,7 @@ def join_append(
     *,
     interleaved: bool,
 ) -> None:
-    """Copy N tokens from slot to slot in every layer; the first 2R dims of K turn by the layer's angles."""
+    """Copy N tokens from slot to slot in every layer; the first 2R dims of K are rotated by the layer's angles."""
     S, slots = k_caches.shape[2], k_caches.shape[1] * k_caches.shape[2]
     check.slots("join_append", "src_slots", src_slots, slots)
     check.slots("join_append", "dst_slots", dst_slots, slots, distinct=True, apart_from=("src_slots", src_slots))
@@ -141,8 +108,8 @@ def join_append(
     dst_page, dst_offset = _place(dst_slots, S)
     for layer in range(k_caches.shape[0]):
         k = k_caches[layer, src_page, src_offset]  # [N, H, D]
-        turned = k[..., : 2 * cos.shape[1]]
-        turned.copy_(_rotate(_wide(turned), cos[layer], sin[layer], interleaved))
+        front = k[..., : 2 * cos.shape[1]]
+        front.copy_(_rotate(_accumulate(front), cos[layer], sin[layer], interleaved))
         k_caches[layer, dst_page, dst_offset] = k
         v_caches[layer, dst_page, dst_offset] = v_caches[layer, src_page, src_offset]
 
@@ -155,38 +122,28 @@ def copy_pages(k_caches: Tensor, v_caches: Tensor, src: Tensor, dst: Tensor) -> 
     v_caches[:, dst] = v_caches[:, src]
 
 
-def sample(
-    logits: Tensor,
-    seeds: Tensor,
-    agents: Tensor,
-    positions: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    tokens: Tensor,
-    logprobs: Tensor,
-) -> None:
+def sample(args: Sample, tokens: Tensor, logprobs: Tensor) -> None:
     """Row by row: sort, cut off, add up in integers. A row without a finite maximum is an error on a CPU, else -1."""
-    check.drawing("sample", temperature, top_k, top_p, min_p)
-    for row, (seed, agent, position) in enumerate(zip(*map(Tensor.tolist, (seeds, agents, positions)), strict=True)):
-        x = logits[row].float()
+    check.drawing("sample", args.temperature, args.top_k, args.top_p, args.min_p)
+    keys = zip(args.seeds.tolist(), args.agents.tolist(), args.positions.tolist(), strict=True)
+    for row, (seed, agent, position) in enumerate(keys):
+        x = args.logits[row].float()
         peak = x.amax()
         if not peak.isfinite():
-            if logits.device.type == "cpu":
+            if x.device.type == "cpu":
                 raise ValueError(f"sample: logits must be finite, got maximum {peak.item()} in row {row}")
             tokens[row], logprobs[row] = -1, math.nan
             continue
-        heat = temperature[row : row + 1]
-        heat = torch.where(heat == 0, 1.0, heat)
-        weight = _draw.weights(x, peak, heat)
-        kept = _filtered(x, weight, int(top_k[row]), float(top_p[row]), float(min_p[row]))
-        drawn = (_draw.random_bits(seed, agent, position) * int(kept.sum())) >> 53
-        warm = torch.searchsorted(kept.cumsum(0), drawn, right=True)
-        token = torch.where(temperature[row] == 0, (x == peak).int().argmax(), warm)
+        greedy = args.temperature[row] == 0
+        temperature = torch.where(greedy, 1.0, args.temperature[row : row + 1])
+        weight = _sample.weights(x, peak, temperature)
+        kept = _filtered(x, weight, int(args.top_k[row]), float(args.top_p[row]), float(args.min_p[row]))
+        drawn_weight = (_sample.random_bits(seed, agent, position) * int(kept.sum())) >> 53
+        drawn = torch.searchsorted(kept.cumsum(0), drawn_weight, right=True)
+        token = torch.where(greedy, (x == peak).int().argmax(), drawn)
         tokens[row] = token
-        below = (peak.double() - x[token].double()) / heat[0].double()
-        logprobs[row] = -below - math.log(int(weight.sum()) / _draw.ONE)
+        logit = (x[token].double() - peak.double()) / temperature[0].double()
+        logprobs[row] = logit - math.log(int(weight.sum()) / _sample.ONE)
 
 
 def _filtered(x: Tensor, weight: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
@@ -199,10 +156,10 @@ def _filtered(x: Tensor, weight: Tensor, top_k: int, top_p: float, min_p: float)
         order = order[ordered.cumsum(0) - ordered < enough]
     kept = torch.zeros_like(weight)
     kept[order] = weight[order]
-    return torch.where(kept.double() >= min_p * float(_draw.ONE), kept, 0)
+    return torch.where(kept.double() >= min_p * float(_sample.ONE), kept, 0)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def _accumulate(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -211,14 +168,14 @@ def _place(slots: Tensor, page_size: int) -> tuple[Tensor, Tensor]:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """x [..., D] with its first R pairs turned by the angles of cos, sin [R]; the rest as it is.
+    """x [..., D] with its first R pairs rotated by the angles of cos, sin [R]; the rest as it is.
 
     Pairs are (i, i + R), or (2i, 2i + 1) if ``interleaved``: (a, b) -> (a cos - b sin, b cos + a sin).
     """
     R = cos.shape[-1]
     a, b = (x[..., 0 : 2 * R : 2], x[..., 1 : 2 * R : 2]) if interleaved else (x[..., :R], x[..., R : 2 * R])
-    turned = (a * cos - b * sin, b * cos + a * sin)
-    front = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
+    rotated = (a * cos - b * sin, b * cos + a * sin)
+    front = torch.stack(rotated, dim=-1).flatten(-2) if interleaved else torch.cat(rotated, dim=-1)
     return torch.cat((front, x[..., 2 * R :]), dim=-1)
 
 
@@ -239,7 +196,7 @@ def _softmax_into(
         return
     if sinks is not None:
         logits = [*logits, sinks.view(kv_heads, -1, 1)]
-    every, values = torch.cat(logits, dim=-1), torch.cat(v)  # [H, G, N (+ 1)], [N, H, Dv]
-    weight = torch.softmax(every, dim=-1)[..., : values.shape[0]]
+    joined, values = torch.cat(logits, dim=-1), torch.cat(v)  # [H, G, N (+ 1)], [N, H, Dv]
+    weight = torch.softmax(joined, dim=-1)[..., : values.shape[0]]
     out.copy_((weight @ values.transpose(0, 1)).flatten(0, 1))
-    lse.copy_(torch.logsumexp(every, dim=-1).flatten())
+    lse.copy_(torch.logsumexp(joined, dim=-1).flatten())

@@ -100,8 +100,8 @@ class PlanBuffers:
 
     Attributes:
         capacity: the room there is.
-        plan: the StepPlan of views of the storage, always the same: slots and positions [capacity.rows], items
-            [capacity.items, 6], and so on, with the dtypes of :class:`StepPlan`.
+        plan: the StepPlan of views of the storage, which stay the same: slots and positions [capacity.rows], items
+            [capacity.items, 6], and so on, with the dtypes of :class:`StepPlan`; for the cache whose plan was loaded.
         tokens: [capacity.rows] int64, what was given beside the plan for each row: its token's id.
 
     `load` fills them with one copy to the device. For a GPU it comes from pinned memory and the host does not wait for
@@ -126,7 +126,8 @@ class PlanBuffers:
             self._memory = torch.zeros(self._layout[-1].end, dtype=torch.uint8, device=device)
             views = {f.name: self._memory[f.begin : f.end].view(f.dtype).view(f.shape) for f in self._layout}
         self.tokens = views.pop("tokens")
-        self.plan = StepPlan(**views, fresh=None)
+        self._views = views
+        self.plan = StepPlan.unchecked(**views, num_pages=0, page_size=1, fresh=None)
 
     def load(self, plan: StepPlan, tokens: torch.Tensor | None = None) -> StepPlan:
         """Put a plan made on the CPU, and tokens [T] int64 where given, into the buffers; returns :attr:`plan`.
@@ -153,6 +154,10 @@ class PlanBuffers:
         room["pages"][size.pages :] = -1
         end = self._layout[-1].begin + plan.entries.nbytes
         self._memory[:end].copy_(host[:end], non_blocking=True)
+        if (plan.num_pages, plan.page_size) != (self.plan.num_pages, self.plan.page_size):
+            self.plan = StepPlan.unchecked(
+                **self._views, num_pages=plan.num_pages, page_size=plan.page_size, fresh=None
+            )
         return self.plan
 
     def _check(self, plan: StepPlan, tokens: torch.Tensor | None) -> Capacity:

@@ -34,7 +34,7 @@ def check_nodes(nodes: NodeTable, branches: Sequence[Branch]) -> None:
     for node, known in nodes.nodes.items():
         _require(owners[node] == (known.kept is None), f"node {node} has {owners[node]} writers")
         _require(readers[node] == known.readers, f"node {node} counts readers {known.readers}, has {readers[node]}")
-        _require(bool(readers[node]) or known.kept is None, f"node {node} is held for nobody")
+        _require(bool(readers[node]) or known.kept is None, f"node {node} has neither writer nor reader")
         _require(len(known.rows) == -(-nodes.length[node] // nodes.chunk), f"node {node} has {len(known.rows)} rows")
         needed = np.flatnonzero(nodes.needed(node)).tolist()
         kept = needed if known.kept is None else known.kept.tolist()

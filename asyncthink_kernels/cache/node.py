@@ -15,7 +15,7 @@ UNWRITTEN = -1
 """Table entry of a page the node has not reached: an impossible id, so that reading it is caught."""
 LET_GO = 0
 """Table entry of a page given back inside a node. A valid id on purpose: an item of a linked span may begin before
-the span, over tokens that nobody sees, and its unseen pages must still be in bounds."""
+the span, over tokens that no branch sees, and its unseen pages must still be in bounds."""
 
 
 def spans(counts: IntArray) -> IntArray:

@@ -1,4 +1,4 @@
-"""The pool of page ids: who holds a page is written down here, what lies in it is not."""
+"""The pool of page ids: which are held and which are free. It knows no contents."""
 
 from __future__ import annotations
 

@@ -137,9 +137,22 @@ class LivePlan:
         self._tail_nodes = tails.node
         self._tail_items = item_of_group[last_group]
         self._own_entries = place[last_group]  # with one row a branch: the entry of that row and its own chunk
-        arrays = (self._slots, self._positions, self._items, self._pages, self._entries, self._row_ptr, self._shifts)
-        new = not tails.before.any() and not any(map(len, fixed)) and tails.count.max() > 1  # others may be advanced
-        self.plan = StepPlan(*map(torch.from_numpy, arrays), fresh=tuple(tails.count.tolist()) if new else None)
+        new = (
+            not tails.before.any() and not any(map(len, fixed)) and tails.count.max() > 1
+        )  # a plan of one row a branch may be advanced
+        self.plan = StepPlan.unchecked(
+            slots=torch.from_numpy(self._slots),
+            positions=torch.from_numpy(self._positions),
+            items=torch.from_numpy(self._items),
+            pages=torch.from_numpy(self._pages),
+            entries=torch.from_numpy(self._entries),
+            row_ptr=torch.from_numpy(self._row_ptr),
+            shifts=torch.from_numpy(self._shifts),
+            num_pages=nodes.pool.num_pages,
+            page_size=nodes.pool.page_size,
+            fresh=tuple(tails.count.tolist()) if new else None,
+        )
+        self.plan.check_if_asked()
 
     def _expand(
         self, groups: _Groups, order: IntArray, counts: IntArray, row_begin: IntArray, shift_index: IntArray
@@ -187,4 +200,5 @@ class LivePlan:
         self._slots[:] = self._slots_of(self._tail_items, offset)
         self._items[self._tail_items, LENGTH] += 1
         self._entries[self._own_entries, END] += 1
+        self.plan.check_if_asked()
         return True

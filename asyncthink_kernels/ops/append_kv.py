@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from asyncthink_kernels import dispatch
-from asyncthink_kernels.ops._checks import FLOATS, INT64, Checks, no_grad
+from asyncthink_kernels._checks import FLOATS, INT64, Checks, no_grad
 from asyncthink_kernels.ops._library import register
 
 
@@ -25,7 +25,7 @@ def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Ten
 
     Raises:
         ValueError: a shape, dtype, device or stride that does not fit, a slot out of range or named twice; the cache
-            is untouched then. On a GPU slots are looked at only under ``ASYNCTHINK_CHECK=1``.
+            is untouched then. On a GPU slots are read only under ``ASYNCTHINK_CHECK=1``.
 
     Source: the paged KV cache of vLLM (arXiv 2309.06180, section 4.1).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from asyncthink_kernels import dispatch
-from asyncthink_kernels.ops._checks import FLOATS, INT64, Checks, no_grad
+from asyncthink_kernels._checks import FLOATS, INT64, Checks, no_grad
 from asyncthink_kernels.ops._library import register
 
 
@@ -22,7 +22,7 @@ def copy_pages(k_caches: Tensor, v_caches: Tensor, src: Tensor, dst: Tensor) -> 
 
     Raises:
         ValueError: a shape, dtype, device or stride that does not fit, a page out of range, a destination named twice
-            or also a source; the caches are untouched then. On a GPU page ids are looked at only under
+            or also a source; the caches are untouched then. On a GPU page ids are read only under
             ``ASYNCTHINK_CHECK=1``.
 
     Source: the block copies of vLLM's copy-on-write (arXiv 2309.06180, section 4.4).

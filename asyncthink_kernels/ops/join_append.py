@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from asyncthink_kernels import dispatch
-from asyncthink_kernels.ops._checks import FLOATS, INT64, Checks, no_grad, wide
+from asyncthink_kernels._checks import FLOATS, INT64, Checks, accumulate_dtype, no_grad
 from asyncthink_kernels.ops._library import register
 
 
@@ -37,7 +37,7 @@ def join_append(
 
     Raises:
         ValueError: a shape, dtype, device or stride that does not fit, a slot out of range, a destination named twice
-            or also a source; the caches are untouched then. On a GPU slots are looked at only under
+            or also a source; the caches are untouched then. On a GPU slots are read only under
             ``ASYNCTHINK_CHECK=1``.
 
     Source: RoPE is a group action (RoFormer, arXiv 2104.09864, section 3.2), so R(p + d) k = R(d) R(p) k.
@@ -68,8 +68,8 @@ def _check(
     check.tensor("v_caches", v_caches, ("L", "P", "S", "H", "Dv"), (k_caches.dtype,))
     check.tensor("src_slots", src_slots, ("N",), INT64, dense=True)
     check.tensor("dst_slots", dst_slots, ("N",), INT64, dense=True)
-    check.tensor("cos", cos, ("L", "R"), (wide(k_caches.dtype),), dense=True)
-    check.tensor("sin", sin, ("L", "R"), (wide(k_caches.dtype),), dense=True)
+    check.tensor("cos", cos, ("L", "R"), (accumulate_dtype(k_caches.dtype),), dense=True)
+    check.tensor("sin", sin, ("L", "R"), (accumulate_dtype(k_caches.dtype),), dense=True)
     check.that(
         2 * cos.shape[1] <= k_caches.shape[4], f"cos must have 2 R <= D={k_caches.shape[4]}, got R={cos.shape[1]}"
     )

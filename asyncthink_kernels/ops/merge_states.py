@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from asyncthink_kernels import dispatch
-from asyncthink_kernels.ops._checks import FLOATS, Checks, no_grad, wide
+from asyncthink_kernels._checks import FLOATS, Checks, accumulate_dtype, no_grad
 from asyncthink_kernels.ops._library import register
 
 
@@ -14,7 +14,7 @@ def merge_states(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     """Merge n partial attention outputs over disjoint keys: ``lse' = log sum_i exp(lse_i)``,
     ``out' = sum_i exp(lse_i - lse') out_i``.
 
-    A state with LSE -inf (it saw nothing) has no say, whatever its output holds; where all n are -inf the result is
+    A state with LSE -inf (it saw nothing) counts for nothing, even if it holds NaN; where all n are -inf the result is
     output 0, LSE -inf.
 
     Args:
@@ -46,7 +46,7 @@ def _outputs(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     """Check everything; allocate the merged out and lse."""
     check = Checks("merge_states", out.device)
     check.tensor("out", out, ("n", "T", "H", "Dv"), FLOATS)
-    check.tensor("lse", lse, ("n", "T", "H"), (wide(out.dtype),), dense=True)
+    check.tensor("lse", lse, ("n", "T", "H"), (accumulate_dtype(out.dtype),), dense=True)
     check.that(out.shape[0] >= 1, "out must hold at least one state, got n=0")
     return torch.empty(out.shape[1:], dtype=out.dtype, device=out.device), torch.empty_like(lse[0])
 

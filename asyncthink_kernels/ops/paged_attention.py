@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from asyncthink_kernels import dispatch
-from asyncthink_kernels.ops._checks import FLOATS, INT32, Checks, attention_options, no_grad, wide
+from asyncthink_kernels._checks import FLOATS, INT32, Checks, accumulate_dtype, attention_options, no_grad
+from asyncthink_kernels.arguments import PagedAttention
 from asyncthink_kernels.ops._library import register
+
+
+class _Options(TypedDict, total=False):
+    """The keywords of paged_attention, for its overloads."""
+
+    scale: float | None
+    window: int | None
+    softcap: float | None
+    sinks: Tensor | None
+    chunk: int
 
 
 @overload
@@ -20,12 +31,8 @@ def paged_attention(
     block_tables: Tensor,
     seq_lens: Tensor,
     *,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    chunk: int = 512,
     return_lse: Literal[False] = False,
+    **options: Unpack[_Options],
 ) -> Tensor: ...
 @overload
 def paged_attention(
@@ -35,12 +42,8 @@ def paged_attention(
     block_tables: Tensor,
     seq_lens: Tensor,
     *,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    chunk: int = 512,
     return_lse: Literal[True],
+    **options: Unpack[_Options],
 ) -> tuple[Tensor, Tensor]: ...
 def paged_attention(
     q: Tensor,
@@ -65,13 +68,13 @@ def paged_attention(
     Args:
         q: [B, Hq, D] queries. float32, bfloat16, float16 (float64: reference backend only).
         k_cache: [P, S, H, D], v_cache: [P, S, H, Dv]: dtype of ``q``; last dimension contiguous, other strides free.
-        block_tables: [B, M] int32, contiguous. Ids beyond a sequence's length are never looked at.
+        block_tables: [B, M] int32, contiguous. Ids beyond a sequence's length are never read.
         seq_lens: [B] int32, contiguous, each in [0, M * S]; 0 gives output 0 and LSE -inf (with a sink: LSE = sink).
         scale: default D ** -0.5.
         window: sliding window in tokens, at least 1; None: no window.
         softcap: soft limit of the logits, above 0; None: no limit.
         sinks: [Hq] float32 (float64 with float64 ``q``).
-        chunk: tokens of a sequence that are worked on as one piece, at least 1; a matter of speed and last bits.
+        chunk: tokens of a sequence that are computed as one piece, at least 1; changes speed and rounding only.
         return_lse: also return the log-sum-exp.
 
     Returns:
@@ -79,7 +82,7 @@ def paged_attention(
 
     Raises:
         ValueError: a shape, dtype, device, stride or option that does not fit, a length or page id out of range. On a
-            GPU lengths and page ids are looked at only under ``ASYNCTHINK_CHECK=1``.
+            GPU lengths and page ids are read only under ``ASYNCTHINK_CHECK=1``.
 
     Source: PagedAttention (arXiv 2309.06180, section 4.1), split along the sequence as in Flash-Decoding.
 
@@ -95,56 +98,35 @@ def paged_attention(
     return (out, lse) if return_lse else out
 
 
-def _outputs(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    chunk: int = 512,
-) -> tuple[Tensor, Tensor]:
+def _outputs(args: PagedAttention) -> tuple[Tensor, Tensor]:
     """Check everything but values; allocate out and lse."""
+    q = args.q
     check = Checks("paged_attention", q.device)
     check.tensor("q", q, ("B", "Hq", "D"), FLOATS)
-    check.tensor("k_cache", k_cache, ("P", "S", "H", "D"), (q.dtype,))
-    check.tensor("v_cache", v_cache, ("P", "S", "H", "Dv"), (q.dtype,))
-    check.tensor("block_tables", block_tables, ("B", "M"), INT32, dense=True)
-    check.tensor("seq_lens", seq_lens, ("B",), INT32, dense=True)
-    attention_options(check, q, scale, window, softcap, sinks)
-    check.that(chunk >= 1, f"chunk must be at least 1, got {chunk}")
-    out = torch.empty((*q.shape[:2], v_cache.shape[3]), dtype=q.dtype, device=q.device)
-    return out, torch.empty(q.shape[:2], dtype=wide(q.dtype), device=q.device)
+    check.tensor("k_cache", args.k_cache, ("P", "S", "H", "D"), (q.dtype,))
+    check.tensor("v_cache", args.v_cache, ("P", "S", "H", "Dv"), (q.dtype,))
+    check.tensor("block_tables", args.block_tables, ("B", "M"), INT32, dense=True)
+    check.tensor("seq_lens", args.seq_lens, ("B",), INT32, dense=True)
+    attention_options(check, q, args.scale, args.window, args.softcap, args.sinks)
+    check.that(args.chunk >= 1, f"chunk must be at least 1, got {args.chunk}")
+    out = torch.empty((*q.shape[:2], args.v_cache.shape[3]), dtype=q.dtype, device=q.device)
+    return out, torch.empty(q.shape[:2], dtype=accumulate_dtype(q.dtype), device=q.device)
 
 
-def _run(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    chunk: int = 512,
-) -> tuple[Tensor, Tensor]:
-    # fmt: off
-    out, lse = _outputs(q, k_cache, v_cache, block_tables, seq_lens, scale, window, softcap, sinks, chunk)
-    dispatch.find("paged_attention", q.device.type)(
-        q, k_cache, v_cache, block_tables, seq_lens, out, lse,
-        scale=q.shape[2] ** -0.5 if scale is None else scale, window=window, softcap=softcap, sinks=sinks, chunk=chunk,
-    )
-    # fmt: on
+def _run(*given: Any) -> tuple[Tensor, Tensor]:
+    args = PagedAttention(*given)
+    out, lse = _outputs(args)
+    dispatch.find("paged_attention", args.q.device.type)(args, out, lse)
     return out, lse
+
+
+def _fake(*given: Any) -> tuple[Tensor, Tensor]:
+    return _outputs(PagedAttention(*given))
 
 
 _op = register(
     "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_tables, Tensor seq_lens, "
     "float? scale=None, int? window=None, float? softcap=None, Tensor? sinks=None, int chunk=512) -> (Tensor, Tensor)",
     _run,
-    _outputs,
+    _fake,
 )

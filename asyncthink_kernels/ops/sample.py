@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from asyncthink_kernels import dispatch
-from asyncthink_kernels.ops._checks import INT32, INT64, Checks, no_grad
+from asyncthink_kernels._checks import INT32, INT64, Checks, no_grad
+from asyncthink_kernels.arguments import Sample
 from asyncthink_kernels.ops._library import register
 
 #: Tokens that a row may have: the sum of their weights fits 63 bits.
@@ -61,7 +64,7 @@ def sample(
     Raises:
         ValueError: a shape, dtype, device or stride that does not fit, a value out of its range, a row of logits that
             holds NaN or whose maximum is not finite. On a GPU nothing waits for values: such a row's token is -1 and
-            its log-probability NaN; under ``ASYNCTHINK_CHECK=1`` ranges are looked at there too.
+            its log-probability NaN; under ``ASYNCTHINK_CHECK=1`` ranges are checked there too.
 
     Source: Philox is Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); min-p is arXiv 2407.01082.
 
@@ -81,48 +84,34 @@ def sample(
     return drawn
 
 
-def _outputs(
-    logits: Tensor,
-    seeds: Tensor,
-    agents: Tensor,
-    positions: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _outputs(args: Sample) -> tuple[Tensor, Tensor]:
     """Check everything but values; allocate tokens and log-probabilities."""
-    check = Checks("sample", logits.device)
-    check.tensor("logits", logits, ("N", "V"), _LOGITS)
-    V = logits.shape[1]
+    check = Checks("sample", args.logits.device)
+    check.tensor("logits", args.logits, ("N", "V"), _LOGITS)
+    V = args.logits.shape[1]
     check.that(1 <= V <= MAX_TOKENS, f"logits must have V in [1, {MAX_TOKENS}], got V={V}")
-    for name, numbers in (("seeds", seeds), ("agents", agents), ("positions", positions)):
-        check.tensor(name, numbers, ("N",), INT64, dense=True)
-    for name, values in (("temperature", temperature), ("top_p", top_p), ("min_p", min_p)):
-        check.tensor(name, values, ("N",), _FLOAT32, dense=True)
-    check.tensor("top_k", top_k, ("N",), INT32, dense=True)
-    return torch.empty_like(seeds), torch.empty_like(temperature)
+    for name in ("seeds", "agents", "positions"):
+        check.tensor(name, getattr(args, name), ("N",), INT64, dense=True)
+    for name in ("temperature", "top_p", "min_p"):
+        check.tensor(name, getattr(args, name), ("N",), _FLOAT32, dense=True)
+    check.tensor("top_k", args.top_k, ("N",), INT32, dense=True)
+    return torch.empty_like(args.seeds), torch.empty_like(args.temperature)
 
 
-def _run(
-    logits: Tensor,
-    seeds: Tensor,
-    agents: Tensor,
-    positions: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-) -> tuple[Tensor, Tensor]:
-    arguments = (logits, seeds, agents, positions, temperature, top_k, top_p, min_p)
-    tokens, logprobs = _outputs(*arguments)
-    dispatch.find("sample", logits.device.type)(*arguments, tokens, logprobs)
+def _run(*given: Any) -> tuple[Tensor, Tensor]:
+    args = Sample(*given)
+    tokens, logprobs = _outputs(args)
+    dispatch.find("sample", args.logits.device.type)(args, tokens, logprobs)
     return tokens, logprobs
+
+
+def _fake(*given: Any) -> tuple[Tensor, Tensor]:
+    return _outputs(Sample(*given))
 
 
 _op = register(
     "sample(Tensor logits, Tensor seeds, Tensor agents, Tensor positions, Tensor temperature, Tensor top_k, "
     "Tensor top_p, Tensor min_p) -> (Tensor, Tensor)",
     _run,
-    _outputs,
+    _fake,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,14 +20,9 @@ class Tree(Contestant):
     name = "tree_attention"
     ours = True
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        self.arguments: dict[str, Any] = problem.plan.attention_args()
-
     def run(self) -> Tensor:
         x = self.problem
-        out: Tensor = tree_attention(x.q, x.k_cache, x.v_cache, **self.arguments)
-        return out
+        return tree_attention(x.q, x.k_cache, x.v_cache, x.plan)
 
     def check(self) -> float:
         with tiles() as chosen:

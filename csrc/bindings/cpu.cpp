@@ -2,7 +2,7 @@
 // std::invalid_argument, arrives in Python as ValueError.
 #include <array>
 
-#include "bindings/view.h"
+#include "bindings/arguments.h"
 #include "common/philox.h"
 #include "cpu/isa.h"
 #include "cpu/ops.h"
@@ -16,30 +16,22 @@ using Unlocked = py::call_guard<py::gil_scoped_release>;
 void bind_attention(py::module_& module) {
   module.def(
       "tree_attention",
-      [](const View& q, const View& k_cache, const View& v_cache, const View& items, const View& pages,
-         const View& entries, const View& row_ptr, const View& positions, const View& shifts, const OptionalView& cos,
-         const OptionalView& sin, const OptionalView& sinks, const View& out, const View& lse, const View& workspace,
-         float scale, int64_t window, float softcap, bool interleaved) {
-        const Attention attention = {q, k_cache, v_cache, sinks, out, lse, {scale, window, softcap, interleaved}};
-        tree_attention({attention, items, pages, entries, row_ptr, positions, shifts, cos, sin}, workspace);
+      [](py::handle args, const View& out, const View& lse, const View& workspace) {
+        const TreeAttention attention = read_tree_attention(args, out, lse);
+        const py::gil_scoped_release unlocked;
+        tree_attention(attention, workspace);
       },
-      py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("items"), py::arg("pages"), py::arg("entries"),
-      py::arg("row_ptr"), py::arg("positions"), py::arg("shifts"), py::arg("cos"), py::arg("sin"), py::arg("sinks"),
-      py::arg("out"), py::arg("lse"), py::arg("workspace"), py::arg("scale"), py::arg("window"), py::arg("softcap"),
-      py::arg("interleaved"), Unlocked());
+      py::arg("args"), py::arg("out"), py::arg("lse"), py::arg("workspace"));
   module.def("tree_attention_workspace", &tree_attention_workspace, py::arg("partials"), py::arg("q_heads"),
              py::arg("kv_heads"), py::arg("v_head_dim"));
   module.def(
       "paged_attention",
-      [](const View& q, const View& k_cache, const View& v_cache, const View& block_tables, const View& seq_lens,
-         const OptionalView& sinks, const View& out, const View& lse, const View& workspace, int64_t chunk, float scale,
-         int64_t window, float softcap) {
-        const Attention attention = {q, k_cache, v_cache, sinks, out, lse, {scale, window, softcap, false}};
-        paged_attention({attention, block_tables, seq_lens, chunk}, workspace);
+      [](py::handle args, const View& out, const View& lse, const View& workspace) {
+        const PagedAttention attention = read_paged_attention(args, out, lse);
+        const py::gil_scoped_release unlocked;
+        paged_attention(attention, workspace);
       },
-      py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("block_tables"), py::arg("seq_lens"),
-      py::arg("sinks"), py::arg("out"), py::arg("lse"), py::arg("workspace"), py::arg("chunk"), py::arg("scale"),
-      py::arg("window"), py::arg("softcap"), Unlocked());
+      py::arg("args"), py::arg("out"), py::arg("lse"), py::arg("workspace"));
   module.def("paged_attention_workspace", &paged_attention_workspace, py::arg("max_blocks"), py::arg("page_size"),
              py::arg("chunk"), py::arg("rows"), py::arg("q_heads"), py::arg("kv_heads"), py::arg("v_head_dim"));
 }
@@ -81,11 +73,12 @@ void bind_cache_ops(py::module_& module) {
 void bind_sample(py::module_& module) {
   module.def(
       "sample",
-      [](const View& logits, const View& seeds, const View& agents, const View& positions, const View& temperature,
-         const View& top_k, const View& top_p, const View& min_p, const View& tokens, const View& logprobs) {
-        sample({logits, seeds, agents, positions, temperature, top_k, top_p, min_p, tokens, logprobs});
+      [](py::handle args, const View& tokens, const View& logprobs) {
+        const Sample job = read_sample(args, tokens, logprobs);
+        const py::gil_scoped_release unlocked;
+        sample(job);
       },
-      Unlocked());
+      py::arg("args"), py::arg("tokens"), py::arg("logprobs"));
   module.def(
       "philox",
       [](std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
@@ -111,7 +104,7 @@ void bind_runtime(py::module_& module) {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
-  module.doc() = "CPU kernels of asyncthink_kernels; called by asyncthink_kernels.backends.native alone.";
+  module.doc() = "CPU kernels of asyncthink_kernels; called only by asyncthink_kernels.backends.native.";
   bind_attention(module);
   bind_cache_ops(module);
   bind_sample(module);

@@ -1,6 +1,6 @@
 // asyncthink_kernels._cuda. The CUDA runtime is linked statically and looks for the driver at the first call: importing
-// works on any machine, and why_not() says what is missing. Streams are integers (cudaStream_t).
-#include "bindings/view.h"
+// works on any machine, and unavailable_reason() says what is missing. Streams are integers (cudaStream_t).
+#include "bindings/arguments.h"
 #include "cuda/attention.h"
 #include "cuda/ops.h"
 
@@ -9,7 +9,7 @@ namespace {
 using namespace atk;
 using Unlocked = py::call_guard<py::gil_scoped_release>;
 
-std::optional<std::string> why_not() {
+std::optional<std::string> unavailable_reason() {
   int driver = 0, devices = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "no driver";
   if (const cudaError_t status = cudaGetDeviceCount(&devices); status != cudaSuccess) return cudaGetErrorString(status);
@@ -52,42 +52,34 @@ void bind_cache_ops(py::module_& module) {
 void bind_sample(py::module_& module) {
   module.def(
       "sample",
-      [](const View& logits, const View& seeds, const View& agents, const View& positions, const View& temperature,
-         const View& top_k, const View& top_p, const View& min_p, const View& tokens, const View& logprobs,
-         uintptr_t stream) {
-        cuda::sample({logits, seeds, agents, positions, temperature, top_k, top_p, min_p, tokens, logprobs},
-                     stream_of(stream));
+      [](py::handle args, const View& tokens, const View& logprobs, uintptr_t stream) {
+        const Sample job = read_sample(args, tokens, logprobs);
+        const py::gil_scoped_release unlocked;
+        cuda::sample(job, stream_of(stream));
       },
-      Unlocked());
+      py::arg("args"), py::arg("tokens"), py::arg("logprobs"), py::arg("stream"));
 }
 
 void bind_attention(py::module_& module) {
   module.def(
       "tree_attention",
-      [](const View& q, const View& k_cache, const View& v_cache, const View& items, const View& pages,
-         const View& entries, const View& row_ptr, const View& positions, const View& shifts, const OptionalView& cos,
-         const OptionalView& sin, const OptionalView& sinks, const View& out, const View& lse, const View& part_out,
-         const View& part_lse, const View& entry_of, float scale, int64_t window, float softcap, bool interleaved,
-         uintptr_t stream) {
-        const Attention attention = {q, k_cache, v_cache, sinks, out, lse, {scale, window, softcap, interleaved}};
-        cuda::tree_attention({attention, items, pages, entries, row_ptr, positions, shifts, cos, sin},
-                             {part_out, part_lse, entry_of}, stream_of(stream));
+      [](py::handle args, const View& out, const View& lse, const View& part_out, const View& part_lse,
+         const View& entry_of, uintptr_t stream) {
+        const TreeAttention attention = read_tree_attention(args, out, lse);
+        const py::gil_scoped_release unlocked;
+        cuda::tree_attention(attention, {part_out, part_lse, entry_of}, stream_of(stream));
       },
-      py::kw_only(), py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("items"), py::arg("pages"),
-      py::arg("entries"), py::arg("row_ptr"), py::arg("positions"), py::arg("shifts"), py::arg("cos"), py::arg("sin"),
-      py::arg("sinks"), py::arg("out"), py::arg("lse"), py::arg("part_out"), py::arg("part_lse"), py::arg("entry_of"),
-      py::arg("scale"), py::arg("window"), py::arg("softcap"), py::arg("interleaved"), py::arg("stream"), Unlocked());
+      py::arg("args"), py::arg("out"), py::arg("lse"), py::arg("part_out"), py::arg("part_lse"), py::arg("entry_of"),
+      py::arg("stream"));
   module.def(
       "paged_attention",
-      [](const View& q, const View& k_cache, const View& v_cache, const View& block_tables, const View& seq_lens,
-         const OptionalView& sinks, const View& out, const View& lse, const View& part_out, const View& part_lse,
-         int64_t chunk, float scale, int64_t window, float softcap, uintptr_t stream) {
-        const Attention attention = {q, k_cache, v_cache, sinks, out, lse, {scale, window, softcap, false}};
-        cuda::paged_attention({attention, block_tables, seq_lens, chunk}, {part_out, part_lse, {}}, stream_of(stream));
+      [](py::handle args, const View& out, const View& lse, const View& part_out, const View& part_lse,
+         uintptr_t stream) {
+        const PagedAttention attention = read_paged_attention(args, out, lse);
+        const py::gil_scoped_release unlocked;
+        cuda::paged_attention(attention, {part_out, part_lse, {}}, stream_of(stream));
       },
-      py::kw_only(), py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("block_tables"), py::arg("seq_lens"),
-      py::arg("sinks"), py::arg("out"), py::arg("lse"), py::arg("part_out"), py::arg("part_lse"), py::arg("chunk"),
-      py::arg("scale"), py::arg("window"), py::arg("softcap"), py::arg("stream"), Unlocked());
+      py::arg("args"), py::arg("out"), py::arg("lse"), py::arg("part_out"), py::arg("part_lse"), py::arg("stream"));
   module.def(
       "attention_shared",
       [](int itemsize, int64_t D, int64_t Dv, double rows, int64_t limit) {
@@ -102,8 +94,8 @@ void bind_attention(py::module_& module) {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, module) {
-  module.doc() = "CUDA kernels of asyncthink_kernels; called by asyncthink_kernels.backends.cuda alone.";
-  module.def("why_not", &why_not, "None where kernels can be launched, else one line.");
+  module.doc() = "CUDA kernels of asyncthink_kernels; called only by asyncthink_kernels.backends.cuda.";
+  module.def("unavailable_reason", &unavailable_reason, "None where kernels can be launched, else one line.");
   module.attr("toolkit") = CUDART_VERSION;  // 1000 major + 10 minor
 #ifdef ATK_EMULATED
   module.attr("emulated") = true;  // by the tests, on a CPU

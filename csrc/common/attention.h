@@ -1,4 +1,4 @@
-// The arguments of tree_attention and paged_attention and the checks that need no look at device memory, for every
+// The arguments of tree_attention and paged_attention and the checks that read no device memory, for every
 // device. T or B rows, Hq query heads, H kv heads, D and Dv head dims, P pages of S slots, I items, E entries, K
 // shifts, R rotated pairs.
 #pragma once

@@ -1,4 +1,4 @@
-// copy_pages' arguments and the checks that need no look at device memory, for every device.
+// copy_pages' arguments and the checks that read no device memory, for every device.
 #pragma once
 
 #include "common/check.h"

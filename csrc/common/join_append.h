@@ -1,4 +1,4 @@
-// join_append's arguments and the checks that need no look at device memory, for every device.
+// join_append's arguments and the checks that read no device memory, for every device.
 #pragma once
 
 #include "common/check.h"

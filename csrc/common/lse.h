@@ -13,7 +13,7 @@
 namespace atk {
 
 struct LseMerge {
-  float max;  // the largest lse_i, or 0 where all are -inf (or NaN), so that lse_i - max is NaN for a NaN alone
+  float max;  // the largest lse_i, or 0 where all are -inf (or NaN), so that lse_i - max is NaN only for a NaN
   float sum;  // sum_i exp(lse_i - max)
 
   // Over lse_at(0) ... lse_at(n - 1), and a sink's logit (pass -inf without one).

@@ -1,12 +1,12 @@
-// sample's arguments and the checks that need no look at device memory, for every device.
+// sample's arguments and the checks that read no device memory, for every device.
 #pragma once
 
 #include "common/check.h"
-#include "common/draw.h"
+#include "common/sample_draw.h"
 
 namespace atk {
 
-// One token of each of N rows of V logits (common/draw.h). All but the logits are contiguous.
+// One token of each of N rows of V logits (common/sample_draw.h). All but the logits are contiguous.
 struct Sample {
   View logits;                    // [N, V]
   View seeds, agents, positions;  // [N] int64

@@ -52,9 +52,4 @@ ATK_HD int64_t item_slot(const Item& item, const int32_t* pages, int64_t page_si
   return slot_of(pages[item.page_begin + page_of(place, page_size)], offset_of(place, page_size), page_size);
 }
 
-// How many of an item's `pages` its tokens touch.
-ATK_HD int64_t item_pages(const Item& item, int64_t page_size) {
-  return item.length > 0 ? ceil_div(item.offset + item.length, page_size) : 0;
-}
-
 }  // namespace atk

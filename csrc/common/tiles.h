@@ -1,4 +1,4 @@
-// How work is cut into pieces for the blocks of a GPU: arithmetic of indices alone, so a CPU tests it.
+// How work is cut into pieces for the blocks of a GPU: only arithmetic of indices, so a CPU tests it.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ ATK_HD int64_t tile_bound(int64_t items, int64_t entries, int64_t group, int64_t
 }
 
 // A tile belongs to the last item that `begins` at it or before. Threads look for it together, each at one part
-// [i, i + step) of the items that are left, [low, high): whether it is this thread's. It is one thread's alone.
+// [i, i + step) of the items that are left, [low, high): whether it is this thread's. Exactly one thread has it.
 template <class Begins>
 ATK_HD bool holds_tile(int64_t i, int64_t step, int64_t high, const Begins& begins) {
   return i < high && begins(i) && !(i + step < high && begins(i + step));
@@ -28,7 +28,7 @@ ATK_HD bool holds_tile(int64_t i, int64_t step, int64_t high, const Begins& begi
 
 // Stages of a ring of `stage` bytes each in a block that needs `fixed` bytes besides, on a chip with `limit` bytes of
 // shared memory for a block: so many that two blocks share a multiprocessor, at most `most`; 0 where not even one fits.
-// Two stages for a block alone: then one is loaded while the other is used.
+// Two stages where only one block fits: then one is loaded while the other is used.
 ATK_HD int64_t ring_stages(int64_t fixed, int64_t stage, int64_t limit, int64_t most) {
   const int64_t shared = (limit / 2 - fixed) / stage;
   if (shared >= 2) return shared < most ? shared : most;

@@ -70,8 +70,8 @@ struct AttentionKernels {
 // Floats of workspace to run with: for all heads at once where that is small, else for a pass over some kv heads.
 int64_t attention_workspace(int64_t partials, int64_t q_heads, int64_t kv_heads, int64_t v_head_dim);
 
-// Both phases for a problem whose plan was checked; in passes over as many kv heads as the workspace has room for.
-// Raises where there is none for one.
+// Both phases for a problem whose plan is known to be right; in passes over as many kv heads as the workspace has room
+// for. Raises where there is none for one.
 void run_attention(AttentionProblem problem, int64_t num_items, const View& workspace);
 
 }  // namespace atk

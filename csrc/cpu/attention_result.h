@@ -1,4 +1,4 @@
-// From partial results to a row's output: alone, or merged with others and with the query head's sink.
+// From partial results to a row's output: a single one, or merged with others and with the query head's sink.
 #pragma once
 
 #include <limits>

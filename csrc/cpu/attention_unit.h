@@ -134,13 +134,13 @@ class Unit {
       if (seen.any == seen.all || all_finite(tokens))
         rows(h, 0, M_, tokens);
       else
-        each_entry_alone(h, tokens);
+        each_entry_by_itself(h, tokens);
     }
   }
 
-  // A probability of exactly zero does not silence an infinity or a NaN. Where there is one, each entry gets the values
-  // that it sees and no others, so that a branch gone wrong harms no sibling.
-  void each_entry_alone(int64_t h, int tokens) {
+  // Zero times infinity or NaN is NaN. Where a value is not finite, each entry is computed from the values that it sees
+  // and no others, so that it reaches no sibling.
+  void each_entry_by_itself(int64_t h, int tokens) {
     for (int64_t m = 0; m < M_; m += group_) {
       if (!at_.visible[m]) continue;
       select_head(h, at_.visible[m], tokens);

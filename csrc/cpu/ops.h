@@ -1,7 +1,8 @@
-// The CPU ops. Each checks all it is given before it touches memory (atk::Error), allocates nothing but small
-// thread-local scratch, and shares its work among the threads of cpu/threads.h.
-// T rows, Hq query heads, H kv heads, D and Dv head dims of K and V, P pages of S slots, L layers, N tokens,
-// I items, E entries, K shifts, R rotated pairs.
+// The CPU ops. Each checks its arguments before it touches memory (atk::Error; values of a plan are checked when it is
+// made), allocates nothing but small thread-local scratch, and shares its work among the threads of cpu/threads.h.
+//
+// T rows, Hq query heads, H kv heads, D and Dv head dims of K and V, P pages of S slots, L layers, N tokens, I items,
+// E entries, K shifts, R rotated pairs.
 #pragma once
 
 #include "common/append_kv.h"

@@ -7,7 +7,7 @@
 namespace atk {
 namespace {
 
-// Block tables as a step plan: row b alone sees the chunks of its own pages. Kept per thread, so that it allocates only
+// Block tables as a step plan: only row b sees the chunks of its own pages. Kept per thread, so that it allocates only
 // when a larger problem comes.
 struct Plan {
   std::vector<Item> items;

@@ -6,8 +6,8 @@
 
 #include "common/philox.h"
 #include "common/slots.h"
-#include "cpu/draw_rows.h"
 #include "cpu/ops.h"
+#include "cpu/sample_rows.h"
 #include "cpu/threads.h"
 
 namespace atk {
@@ -42,7 +42,7 @@ Notes& notes_of_this_thread(int64_t runs) {
 }
 
 struct Row {
-  const DrawKernels::Typed& kernels;
+  const SampleKernels::Typed& kernels;
   const char* logits;
   int64_t V, size;  // tokens, bytes of one
   float temperature;
@@ -76,7 +76,7 @@ bool find_max(Row& row) {
   std::atomic<bool> nan = false;
   row.each_run([&](int64_t r) {
     const LogitRun run = row.run(r);
-    const DrawKernels::Peak peak = row.kernels.peak(run.logits, run.n);
+    const SampleKernels::Peak peak = row.kernels.peak(run.logits, run.n);
     row.notes.peaks[r] = peak.key;
     if (std::isnan(std::bit_cast<float>(peak.magnitude))) nan = true;
   });
@@ -116,7 +116,7 @@ int32_t find_equal(const Row& row, float logit, uint64_t nth) {
 }
 
 // Keeps tokens in their order, larger logits first, then lower indices, until their number (or weight) is `target`.
-// Only runs with a logit of key `bound` are looked at: what has at least this key reaches the target.
+// Only runs with a logit of key `bound` are read: what has at least this key reaches the target.
 void keep_first(Row& row, uint64_t target, bool weighed, uint32_t bound) {
   const auto add_digits = weighed ? row.kernels.weigh_digits : row.kernels.count_digits;
   uint64_t bins[kBins];
@@ -183,7 +183,7 @@ void sample(const Sample& a) {
   const Sizes sizes = a.check();
   check_values(a);
 
-  const DrawKernels::Typed& kernels = draw_kernels().of(a.logits.dtype);
+  const SampleKernels::Typed& kernels = sample_kernels().of(a.logits.dtype);
   const int64_t N = sizes["N"], V = sizes["V"], size = element_size(a.logits.dtype);
   const bool shared = N < num_threads();
   const auto draw = [&](int64_t n) {

@@ -21,8 +21,8 @@ void parallel_for(int64_t n, int64_t grain, Body body, const void* fn);
 }  // namespace detail
 
 // fn(i) once for every i in [0, n), in any order and on any thread. A thread draws `grain` successive items at a time
-// from one counter, so uneven items balance; n <= grain stays on the caller and wakes nobody. The first exception of fn
-// is thrown again here, after all threads have stopped.
+// from one counter, so uneven items balance; n <= grain stays on the caller and wakes no thread. The first exception of
+// fn is thrown again here, after all threads have stopped.
 template <class Fn>
 void parallel_for(int64_t n, int64_t grain, const Fn& fn) {
   static_assert(std::is_invocable_v<const Fn&, int64_t>);

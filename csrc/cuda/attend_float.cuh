@@ -19,11 +19,11 @@ struct FloatTile {
   float max = -INFINITY, sum = 0.0f;
   float out[M][kDims] = {};
 
-  __device__ __forceinline__ FloatTile(const AttentionJob& job, const float* queries, const TileRow* rows, int alone,
-                                       int live, float (*weights)[M][kTokens + 1])
+  __device__ __forceinline__ FloatTile(const AttentionJob& job, const float* queries, const TileRow* rows,
+                                       int only_entry, int live, float (*weights)[M][kTokens + 1])
       : job(job), queries(queries), weights(weights[threadIdx.x / kWarp]), live(live) {
     const TileRow& row = rows[threadIdx.x % kWarp / 2];
-    const bool mine = alone < 0 || row.entry == alone;
+    const bool mine = only_entry < 0 || row.entry == only_entry;
     begin = mine ? row.begin : 0, end = mine ? row.end : 0;
   }
 

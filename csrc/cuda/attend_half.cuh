@@ -22,12 +22,12 @@ struct HalfTile {
   const AttentionJob& job;
   const T* queries;
   const TileRow* rows;
-  int alone;                   // the entry that has this pass for itself, or -1
-  float max[R][2], sum[R][2];  // of rows g and g + 8 of a fragment, g = lane / 4; sums of this lane's tokens alone
+  int only_entry;              // the one entry of this pass, or -1 for all
+  float max[R][2], sum[R][2];  // of rows g and g + 8 of a fragment, g = lane / 4; sums of this lane's own tokens
   float out[R][BDV / 8][4];
 
-  __device__ __forceinline__ HalfTile(const AttentionJob& job, const T* queries, const TileRow* rows, int alone)
-      : job(job), queries(queries), rows(rows), alone(alone) {
+  __device__ __forceinline__ HalfTile(const AttentionJob& job, const T* queries, const TileRow* rows, int only_entry)
+      : job(job), queries(queries), rows(rows), only_entry(only_entry) {
 #pragma unroll
     for (int r = 0; r < R; ++r) {
 #pragma unroll
@@ -66,7 +66,7 @@ struct HalfTile {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const TileRow& row = rows[r * kFragment + half * 8 + threadIdx.x % kWarp / 4];
-      const int begin = row.begin, end = alone < 0 || row.entry == alone ? row.end : begin;
+      const int begin = row.begin, end = only_entry < 0 || row.entry == only_entry ? row.end : begin;
       float high = max[r][half];
 #pragma unroll
       for (int n = 0; n < 2; ++n)

@@ -1,5 +1,5 @@
 // Each warp's ring of K and V in shared memory, filled by asynchronous copies. A warp takes the same tokens of every
-// block of an item (its `slice`), so it waits for nobody but itself.
+// block of an item (its `slice`), so it waits for no other warp.
 #pragma once
 
 #include "common/slots.h"

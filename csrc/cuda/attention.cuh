@@ -28,7 +28,7 @@ struct AttendShape {
     alignas(16) T queries[M][Tile::kQ];
     int64_t item;  // for the search
     TileRow rows[M];
-    float weights[kFloat ? kWarps : 1][M][Tile::kTokens + 1];  // float32 alone uses them
+    float weights[kFloat ? kWarps : 1][M][Tile::kTokens + 1];  // only float32 uses them
   };
 
   static constexpr size_t kStageBytes = kWarps * sizeof(Ring);
@@ -61,15 +61,15 @@ __global__ void __launch_bounds__(kAttendThreads, 2) attend_item(const __grid_co
   load_queries<T, Shape::kDims>(job, work, head, M, &fixed.queries[0][0], Shape::Tile::kQ);
   sync_block();
 
-  // One pass for all entries. If somebody sees a NaN or an infinity, who does not must not notice (0 * inf): then one
-  // for each entry over what it sees alone, which for all others computes the same again.
+  // One pass for all entries. If some row sees a NaN or an infinity, it must not reach rows that do not see it (0 *
+  // inf): then each entry gets a pass over its own tokens only. For rows without a NaN that computes the same again.
   const int left = work.rows - work.first, live = left < M ? left : M;
   const int first_entry = work.first / job.G, last_entry = (work.first + live - 1) / job.G;
-  for (int alone = -1; alone <= last_entry; alone = alone < 0 ? first_entry : alone + 1) {
+  for (int only_entry = -1; only_entry <= last_entry; only_entry = only_entry < 0 ? first_entry : only_entry + 1) {
     int low = INT32_MAX, high = 0;
     for (int row = 0; row < live; ++row) {
       const TileRow& each = fixed.rows[row];
-      if (each.begin >= each.end || (alone >= 0 && each.entry != alone)) continue;
+      if (each.begin >= each.end || (only_entry >= 0 && each.entry != only_entry)) continue;
       low = each.begin < low ? each.begin : low, high = each.end > high ? each.end : high;
     }
     low = low < high ? low : high;
@@ -79,15 +79,15 @@ __global__ void __launch_bounds__(kAttendThreads, 2) attend_item(const __grid_co
       tile.finish(results);
     };
     if constexpr (Shape::kFloat) {
-      typename Shape::Tile tile(job, &fixed.queries[0][0], fixed.rows, alone, live, fixed.weights);
+      typename Shape::Tile tile(job, &fixed.queries[0][0], fixed.rows, only_entry, live, fixed.weights);
       run(tile);
     } else {
-      typename Shape::Tile tile(job, &fixed.queries[0][0], fixed.rows, alone);
+      typename Shape::Tile tile(job, &fixed.queries[0][0], fixed.rows, only_entry);
       run(tile);
     }
     sync_block();
-    const bool odd = any_of_block(store_partials(job, work, head, fixed.rows, results, alone));
-    if (alone < 0 && !odd) return;
+    const bool nonfinite = any_of_block(store_partials(job, work, head, fixed.rows, results, only_entry));
+    if (only_entry < 0 && !nonfinite) return;
   }
 }
 

@@ -140,18 +140,19 @@ __device__ __forceinline__ float merge_warps(WarpResults<M, BDV>& results, int r
   return total == 0.0f ? -INFINITY : (safe + log2f(total)) * kLn2;
 }
 
-// Writes the partials of the rows whose entry is `alone` (-1: of all). Whether a thread met a value that is not finite.
+// Writes the partials of the rows whose entry is `only_entry` (-1: of all). Whether a thread met a value that is not
+// finite.
 template <int M, int BDV>
 __device__ __forceinline__ bool store_partials(const AttentionJob& job, const Work& work, int head, const TileRow* rows,
-                                               WarpResults<M, BDV>& results, int alone) {
-  const auto mine = [&](int row) { return rows[row].entry >= 0 && (alone < 0 || rows[row].entry == alone); };
+                                               WarpResults<M, BDV>& results, int only_entry) {
+  const auto mine = [&](int row) { return rows[row].entry >= 0 && (only_entry < 0 || rows[row].entry == only_entry); };
   const int64_t base = (head * job.num_entries + work.entry_begin) * job.G + work.first;
   if (const int row = threadIdx.x; row < M) {
     const float lse = merge_warps(results, row);
     if (mine(row)) job.part_lse[base + row] = lse;
   }
   sync_block();
-  bool odd = false;
+  bool nonfinite = false;
   for (int i = threadIdx.x; i < M * BDV; i += kAttendThreads) {
     const int row = i / BDV, d = i % BDV;
     if (d >= job.Dv || !mine(row)) continue;
@@ -159,9 +160,9 @@ __device__ __forceinline__ bool store_partials(const AttentionJob& job, const Wo
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) out += results.max[w][row] * results.out[w][row][d];
     job.part_out[(base + row) * job.Dv + d] = out;
-    odd |= !(fabsf(out) < INFINITY);
+    nonfinite |= !(fabsf(out) < INFINITY);
   }
-  return odd;
+  return nonfinite;
 }
 
 }  // namespace atk::cuda

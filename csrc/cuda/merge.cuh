@@ -17,7 +17,7 @@ struct Merged {
 
 // Over parts 0 ... n - 1: `lse_at(i)` natural, `part_at(i)` points to Dv values; `sink` is one more logit, -inf for
 // none. A part whose weight is 0 is skipped, whatever it holds. A lane's sum of weights covers every 32nd part; lanes
-// are then added in a fixed pattern: the result depends on the parts alone.
+// are then added in a fixed pattern: the result depends only on the parts.
 template <class LseAt, class PartAt>
 __device__ __forceinline__ Merged merge_parts(int n, int Dv, const LseAt& lse_at, const PartAt& part_at, float sink) {
   const int lane = threadIdx.x % kWarp;
@@ -25,7 +25,7 @@ __device__ __forceinline__ Merged merge_parts(int n, int Dv, const LseAt& lse_at
   for (int i = lane; i < n; i += kWarp) high = fmaxf(high, lse_at(i));
 #pragma unroll
   for (int mask = kWarp / 2; mask > 0; mask /= 2) high = fmaxf(high, shuffle_xor(high, mask));
-  if (high == -INFINITY) high = 0.0f;  // then lse - high is NaN for a NaN alone
+  if (high == -INFINITY) high = 0.0f;  // then lse - high is NaN only for a NaN
   float total = 0.0f;
   for (int i = lane; i < n; i += kWarp) total += expf(lse_at(i) - high);
 #pragma unroll

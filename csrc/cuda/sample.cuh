@@ -1,10 +1,11 @@
 // sample on the device: a block for each row, which stays in L2 while the block goes over it again: for the maximum,
-// for the sum of weights, and for each filter once a digit. All that is decided is decided on integers (common/draw.h).
+// for the sum of weights, and for each filter once a digit. All that is decided is decided on integers
+// (common/sample_draw.h).
 #pragma once
 
 #include "common/philox.h"
 #include "cuda/launch.h"
-#include "cuda/logit_row.cuh"
+#include "cuda/sample_row.cuh"
 
 namespace atk::cuda {
 

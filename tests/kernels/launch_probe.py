@@ -15,6 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from asyncthink_kernels.arguments import PagedAttention, TreeAttention
 from asyncthink_kernels.backends.triton import _attention
 from asyncthink_kernels.testing import Tree
 
@@ -23,7 +24,6 @@ ARCH = "sm_90"
 L, P, S, H, D = 3, 16, 16, 8, 128
 #: Options of the compiler that are not Triton's own, with those.
 OPTIONS = {"enable_fp_fusion": True, "maxnreg": None}
-PLAN = ("items", "pages", "entries", "row_ptr", "positions", "shifts")
 compiled: list[dict[str, Any]] = []
 
 
@@ -69,16 +69,15 @@ def calls(dtype: torch.dtype, T: int) -> dict[str, tuple[tuple[Any, ...], dict[s
     root = tree.root(20)
     plan = tree.plan([(tree.fork(root, 20, 0 if i else 1), 1) for i in range(T)]).args
     results = (torch.empty_like(q), torch.empty(shape))
-    none = dict.fromkeys(("window", "softcap", "sinks"))
     tables, lengths = torch.zeros(T, 4, dtype=torch.int32), torch.full((T,), 60, dtype=torch.int32)
     return {
         "tree_attention": (
-            (q, k_caches[0], v_caches[0], *(plan[name] for name in PLAN), *results),
-            {**none, "scale": 0.1, "cos": None, "sin": None, "interleaved": False},
+            (TreeAttention(q, k_caches[0], v_caches[0], **plan, scale=0.1), *results),
+            {},
         ),
         "paged_attention": (
-            (q, k_caches[0], v_caches[0], tables, lengths, *results),
-            {**none, "scale": 0.1, "chunk": 16},
+            (PagedAttention(q, k_caches[0], v_caches[0], tables, lengths, scale=0.1, chunk=16), *results),
+            {},
         ),
         "append_kv": ((k, v, k_caches[0], v_caches[0], far), {}),
         "copy_pages": ((k_caches, v_caches, near[: P // 2] % 8, 8 + near[: P // 2]), {}),

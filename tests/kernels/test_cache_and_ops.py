@@ -61,8 +61,7 @@ class World:
         caches, slots = (self.storage.k(0), self.storage.v(0)), plan.slots.to(self.device)
         append_kv(k.to(**to), CONTENT_V[ids].to(**to), *caches, slots)
         cos, sin = self.tables(plan.shifts)
-        plan_args = plan.to(self.device).attention_args()
-        out = tree_attention(q.to(**to), *caches, **plan_args, cos=cos, sin=sin, window=self.window)
+        out = tree_attention(q.to(**to), *caches, plan.to(self.device), cos=cos, sin=sin, window=self.window)
         limit = TOLERANCE[self.dtype].out
         compare(out, torch.stack([self.dense(*each) for each in zip(q, seen, strict=True)]), limit=limit)
 

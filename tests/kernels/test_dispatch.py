@@ -29,7 +29,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
     for name in ("partial", "whole"):
         module = types.ModuleType(f"toy_{name}")
-        module.why_not = lambda op, device, name=name: (
+        module.unavailable_reason = lambda op, device, name=name: (
             "not written yet" if (name, op) == ("partial", "copy_pages") else None
         )
         module.note = lambda device, name=name: f"{name} on {device}"

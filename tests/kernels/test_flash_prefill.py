@@ -69,7 +69,7 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     module = types.ModuleType("flash_attn")
     module.__version__, module.flash_attn_varlen_func = "2.8.3", flash_attn_varlen_func
     monkeypatch.setitem(sys.modules, "flash_attn", module)
-    monkeypatch.setattr(flash, "_why_not_device", lambda device: None)
+    monkeypatch.setattr(flash, "_device_reason", lambda device: None)
     monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
     flash._load.cache_clear()
     CALLS.clear()
@@ -91,7 +91,7 @@ def test_it_is_asked_for_what_tree_attention_computes(
     q = normal((40, 6, 16), torch.bfloat16, 1)
     k, v = normal((40, 2, 16), torch.bfloat16, 2), normal((40, 2, 16), torch.bfloat16, 3)
     asyncthink_kernels.append_kv(k, v, storage.k(0), storage.v(0), plan.slots)
-    expected = tree_attention(q, storage.k(0), storage.v(0), **plan.attention_args(), **options)
+    expected = tree_attention(q, storage.k(0), storage.v(0), plan, **options)
     assert plan.fresh == counts
     prefill = dispatch.find_prefill(q, v, None)
     assert prefill is flash.prefill
@@ -151,7 +151,7 @@ def test_a_decoder_prefills_new_branches_by_it_and_nothing_else(
     family: str, standin: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as absent:
-        absent.setattr(flash, "_why_not_device", lambda device: "absent")
+        absent.setattr(flash, "_device_reason", lambda device: "absent")
         expected, plain = decoded(family)
         assert not CALLS
     got, decoder = decoded(family)
@@ -205,25 +205,25 @@ def test_which_tensors_it_takes(
 ) -> None:
     q, v = torch.zeros(3, 4, dims[0], dtype=made_of), torch.zeros(3, 2, dims[1], dtype=made_of)
     sink = torch.zeros(4) if sinks else None
-    assert flash.why_not_these(q, v, sink) == reason
+    assert flash.unsupported_reason(q, v, sink) == reason
     assert (dispatch.find_prefill(q, v, sink) is None) == (reason is not None)
 
 
 def test_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert flash.why_not("cpu") == "serves cuda only"
+    assert flash.unavailable_reason("cpu") == "serves cuda only"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert flash.why_not("cuda") == "no GPU"
+    assert flash.unavailable_reason("cuda") == "no GPU"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert flash.why_not("cuda") == "needs compute capability 8.0, got 7.5"
+    assert flash.unavailable_reason("cuda") == "needs compute capability 8.0, got 7.5"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    assert flash._why_not_device("cuda") is None
+    assert flash._device_reason("cuda") is None
 
 
 def test_which_installations_it_takes(
     standin: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert flash.why_not("cuda") is None
+    assert flash.unavailable_reason("cuda") is None
     assert flash.note().startswith("flash-attn 2.8.3, ")
     versions = {
         "2.7.4.post1": "needs flash-attn 2.8 or newer, got 2.7.4.post1",
@@ -234,18 +234,18 @@ def test_which_installations_it_takes(
     for version, reason in versions.items():
         standin.__version__ = version
         flash._load.cache_clear()
-        assert flash.why_not("cuda") == reason
+        assert flash.unavailable_reason("cuda") == reason
     monkeypatch.delitem(sys.modules, "flash_attn")
     (tmp_path / "flash_attn.py").write_text("import no_such_extension\n")
     monkeypatch.syspath_prepend(tmp_path)
     flash._load.cache_clear()
-    assert flash.why_not("cuda") == "ModuleNotFoundError: No module named 'no_such_extension'"
+    assert flash.unavailable_reason("cuda") == "ModuleNotFoundError: No module named 'no_such_extension'"
     monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
     flash._load.cache_clear()
-    assert flash.why_not("cuda") == "flash_attn is there without flash_attn_varlen_func"
+    assert flash.unavailable_reason("cuda") == "flash_attn is there without flash_attn_varlen_func"
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     flash._load.cache_clear()
-    assert flash.why_not("cuda") == "flash-attn is not installed"
+    assert flash.unavailable_reason("cuda") == "flash-attn is not installed"
 
 
 def test_explain(standin: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +256,7 @@ def test_explain(standin: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> 
         named, ours = explain("prefill")
         assert named.available and not named.default and ours.default
         assert named.reason.endswith("; not used, as backend 'reference' is named")
-    monkeypatch.setattr(flash, "_why_not_device", lambda device: "serves cuda only")
+    monkeypatch.setattr(flash, "_device_reason", lambda device: "serves cuda only")
     absent, ours = explain("prefill")
     assert (absent.available, absent.reason, absent.default, ours.default) == (False, "serves cuda only", False, True)
     assert explain()[-2:] == explain("prefill")

@@ -49,8 +49,8 @@ def test_it_multiplies_matrices() -> None:
 def test_the_interpreter_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from asyncthink_kernels import tree_attention, use_backend
-    from tree_cases import CASES, build
+    from asyncthink_kernels import use_backend
+    from tree_cases import CASES, attend, build
 
     calls = list[tuple[int, ...]]()
     product = interpreted.product
@@ -61,5 +61,5 @@ def test_the_interpreter_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(interpreted, "product", counted)
     with use_backend("triton"):
-        tree_attention(**build(CASES["fork mid-page"], torch.float16)[0])
+        attend(**build(CASES["fork mid-page"], torch.float16)[0])
     assert calls

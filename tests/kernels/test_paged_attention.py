@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from asyncthink_kernels import paged_attention, tree_attention, use_backend
+from asyncthink_kernels import paged_attention, use_backend
 from asyncthink_kernels.testing import IMPOSSIBLE, TOLERANCE, compare, far_apart, moved, normal, poisoned, widened
 from conftest import Target
+from tree_cases import attend
 
 LENGTHS = (1, 16, 17, 0, 130, 63)
 CASES: dict[str, dict[str, Any]] = {
@@ -125,10 +126,10 @@ def test_is_tree_attention_of_one_branch_a_row(target: Target, dtype: torch.dtyp
         "positions": [length - 1 for length in lengths],
         "shifts": [0],
     }
-    tensors = {name: torch.tensor(value, dtype=torch.int32, device=target.device) for name, value in plan.items()}
+    arguments |= {name: torch.tensor(value, dtype=torch.int32, device=target.device) for name, value in plan.items()}
     want = expected("all options", dtype)
     del arguments["chunk"]
-    for result, reference in zip(tree_attention(**arguments, **tensors), want, strict=True):
+    for result, reference in zip(attend(**arguments), want, strict=True):
         compare(result, reference, limit=TOLERANCE[dtype].out)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncthink_kernels.cache import Branch, OutOfPages, StepPlan, TreeCache
+from asyncthink_kernels.cache.planner import LivePlan
 from call_count import calls_made
 from plan_reader import assert_row_sees, assert_same_plan, read_plan
 
@@ -72,12 +71,14 @@ def test_the_documented_fields_of_a_small_plan():
     assert plan.row_ptr.tolist() == [0, 2, 4, 6]
     assert plan.shifts.tolist() == [0]
     assert plan.fresh is None
-    tensors = {field.name for field in dataclasses.fields(plan)} - {"fresh"}
-    dtypes = {name: getattr(plan, name).dtype for name in tensors}
+    assert (plan.num_pages, plan.page_size) == (cache.num_pages, cache.page_size)
+    dtypes = {name: value.dtype for name, value in vars(plan).items() if isinstance(value, torch.Tensor)}
     assert dtypes.pop("slots") == torch.int64
     assert set(dtypes.values()) == {torch.int32}
     assert plan.to("cpu") is plan
-    assert set(plan.attention_args()) == {"items", "pages", "entries", "row_ptr", "positions", "shifts"}
+    assert [tensor.tolist() for tensor in plan.tensors] == [
+        getattr(plan, name).tolist() for name in ("items", "pages", "entries", "row_ptr", "positions", "shifts")
+    ]
 
 
 def test_many_branches_on_one_prefix_each_see_it_and_themselves():
@@ -174,7 +175,8 @@ def many(count: int) -> tuple[TreeCache, list[tuple[Branch, int]]]:
     return cache, work
 
 
-def test_a_thousand_branches_advance_with_the_calls_of_eight():
+def test_a_thousand_branches_advance_with_the_calls_of_eight(monkeypatch):
+    monkeypatch.delenv("ASYNCTHINK_CHECK")  # as users run it
     calls = []
     for count in (8, 1024):
         cache, work = many(count)
@@ -240,3 +242,19 @@ def test_a_plan_that_failed_for_pages_can_be_made_later_and_is_right():
         cache.plan(work)
     cache.release(hog)
     assert_plan_is_what_branches_see(cache, cache.plan(work), work)
+
+
+def test_the_plans_of_a_cache_are_checked_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both a new plan and one that was updated in place, under ASYNCTHINK_CHECK=1, which the tests set."""
+    cache = TreeCache(8, page_size=2, chunk=4)
+    work = [(cache.root(), 1)]
+    plan = cache.plan(work)
+    plan.entries[0, 0] = 1  # what a mistake of the planner would do
+    with pytest.raises(ValueError, match=r"entries \(row\) must be in \[0, 1\), got 1"):
+        cache.plan(work)
+    monkeypatch.delenv("ASYNCTHINK_CHECK")
+    assert cache.plan(work) is plan
+    monkeypatch.setenv("ASYNCTHINK_CHECK", "1")
+    monkeypatch.setattr(LivePlan, "_expand", lambda *_: plan.entries.numpy())
+    with pytest.raises(ValueError, match=r"entries \(row\) must be in \[0, 1\), got 1"):
+        cache.plan([(cache.root(), 1)])

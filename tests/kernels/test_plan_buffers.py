@@ -56,7 +56,7 @@ def poison(buffers: PlanBuffers) -> None:
 
 def attend(plan: StepPlan, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor, Tensor]:
     cos, sin = (each.to(q.device) for each in angles(plan.shifts.cpu(), R))
-    return tree_attention(q, k_cache, v_cache, **plan.attention_args(), cos=cos, sin=sin, return_lse=True)
+    return tree_attention(q, k_cache, v_cache, plan, cos=cos, sin=sin, return_lse=True)
 
 
 @settings(max_examples=25, deadline=None)

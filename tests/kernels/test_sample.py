@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asyncthink_kernels import sample, use_backend
-from asyncthink_kernels.backends import _draw
+from asyncthink_kernels.backends import _sample
 from asyncthink_kernels.testing import compare, far_apart, moved, normal
 from conftest import Target, _cpu
 
@@ -102,7 +102,7 @@ def kept_by_a_sort(x: list[float], temperature: float, top_k: int, top_p: float,
 def test_philox_known_answers(counter: tuple[int, ...], key: tuple[int, ...], words: tuple[int, ...]) -> None:
     assert tuple(_cpu.philox(counter, key)) == words
     seed, agent, position = key[0] | key[1] << 32, counter[1] | counter[3] << 32, counter[0] | counter[2] << 32
-    assert _draw.random_bits(seed, agent, position) == words[0] << 21 ^ words[1] >> 11
+    assert _sample.random_bits(seed, agent, position) == words[0] << 21 ^ words[1] >> 11
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
@@ -110,12 +110,12 @@ def test_philox_known_answers(counter: tuple[int, ...], key: tuple[int, ...], wo
 def test_philox_of_the_reference_is_that_of_the_kernels(seed: int, agent: int, position: int) -> None:
     low, high = [position % 2**32, agent % 2**32], [position >> 32, agent >> 32]
     words = _cpu.philox([*low, *high], [seed % 2**32, seed >> 32])
-    assert _draw.random_bits(seed, agent, position) == words[0] << 21 ^ words[1] >> 11
+    assert _sample.random_bits(seed, agent, position) == words[0] << 21 ^ words[1] >> 11
 
 
 def test_weights_are_right_to_one_unit_of_a_float() -> None:
     y = torch.cat((torch.linspace(0, 30, 300_001), torch.logspace(-38, 1, 10_001), torch.tensor([math.inf])))
-    weight = _draw.weights(-y, torch.zeros(1), torch.ones(1))
+    weight = _sample.weights(-y, torch.zeros(1), torch.ones(1))
     exact = (-y.double()).exp() * ONE
     unit = torch.exp2((exact / ONE).log2().floor() - 23) * ONE
     assert ((weight - exact).abs() <= unit.clamp(min=1)).all()
@@ -130,7 +130,7 @@ def test_random_bits_pick_the_token(target: Target) -> None:
     arguments = build(torch.zeros(1, V).expand(N, V))
     arguments |= {"seeds": numbers[0], "agents": numbers[1], "positions": numbers[2]}
     tokens, logprobs = on(target, arguments)
-    want = [_draw.random_bits(*each) >> 53 - V.bit_length() + 1 for each in numbers.T.tolist()]
+    want = [_sample.random_bits(*each) >> 53 - V.bit_length() + 1 for each in numbers.T.tolist()]
     assert tokens.tolist() == want
     compare(logprobs, torch.full((N,), -math.log(V)), limit=1e-7)
 

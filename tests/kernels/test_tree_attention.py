@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asyncthink_kernels import append_kv, tree_attention, use_backend
+from asyncthink_kernels import TreePlan, append_kv, tree_attention, use_backend
 from asyncthink_kernels.testing import (
     TOLERANCE,
     Tree,
@@ -25,13 +25,13 @@ from asyncthink_kernels.testing import (
     widened,
 )
 from conftest import Target
-from tree_cases import CASES, Case, build, chain, forest, padded
+from tree_cases import CASES, PLAN, Case, attend, build, chain, forest, padded
 
 
 @functools.cache
 def expected(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     with use_backend("reference"):
-        out, lse = tree_attention(**widened(build(CASES[name], dtype)[0]))
+        out, lse = attend(**widened(build(CASES[name], dtype)[0]))
     return out, lse
 
 
@@ -78,7 +78,7 @@ def test_reference_is_the_definition(name: str) -> None:
     arguments, plan = build(CASES[name], torch.float64)
     arguments = widened(arguments)
     with use_backend("reference"):
-        out, lse = tree_attention(**arguments)
+        out, lse = attend(**arguments)
     want_out, want_lse = by_definition(arguments, plan.seen)
     compare(out, want_out, limit=TOLERANCE[torch.float64].out)
     compare(lse, want_lse, limit=TOLERANCE[torch.float64].lse, what="lse")
@@ -87,7 +87,7 @@ def test_reference_is_the_definition(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_against_the_float64_reference(name: str, target: Target, dtype: torch.dtype) -> None:
     arguments, _ = build(CASES[name], dtype)
-    out, lse = tree_attention(**moved(arguments, target.device))
+    out, lse = attend(**moved(arguments, target.device))
     assert out.dtype == dtype and lse.dtype == torch.float32
     want_out, want_lse = expected(name, dtype)
     tolerance = TOLERANCE[dtype]
@@ -101,9 +101,9 @@ def test_random_trees(seed: int, target: Target) -> None:
     work = [(branch, tree.random.randrange(1, min(4, branch.segments[-1].stop) + 1)) for branch in branches]
     case = Case(forest, chunk=64, pairs=(0, 16)[seed % 2], window=(None, 64)[seed // 2 % 2], strided=seed % 3 == 0)
     arguments, _ = build(case, torch.float32, (tree, work))
-    out, lse = tree_attention(**moved(arguments, target.device))
+    out, lse = attend(**moved(arguments, target.device))
     with use_backend("reference"):
-        want_out, want_lse = tree_attention(**widened(arguments))
+        want_out, want_lse = attend(**widened(arguments))
     tolerance = TOLERANCE[torch.float32]
     compare(out, want_out, limit=tolerance.out, cosine=tolerance.cosine)
     compare(lse, want_lse, limit=tolerance.lse, what="lse")
@@ -115,15 +115,13 @@ def test_a_branch_is_bitwise_the_same_without_its_siblings(name: str, target: Ta
     tree, work = case.make(case.page_size)
     arguments, _ = build(case, dtype, (tree, work))
     arguments = moved(arguments, target.device)
-    out, lse = tree_attention(**arguments)
+    out, lse = attend(**arguments)
     row = 0
     for branch, new in work:
         alone = tree.plan([(branch, new)], chunk=case.chunk).args
         cos, sin = angles(alone["shifts"], case.pairs) if case.pairs else (None, None)
         q = arguments["q"][row : row + new]
-        alone_out, alone_lse = tree_attention(
-            **arguments | moved({**alone, "q": q, "cos": cos, "sin": sin}, target.device)
-        )
+        alone_out, alone_lse = attend(**arguments | moved({**alone, "q": q, "cos": cos, "sin": sin}, target.device))
         assert torch.equal(alone_out, out[row : row + new])
         assert torch.equal(alone_lse, lse[row : row + new])
         row += new
@@ -134,9 +132,9 @@ def test_a_branch_is_bitwise_the_same_without_its_siblings(name: str, target: Ta
 )
 def test_capacity_beyond_the_plan_changes_nothing(name: str, target: Target, dtype: torch.dtype) -> None:
     arguments, _ = build(CASES[name], dtype)
-    out, lse = tree_attention(**moved(arguments, target.device))
+    out, lse = attend(**moved(arguments, target.device))
     wide = padded(arguments)
-    wide_out, wide_lse = tree_attention(**moved(wide, target.device))
+    wide_out, wide_lse = attend(**moved(wide, target.device))
     T = len(out)
     assert torch.equal(wide_out[:T], out) and torch.equal(wide_lse[:T], lse)
     assert not wide_out[T:].any()
@@ -149,10 +147,10 @@ def test_bitwise_the_same_beside_many_siblings(target: Target, dtype: torch.dtyp
     tree, work = case.make(case.page_size)
     arguments, _ = build(case, dtype, (tree, work))
     arguments = moved(arguments, target.device)
-    out = tree_attention(**arguments)[0]
+    out = attend(**arguments)[0]
     for count in (1, 2, 3, 7, 16, 17, 33):
         few = moved(tree.plan(work[:count], chunk=case.chunk).args, target.device)
-        assert torch.equal(tree_attention(**arguments | few | {"q": arguments["q"][:count]})[0], out[:count])
+        assert torch.equal(attend(**arguments | few | {"q": arguments["q"][:count]})[0], out[:count])
 
 
 def test_bitwise_the_same_on_any_number_of_threads(target: Target) -> None:
@@ -162,7 +160,7 @@ def test_bitwise_the_same_on_any_number_of_threads(target: Target) -> None:
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(tree_attention(**arguments)[0])
+            results.append(attend(**arguments)[0])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
@@ -175,11 +173,11 @@ def test_a_branch_gone_wrong_harms_no_sibling(poison: float, target: Target, dty
     tree, work = case.make(case.page_size)
     arguments, plan = build(case, dtype, (tree, work))
     arguments = moved(arguments, target.device)
-    out, lse = tree_attention(**arguments)
+    out, lse = attend(**arguments)
     victim = plan.seen[10][-1][0]  # the newest token of a row in the middle of a prefill
     for name in ("k_cache", "v_cache"):
         arguments[name][victim // tree.page_size, victim % tree.page_size] = poison
-    again, again_lse = tree_attention(**arguments)
+    again, again_lse = attend(**arguments)
     untouched = torch.tensor([all(slot != victim for slot, _, _ in row) for row in plan.seen])
     assert 10 <= untouched.sum() < len(untouched)
     assert torch.equal(again[untouched], out[untouched]) and torch.equal(again_lse[untouched], lse[untouched])
@@ -194,10 +192,10 @@ def test_a_row_split_over_two_tiles_beside_one_gone_wrong(target: Target) -> Non
     work = [(tree.fork(root, at, 1), 1) for at in (40, 40, 5)]
     arguments, plan = build(Case(chain, q_heads=7, kv_heads=1), torch.bfloat16, (tree, work))
     arguments = moved(arguments, target.device)
-    out, lse = tree_attention(**arguments)
+    out, lse = attend(**arguments)
     victim = plan.seen[0][39][0]
     arguments["v_cache"][victim // tree.page_size, victim % tree.page_size] = math.nan
-    again, again_lse = tree_attention(**arguments)
+    again, again_lse = attend(**arguments)
     assert again[:2].isnan().all()
     assert torch.equal(again[2], out[2]) and torch.equal(again_lse[2], lse[2])
 
@@ -209,12 +207,12 @@ def test_offsets_past_32_bits(axis: int, target: Target) -> None:
     case = Case(chain, page_size=3, chunk=6, q_heads=6, kv_heads=3, dims=(16, 24))
     arguments, _ = build(case, torch.float16, (tree, [(tree.fork(root, 11, 2), 2), (root, 1)]))
     arguments = moved(arguments, target.device)
-    out, lse = tree_attention(**arguments)
+    out, lse = attend(**arguments)
     for name in ("k_cache", "v_cache", *(["q"] if axis == 0 else [])):
         near = arguments[name]
         arguments[name] = far_apart(near.shape, near.dtype, axis, target.device)
         arguments[name].copy_(near)
-    far_out, far_lse = tree_attention(**arguments)
+    far_out, far_lse = attend(**arguments)
     assert torch.equal(far_out, out) and torch.equal(far_lse, lse)
 
 
@@ -227,14 +225,14 @@ def test_one_key_gone_wrong_shows(softcap: float | None, target: Target, dtype: 
     arguments, plan = build(case, dtype, (tree, [(tree.fork(root, 30, 2), 1), (root, 1)]))
     page, offset = divmod(plan.seen[0][3][0], tree.page_size)
     arguments["k_cache"][page, offset] = math.nan
-    out, lse = tree_attention(**moved(arguments, target.device))
+    out, lse = attend(**moved(arguments, target.device))
     assert out.isnan().all() and lse.isnan().all()
 
 
 def test_lse_is_returned_on_demand_only(target: Target) -> None:
     arguments = moved(build(CASES["fork mid-page"], torch.float32)[0], target.device)
-    out, _ = tree_attention(**arguments)
-    assert torch.equal(tree_attention(**arguments | {"return_lse": False}), out)
+    out, _ = attend(**arguments)
+    assert torch.equal(attend(**arguments | {"return_lse": False}), out)
 
 
 def test_no_rows(target: Target) -> None:
@@ -242,7 +240,7 @@ def test_no_rows(target: Target) -> None:
     empty |= {"entries": torch.empty(0, 5, dtype=torch.int32), "row_ptr": torch.zeros(1, dtype=torch.int32)}
     empty |= {name: torch.empty(0, dtype=torch.int32) for name in ("pages", "positions")}
     arguments = build(CASES["fork mid-page"], torch.float32)[0] | empty
-    out, lse = tree_attention(**moved(arguments, target.device))
+    out, lse = attend(**moved(arguments, target.device))
     assert out.shape == (0, 4, 64) and lse.shape == (0, 4)
 
 
@@ -260,6 +258,8 @@ def test_compiles_into_one_graph(device: str) -> None:
     arguments, plan = build(Case(chain), torch.float32, (tree, [(branch, 1)]))
     arguments = moved(arguments, device)
     del arguments["return_lse"]
+    sizes = {"num_pages": tree.num_pages, "page_size": tree.page_size}
+    arguments["plan"] = TreePlan(**{name: arguments.pop(name) for name in PLAN}, **sizes)
     slots = torch.tensor([plan.seen[0][-1][0]], device=device)
     new = moved({"k": normal((1, 2, 64), torch.float32, 8), "v": normal((1, 2, 64), torch.float32, 9)}, device)
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from asyncthink_kernels import tree_attention
+from asyncthink_kernels import TreePlan, tree_attention
 from asyncthink_kernels.testing import moved
 from conftest import Target
-from tree_cases import CASES, build, padded
+from tree_cases import CASES, PLAN, attend, build, padded
+
+CACHES = ("k_cache", "v_cache")
 
 METADATA = {
     "q of two dimensions": ("q", lambda a: a["q"][0]),
@@ -53,14 +55,58 @@ def test_bad_metadata_names_the_tensor(name: str) -> None:
     arguments, _ = build(CASES["links, half-split"], torch.float32)
     changed = name.split()[0] if name != "cos without sin" else "sin"
     with pytest.raises(ValueError, match=rf"tree_attention: .*\b{culprit}\b.*, got "):
-        tree_attention(**arguments | {changed: change(arguments)})
+        attend(**arguments | {changed: change(arguments)})
+
+
+PLAN_OF_OTHERS = {
+    "fewer rows in q": {"q": (10, 4, 64), "k_cache": (400, 16, 2, 64)},
+    "more rows in q": {"q": (12, 4, 64), "k_cache": (400, 16, 2, 64)},
+    "fewer pages in the cache": {"q": (11, 4, 64), "k_cache": (399, 16, 2, 64)},
+    "smaller pages in the cache": {"q": (11, 4, 64), "k_cache": (400, 8, 2, 64)},
+    "larger pages in the cache": {"q": (11, 4, 64), "k_cache": (400, 32, 2, 64)},
+    "a cache of two dimensions": {"q": (11, 4, 64), "k_cache": (400, 16)},
+}
+
+
+@pytest.mark.parametrize("name", PLAN_OF_OTHERS)
+def test_a_plan_for_other_sizes_is_refused(name: str) -> None:
+    """Its values were checked against its own pages and rows: with others they would be addresses out of bounds."""
+    arguments, _ = build(CASES["links, half-split"], torch.float32)
+    plan = TreePlan(**{name: arguments[name] for name in PLAN}, num_pages=400, page_size=16)
+    q, k_cache = (torch.zeros(shape) for shape in PLAN_OF_OTHERS[name].values())
+    with pytest.raises(ValueError, match=r"for this plan q must be \[T=11, Hq, D\] .* \[P >= 400, S=16, H, D\], got "):
+        tree_attention(q, k_cache, k_cache, plan)
+
+
+def test_a_plan_on_another_device_is_refused() -> None:
+    arguments, _ = build(CASES["links, half-split"], torch.float32)
+    plan = TreePlan(**{name: arguments[name] for name in PLAN}, num_pages=400, page_size=16).to("meta")
+    with pytest.raises(ValueError, match=r"for this plan q must be .* on meta .* got .* on cpu"):
+        tree_attention(arguments["q"], arguments["k_cache"], arguments["v_cache"], plan)
+
+
+def test_a_cache_may_have_more_pages_than_its_plan() -> None:
+    arguments, _ = build(CASES["fork mid-page"], torch.float32)
+    more = {name: torch.cat([arguments[name], torch.full_like(arguments[name][:3], math.nan)]) for name in CACHES}
+    plan = TreePlan(**{name: arguments[name] for name in PLAN}, num_pages=200, page_size=16)
+    out = tree_attention(arguments["q"], more["k_cache"], more["v_cache"], plan)
+    assert torch.equal(out, attend(**arguments)[0])
+
+
+def test_a_plan_is_checked_when_it_is_made() -> None:
+    arguments, _ = build(CASES["links, half-split"], torch.float32)
+    plan = {name: arguments[name] for name in PLAN}
+    with pytest.raises(ValueError, match=r"tree_attention: pages must be in \[0, 30\), got "):
+        TreePlan(**plan, num_pages=30, page_size=16)
+    with pytest.raises(ValueError, match="tree_attention: page_size must be at least 1, got 0"):
+        TreePlan(**plan, num_pages=400, page_size=0)
 
 
 def test_too_wide_a_rotation() -> None:
     arguments, _ = build(CASES["links, half-split"], torch.float32)
     wide = {"cos": arguments["cos"].repeat(1, 2), "sin": arguments["sin"].repeat(1, 2)}
     with pytest.raises(ValueError, match=r"cos must have 2 R <= D=64, got R=64"):
-        tree_attention(**arguments | wide)
+        attend(**arguments | wide)
 
 
 VALUES = {  # tensor, index, value
@@ -102,7 +148,7 @@ def test_bad_values_name_the_tensor(name: str, target: Target) -> None:
     arguments[tensor] = arguments[tensor].clone()
     arguments[tensor][index] = value
     with pytest.raises(ValueError, match=rf"\b({tensor}|entries|row_ptr)\b.* got "):
-        tree_attention(**moved(arguments, target.device))
+        attend(**moved(arguments, target.device))
 
 
 def swapped(a: dict[str, Tensor]) -> None:
@@ -145,7 +191,7 @@ def test_items_cover_the_entries_in_order(spoil: Callable[[dict[str, Tensor]], N
     arguments, _ = build(CASES["links, half-split"], torch.float32)
     spoil(arguments)
     with pytest.raises(ValueError, match=r"\b(items|entries)\b.* got "):
-        tree_attention(**moved(arguments, target.device))
+        attend(**moved(arguments, target.device))
 
 
 def test_a_capacity_does_not_excuse_what_is_in_use(target: Target) -> None:
@@ -153,4 +199,4 @@ def test_a_capacity_does_not_excuse_what_is_in_use(target: Target) -> None:
     arguments = padded(arguments)
     arguments["entries"][0, 4] = 10**6
     with pytest.raises(ValueError, match=r"\bentries\b.* got "):
-        tree_attention(**moved(arguments, target.device))
+        attend(**moved(arguments, target.device))

@@ -222,7 +222,7 @@ def test_cuda_module_loads_and_says_what_is_missing() -> None:
     if native.load("_cuda") is None:
         pytest.skip("_cuda was not built here")
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    script = "import asyncthink_kernels._cuda as cuda; print(cuda.why_not())"
+    script = "import asyncthink_kernels._cuda as cuda; print(cuda.unavailable_reason())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in ("no driver", "no CUDA-capable device is detected")
@@ -230,17 +230,20 @@ def test_cuda_module_loads_and_says_what_is_missing() -> None:
 
 def test_missing_module_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_cuda", None)
-    assert cuda.why_not("append_kv", "cuda") == "_cuda was not built: install again where nvcc is found"
+    assert cuda.unavailable_reason("append_kv", "cuda") == "_cuda was not built: install again where nvcc is found"
     monkeypatch.setattr(native, "_cpu", None)
-    assert native.why_not("append_kv", "cpu") == "_cpu was not built: install again where a C++ compiler is found"
+    assert (
+        native.unavailable_reason("append_kv", "cpu")
+        == "_cpu was not built: install again where a C++ compiler is found"
+    )
 
 
 def test_ops_that_cuda_lacks_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     class Module:
         append_kv: Any = staticmethod(lambda: None)
-        why_not: Any = staticmethod(lambda: "no driver")
+        unavailable_reason: Any = staticmethod(lambda: "no driver")
 
     monkeypatch.setattr(cuda, "_cuda", Module)
-    assert cuda.why_not("tree_attention", "cuda") == "not written yet"
-    assert cuda.why_not("append_kv", "cuda") == "no driver"
-    assert cuda.why_not("append_kv", "cpu") == "runs on GPUs"
+    assert cuda.unavailable_reason("tree_attention", "cuda") == "not written yet"
+    assert cuda.unavailable_reason("append_kv", "cuda") == "no driver"
+    assert cuda.unavailable_reason("append_kv", "cpu") == "runs on GPUs"

@@ -22,7 +22,7 @@ __all__ = ["append_kv", "copy_pages", "join_append", "merge_states", "paged_atte
 _OLDEST = (8, 0)  # compute capability: bfloat16 and asynchronous copies
 
 
-def why_not(op: str, device: str) -> str | None:
+def unavailable_reason(op: str, device: str) -> str | None:
     """None if the ops run on device type ``device``, else one line that says why not."""
     if op not in __all__:
         return f"leaves {op} to others"

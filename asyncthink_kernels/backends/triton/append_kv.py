@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from asyncthink_kernels.backends import _values
+from asyncthink_kernels import _values
 from asyncthink_kernels.backends.triton._launch import Variant, architecture
 from asyncthink_kernels.backends.triton._rows import HEAD_DIMS, bits, blocks, grid, served, strides, unit, warps
 
@@ -52,7 +52,7 @@ def _append_kv(
 def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
     served("append_kv", "k", k)
     P, S, H, D = k_cache.shape
-    if _values.wanted(slots):
+    if _values.readable(slots):
         _values.slots("append_kv", "slots", slots, P * S, padding=True, distinct=True)
     if k.numel() + v.numel() == 0:
         return

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from asyncthink_kernels.backends import _values
+from asyncthink_kernels import _values
 from asyncthink_kernels.backends.triton._launch import Variant, architecture
 from asyncthink_kernels.backends.triton._rows import HEAD_DIMS, bits, blocks, grid, served, strides, unit, warps
 
@@ -50,7 +50,7 @@ def _copy_pages(
 def copy_pages(k_caches: Tensor, v_caches: Tensor, src: Tensor, dst: Tensor) -> None:
     served("copy_pages", "k_caches", k_caches)
     L, P, S, H, D = k_caches.shape
-    if _values.wanted(src):
+    if _values.readable(src):
         _values.slots("copy_pages", "src", src, P)
         _values.slots("copy_pages", "dst", dst, P, distinct=True, apart_from=("src", src))
     if src.shape[0] == 0 or k_caches.numel() + v_caches.numel() == 0:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from asyncthink_kernels.backends import _values
+from asyncthink_kernels import _values
 from asyncthink_kernels.backends.triton._launch import Variant, architecture
 from asyncthink_kernels.backends.triton._rows import BYTES, HEAD_DIMS, bits, blocks, grid, served, strides, unit, warps
 from asyncthink_kernels.tuning import power_of_two
@@ -99,7 +99,7 @@ def join_append(
 ) -> None:
     served("join_append", "k_caches", k_caches)
     L, P, S, H, D = k_caches.shape
-    if _values.wanted(src_slots):
+    if _values.readable(src_slots):
         _values.slots("join_append", "src_slots", src_slots, P * S)
         apart_from = ("src_slots", src_slots)
         _values.slots("join_append", "dst_slots", dst_slots, P * S, distinct=True, apart_from=apart_from)

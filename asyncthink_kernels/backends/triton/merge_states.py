@@ -48,7 +48,7 @@ def _merge_states(
         safe = tl.where(new == float("-inf"), 0.0, new)  # -inf - -inf would be NaN
         keep = tl.exp(high - safe)
         weight = tl.exp(lse - safe)
-        # Zero times NaN is NaN: what a state without a say holds is taken out first.
+        # Zero times NaN is NaN: the values of a state of weight zero are replaced first.
         part = tl.where((lse == float("-inf"))[:, None], 0.0, part.to(tl.float32))
         total = total * keep + tl.sum(weight, 0)
         acc = acc * keep + tl.sum(part * weight[:, None], 0)

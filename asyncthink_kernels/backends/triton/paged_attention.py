@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from asyncthink_kernels import tuning
-from asyncthink_kernels.backends import _values
+from asyncthink_kernels import _values, tuning
+from asyncthink_kernels.arguments import PagedAttention
 from asyncthink_kernels.backends.triton._attend import LN2, attend, store_tile, with_sinks
 from asyncthink_kernels.backends.triton._attention import (
     ALIGNED_STRIDES,
@@ -79,50 +79,37 @@ def paged_splits(
         store_tile(parts_ptr + at * DV, part_lse_ptr + at, out, lse, live, DV, M, BDV)
 
 
-def paged_attention(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-    chunk: int,
-) -> None:
-    """Two launches; no look at a value on the host unless asked for."""
+def paged_attention(args: PagedAttention, out: Tensor, lse: Tensor) -> None:
+    """Two launches; the host reads no value unless asked to."""
+    q, k_cache, v_cache, tables, seq_lens = args.q, args.k_cache, args.v_cache, args.block_tables, args.seq_lens
     require_served("paged_attention", q)
     P, S, H, _ = k_cache.shape
     B, Hq, D = q.shape
-    if _values.wanted(q):
-        _values.block_tables("paged_attention", block_tables, seq_lens, num_pages=P, page_size=S)
+    if _values.readable(q):
+        _values.block_tables("paged_attention", tables, seq_lens, num_pages=P, page_size=S)
     if B == 0:
         return
-    group, longest = Hq // H, block_tables.shape[1] * S
-    chunk = min(chunk, max(longest, 1))
+    group, longest, window = Hq // H, tables.shape[1] * S, args.window or 0
+    chunk = min(args.chunk, max(longest, 1))
     splits = -(-longest // chunk)
     tile, launch = tile_for(q, v_cache, group)
     direct = splits == 1
     parts, part_lse = (out, lse) if direct else partials(B * splits, q, v_cache)
-    logits = Logits.of(scale, softcap)
+    logits = Logits.of(args.logit_scale, args.softcap)
     dims = blocks(D, v_cache.shape[3])
-    switches = {"WINDOW": window is not None, "SINKS": sinks is not None}
+    switches = {"WINDOW": args.window is not None, "SINKS": args.sinks is not None}
     with torch.cuda.device_of(q):
         if splits:
             paged_splits[(B * splits * -(-group // tile.rows) * H,)](
-                q, k_cache, v_cache, block_tables, seq_lens, sinks, out, lse, parts, part_lse,
-                splits, block_tables.stride(0), chunk, logits.scale, logits.softcap, window or 0,
+                q, k_cache, v_cache, tables, seq_lens, args.sinks, out, lse, parts, part_lse,
+                splits, tables.stride(0), chunk, logits.scale, logits.softcap, window,
                 *q.stride()[:2], *cache_strides(k_cache, v_cache),
-                HEADS=H, GROUP=group, PAGE=S, **dims, M=tile.rows, N=tile.tokens, SOFTCAP=softcap is not None,
+                HEADS=H, GROUP=group, PAGE=S, **dims, M=tile.rows, N=tile.tokens, SOFTCAP=args.softcap is not None,
                 DIRECT=direct, **switches, **launch,
             )  # fmt: skip
         if not direct:
             reduce_rows[(B * Hq,)](
-                parts, part_lse, seq_lens, seq_lens, seq_lens, sinks, out, lse, B * splits, splits, window or 0, chunk,
+                parts, part_lse, seq_lens, seq_lens, seq_lens, args.sinks, out, lse, B * splits, splits, window, chunk,
                 HEADS=H, GROUP=group, DV=dims["DV"], BDV=dims["BDV"], P=tuning.partials_block(dims["DV"]), PAGED=True,
                 **switches, **REDUCE,
             )  # fmt: skip

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from asyncthink_kernels import tuning
-from asyncthink_kernels.backends import _values
+from asyncthink_kernels.arguments import TreeAttention
 from asyncthink_kernels.backends.triton._attend import attend, rotate_queries, store_tile
 from asyncthink_kernels.backends.triton._attention import (
     ALIGNED_STRIDES,
@@ -100,7 +100,7 @@ def tree_items(
     v_ptr += head.to(tl.int64) * v_head_stride
     pages_ptr += tl.load(item_ptr)
     offset = tl.load(item_ptr + 1)
-    alone = entry_begin - 1  # the entry that has this pass for itself; before the first: all together
+    alone = entry_begin - 1  # the one entry of this pass; before the first entry: all of them together
     last = entry_begin
     while alone < last:
         mine = live & ((alone < entry_begin) | (entry == alone))
@@ -114,12 +114,12 @@ def tree_items(
         )  # fmt: skip
         odd = tl.max(tl.max(tl.where(tl.abs(out) < float("inf"), 0, 1), 1), 0) > 0
         if odd & (alone < entry_begin):
-            # Somebody sees a NaN or an infinity. Who does not must not notice: each entry gets a pass over what it
-            # sees alone, which for all others computes the same again.
+            # Some row sees a NaN or an infinity, which must not reach rows that do not see it. Each entry gets a pass
+            # over its own tokens only; for rows without a NaN that computes the same again.
             last = entry_begin + tl.cdiv(tl.minimum(rows, first + M), GROUP)
             alone = entry_begin + first // GROUP
         else:
-            # alone is never below -1, which the compiler does not know: else it would keep all addresses in registers.
+            # `alone` is never below -1. Said so that the compiler does not keep all addresses in registers.
             same = tl.minimum(alone + 1, 0) + first
             at = (head.to(tl.int64) * num_entries + entry_begin) * GROUP + same
             store_tile(parts_ptr + at * DV, part_lse_ptr + at, out, lse, mine, DV, M, BDV)
@@ -134,59 +134,38 @@ def search_levels(num_items: int) -> int:
     return levels
 
 
-def tree_attention(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    items: Tensor,
-    pages: Tensor,
-    entries: Tensor,
-    row_ptr: Tensor,
-    positions: Tensor,
-    shifts: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    interleaved: bool,
-) -> None:
-    """Two launches; no look at a value on the host unless asked for."""
+def tree_attention(args: TreeAttention, out: Tensor, lse: Tensor) -> None:
+    """Two launches; the host reads no value."""
+    q, k_cache, v_cache, cos = args.q, args.k_cache, args.v_cache, args.cos
     require_served("tree_attention", q)
-    P, S, H, _ = k_cache.shape
+    S, H = k_cache.shape[1:3]
     T, Hq, D = q.shape
-    num_items, E = items.shape[0], entries.shape[0]
-    if _values.wanted(q):
-        sizes = {"num_rows": T, "num_pages": P, "page_size": S}
-        _values.plan("tree_attention", items, pages, entries, row_ptr, shifts, **sizes)
+    num_items, E = args.items.shape[0], args.entries.shape[0]
     if T == 0:
         return
     group = Hq // H
     tile, launch = tile_for(q, v_cache, group * E / max(num_items, 1))
     parts, part_lse = partials(E, q, v_cache)
     entry_of = torch.empty(E, dtype=torch.int32, device=q.device)
-    logits = Logits.of(scale, softcap)
+    logits = Logits.of(args.logit_scale, args.softcap)
     dims = blocks(D, v_cache.shape[3])
     with torch.cuda.device_of(q):
         if num_items:
             tree_items[((num_items + E * group // tile.rows) * H,)](
-                q, k_cache, v_cache, items, pages, entries, positions, shifts, cos, sin, parts, part_lse, entry_of,
-                num_items, E, logits.scale, logits.softcap, window or 0,
+                q, k_cache, v_cache, args.items, args.pages, args.entries, args.positions, args.shifts, cos, args.sin,
+                parts, part_lse, entry_of,
+                num_items, E, logits.scale, logits.softcap, args.window or 0,
                 *q.stride()[:2], *cache_strides(k_cache, v_cache),
                 HEADS=H, GROUP=group, PAGE=S, PAIRS=0 if cos is None else cos.shape[1], **dims,
                 M=tile.rows, N=tile.tokens, LEVELS=search_levels(num_items),
-                WINDOW=window is not None, SOFTCAP=softcap is not None,
-                ROTARY=cos is not None, INTERLEAVED=interleaved,
+                WINDOW=args.window is not None, SOFTCAP=args.softcap is not None,
+                ROTARY=cos is not None, INTERLEAVED=args.interleaved,
                 **launch,
             )  # fmt: skip
         reduce_rows[(T * Hq,)](
-            parts, part_lse, entry_of, row_ptr, row_ptr, sinks, out, lse, E, 0, 0, 1,
+            parts, part_lse, entry_of, args.row_ptr, args.row_ptr, args.sinks, out, lse, E, 0, 0, 1,
             HEADS=H, GROUP=group, DV=dims["DV"], BDV=dims["BDV"], P=tuning.partials_block(dims["DV"]),
-            PAGED=False, WINDOW=False, SINKS=sinks is not None, **REDUCE,
+            PAGED=False, WINDOW=False, SINKS=args.sinks is not None, **REDUCE,
         )  # fmt: skip
 
 

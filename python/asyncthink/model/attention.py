@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from asyncthink.model.rotary import Rotary, Turns
+from asyncthink.model.rotary import Rotary, ShiftTables
 from asyncthink_kernels import append_kv, join_append, tree_attention
 from asyncthink_kernels.cache import Capacity, Group, KVStorage, PlanBuffers, Scatter, StepPlan
 from asyncthink_kernels.dispatch import find_prefill
@@ -52,28 +52,28 @@ class PagedAttention:
             module: _Place(layer, storage.k(layer), storage.v(layer)) for layer, module in enumerate(modules)
         }
         self.device = storage.groups[0].k.device
-        self.wide = torch.float64 if storage.dtype == torch.float64 else torch.float32
+        self.accumulate_dtype = torch.float64 if storage.dtype == torch.float64 else torch.float32
         self._runs = [] if rotaries is None else [run for group in storage.groups for run in _runs(group, rotaries)]
-        self._turns = self.turns()
+        self._shift_tables = self.shift_tables()
 
-    def turns(self) -> Turns:
-        """Tables for shifted positions, for all layers; a step that is kept has its own."""
-        return Turns(self.rotaries, len(self.places), dtype=self.wide, device=self.device)
+    def shift_tables(self) -> ShiftTables:
+        """New tables for shifted positions, for all layers; a captured step has its own."""
+        return ShiftTables(self.rotaries, len(self.places), dtype=self.accumulate_dtype, device=self.device)
 
     def step(self, plan: StepPlan, tokens: Tensor) -> Step:
         """The receiver of one forward pass of tokens [T] over ``plan``, which go to the device in one copy."""
-        turns, fresh = self._turns.load(plan.shifts), plan.fresh
+        rotations, fresh = self._shift_tables.load(plan.shifts), plan.fresh
         if plan.slots.device != self.device:
             buffers = PlanBuffers(Capacity.exact(plan), self.device)
             plan, tokens = load(buffers, plan, tokens), buffers.tokens
-        return Step(self, plan, tokens.to(self.device), turns, fresh)
+        return Step(self, plan, tokens.to(self.device), rotations, fresh)
 
     def append(self, scatter: Scatter) -> None:
         """Carry out an ``append`` join: K, rotated by the shift, and V to their new slots, in all layers."""
         src, dst = scatter.src_slots.to(self.device), scatter.dst_slots.to(self.device)
         for run in self._runs:
             angles = scatter.shift * run.inv_freq
-            cos, sin = angles.cos().to(self.device, self.wide), angles.sin().to(self.device, self.wide)
+            cos, sin = (table.to(self.device, self.accumulate_dtype) for table in (angles.cos(), angles.sin()))
             join_append(run.k, run.v, src, dst, cos, sin, interleaved=run.interleaved)
 
 
@@ -89,9 +89,9 @@ def load(buffers: PlanBuffers, plan: StepPlan, tokens: Tensor) -> StepPlan:
 class Step:
     """Receives the attention calls of one forward pass and serves each from the paged cache.
 
-    tokens, positions [T] int64 on the device are what the pass is run with; ``turns`` [L] come from :class:`Turns`.
-    ``fresh`` is that of the plan; where it is given, flash-attn computes the step, if it can and the step is not
-    compiled.
+    tokens, positions [T] int64 on the device are what the pass is run with; ``rotations`` [L] come from
+    :class:`ShiftTables`. ``fresh`` is that of the plan; where it is given, flash-attn computes the step, if it can and
+    the step is not compiled.
     """
 
     def __init__(
@@ -99,15 +99,14 @@ class Step:
         attention: PagedAttention,
         plan: StepPlan,
         tokens: Tensor,
-        turns: list[dict[str, Any]],
+        rotations: list[dict[str, Any]],
         fresh: tuple[int, ...] | None = None,
     ) -> None:
         self.attention = attention
         self.tokens = tokens
         self.positions = plan.positions.long()
-        self.slots = plan.slots
-        self.plan_args: dict[str, Any] = plan.attention_args()
-        self.turns = turns
+        self.plan = plan
+        self.rotations = rotations
         self.fresh: dict[str, Any] | None = None
         if fresh is not None:
             starts = torch.tensor([0, *itertools.accumulate(fresh)], dtype=torch.int32, device=attention.device)
@@ -120,18 +119,15 @@ class Step:
         """query [1,Hq,T,D], key [1,H,T,D], value [1,H,T,Dv] -> [1,T,Hq,Dv]."""
         layer, k_cache, v_cache = self.attention.places[module]
         sinks = given.get("s_aux")
-        if torch.compiler.is_compiling():  # sizes are symbols there, and what every plan promises must be said
-            torch._check(self.plan_args["row_ptr"].shape[0] == query.shape[2] + 1)  # type: ignore[no-untyped-call]
-            torch._check(self.plan_args["shifts"].shape[0] >= 1)  # type: ignore[no-untyped-call]
         q, k, v = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
         options: dict[str, Any] = {name: given.get(key) for name, key in _OPTIONS.items()}
-        append_kv(k, v, k_cache, v_cache, self.slots)
+        append_kv(k, v, k_cache, v_cache, self.plan.slots)
         flash = None if torch.compiler.is_compiling() else self._flash(q, v, sinks)
         if flash is not None:
             out: Tensor = flash(q, k, v, **options)
         else:
-            sinks = None if sinks is None else sinks.to(self.attention.wide)
-            out = tree_attention(q, k_cache, v_cache, **self.plan_args, **options, sinks=sinks, **self.turns[layer])
+            sinks = None if sinks is None else sinks.to(self.attention.accumulate_dtype)
+            out = tree_attention(q, k_cache, v_cache, self.plan, **options, sinks=sinks, **self.rotations[layer])
         self.calls += 1
         return out[None]
 
@@ -144,16 +140,16 @@ class Step:
 
 
 def _runs(group: Group, rotaries: Sequence[Rotary]) -> Iterator[_Run]:
-    """One run where all layers of the group turn the same pairs or none, as is usual; else as many as it takes."""
+    """One run where all layers of the group rotate the same pairs or none, as is usual; else as many as it takes."""
     own = [rotaries[layer] for layer in group.layers]
-    turning = next((one for one in own if one.pairs), own[0])
+    rotating = next((rotary for rotary in own if rotary.pairs), own[0])
     shapes = []
-    for one in own:  # a layer without positions joins in, turned by 0
-        turning = one if one.pairs else turning
-        shapes.append((turning.pairs, turning.interleaved))
+    for rotary in own:  # a layer without positions joins in, rotated by 0
+        rotating = rotary if rotary.pairs else rotating
+        shapes.append((rotating.pairs, rotating.interleaved))
     for (pairs, interleaved), alike in itertools.groupby(range(len(own)), key=shapes.__getitem__):
         members = list(alike)
         part = slice(members[0], members[-1] + 1)
         still = torch.zeros(pairs, dtype=torch.float64, device="cpu")
-        rows = [one.inv_freq if one.pairs else still for one in own[part]]
+        rows = [rotary.inv_freq if rotary.pairs else still for rotary in own[part]]
         yield _Run(group.k[part], group.v[part], torch.stack(rows), interleaved)

@@ -48,10 +48,10 @@ def _sizes(step: Step, keywords: dict[str, Any]) -> Iterator[tuple[Tensor, int, 
     yield keywords["position_ids"], 1, "T"
     if "logits_to_keep" in keywords:
         yield keywords["logits_to_keep"], 0, "N"
-    yield step.slots, 0, "T"
+    yield step.plan.slots, 0, "T"
     for name, letter in _PLAN.items():
-        yield step.plan_args[name], 0, letter
-    for turn in step.turns:
-        if turn:
-            yield turn["cos"], 0, "K"
-            yield turn["sin"], 0, "K"
+        yield getattr(step.plan, name), 0, letter
+    for rotation in step.rotations:
+        if rotation:
+            yield rotation["cos"], 0, "K"
+            yield rotation["sin"], 0, "K"

@@ -2,7 +2,7 @@
 
 A small model's decode step on a GPU takes less time than Python needs to launch its kernels. A CUDA graph launches all
 of them at once, provided that they read and write where they did when it was captured: so the step's plan, tokens,
-turn tables and logits lie in buffers that stay, filled in place before each replay. What is computed is the ordinary
+shift tables and logits lie in buffers that stay, filled in place before each replay. What is computed is the ordinary
 step on rows padded to a capacity.
 
 Letters: T rows of a step, V vocabulary.
@@ -24,10 +24,10 @@ from asyncthink.model.checks import one_line
 from asyncthink_kernels.cache import Capacity, PlanBuffers, StepPlan
 
 MAX_ROWS = 256
-"""Rows of the largest step that is kept; beyond it launching is no matter."""
+"""Largest captured step, in rows. Bigger steps run eagerly; their launch cost is negligible."""
 
 MAX_GRAPHS = 32
-"""Steps kept at once; the one that was used longest ago goes first."""
+"""Captured steps kept at once; the least recently used goes first."""
 
 Work = Callable[[], None]
 
@@ -110,18 +110,19 @@ class _StaticStep:
     def __init__(self, attention: PagedAttention, capacity: Capacity) -> None:
         self._attention = attention
         self._buffers = PlanBuffers(capacity, attention.device)
-        self._turns = attention.turns()
+        self._shift_tables = attention.shift_tables()
         self._shifts = torch.zeros(capacity.shifts, dtype=torch.int32, device="cpu")
         self.rows = torch.arange(capacity.rows, device=attention.device)
         self.replay: Work | None = None
 
     def load(self, plan: StepPlan, tokens: Tensor) -> None:
         self._shifts.zero_()[: len(plan.shifts)] = plan.shifts
-        self._turns.load(self._shifts)
+        self._shift_tables.load(self._shifts)
         load(self._buffers, plan, tokens)
 
     def step(self) -> Step:
-        return Step(self._attention, self._buffers.plan, self._buffers.tokens, self._turns.load(self._shifts))
+        buffers, rotations = self._buffers, self._shift_tables.load(self._shifts)
+        return Step(self._attention, buffers.plan, buffers.tokens, rotations)
 
 
 class StepGraphs:

@@ -55,8 +55,8 @@ class Rotary:
         return moved
 
 
-class Turns:
-    """For each layer, the arguments of tree_attention that rotate queries for keys at shifted positions.
+class ShiftTables:
+    """For each layer, the arguments of tree_attention that rotate queries for keys read at shifted positions.
 
     Tables are computed when a plan's shifts change. They keep their addresses while K is the same, because captured
     steps read them there. ``rotaries`` [L] is None for a model that cannot read keys at shifted positions.

@@ -1,12 +1,12 @@
 // Compiled once per instruction set: plain loops which the compiler vectorises for it.
 #include "common/dtype.h"
-#include "cpu/draw_rows.h"
+#include "cpu/sample_rows.h"
 
 namespace atk::ATK_ISA {
 namespace {
 
 template <class T>
-DrawKernels::Peak peak(const void* logits, int64_t n) {
+SampleKernels::Peak peak(const void* logits, int64_t n) {
   const T* __restrict x = static_cast<const T*>(logits);
   uint32_t key = 0, magnitude = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -69,11 +69,11 @@ uint64_t weight(const LogitRun& run, float value) {
 }
 
 template <class T>
-constexpr DrawKernels::Typed kTyped = {peak<T>,  weigh<T>, find<T>, add_digits<T, false>, add_digits<T, true>,
-                                       count<T>, weight};
+constexpr SampleKernels::Typed kTyped = {peak<T>,  weigh<T>, find<T>, add_digits<T, false>, add_digits<T, true>,
+                                         count<T>, weight};
 
 }  // namespace
 
-extern const DrawKernels draw_kernels = {kTyped<float>, kTyped<bf16>, kTyped<f16>};
+extern const SampleKernels sample_kernels = {kTyped<float>, kTyped<bf16>, kTyped<f16>};
 
 }  // namespace atk::ATK_ISA

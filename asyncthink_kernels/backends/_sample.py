@@ -1,7 +1,7 @@
 """What `sample` draws with, in torch and plain integers: the weights of tokens and the random bits.
 
-The formulas of csrc/common/draw.h and philox.h. Every float operation is rounded on its own, so the weights are the
-same integers.
+The formulas of csrc/common/sample_draw.h and philox.h. Every float operation is rounded on its own, so the weights are
+the same integers.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "common/draw.h"
+#include "common/sample_draw.h"
 #include "common/view.h"
 #include "cpu/isa.h"
 
@@ -18,7 +18,7 @@ struct LogitRun {
   float max, temperature;
 };
 
-struct DrawKernels {
+struct SampleKernels {
   struct Peak {
     uint32_t key;        // the largest
     uint32_t magnitude;  // the largest of bits without their sign: above infinity's where there is a NaN
@@ -46,4 +46,4 @@ struct DrawKernels {
 
 }  // namespace atk
 
-ATK_DECLARE_ISA_TABLE(DrawKernels, draw_kernels)
+ATK_DECLARE_ISA_TABLE(SampleKernels, sample_kernels)

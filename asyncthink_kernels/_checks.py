@@ -1,7 +1,7 @@
 """Checks of tensor arguments: every size is bound at its first sight and compared at every later one.
 
-An error names the op, the tensor, what was expected and what came. Only metadata is looked at; the values of indices
-are checked by the backends, next to the memory they address.
+An error names the op, the tensor, what was expected and what came. Only metadata is read here. Values are checked by
+the backends, next to the memory they address; those of a plan by :class:`~asyncthink_kernels.plan.TreePlan`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ INT32 = (torch.int32,)
 INT64 = (torch.int64,)
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of what accompanies ``dtype`` at full precision: LSE, cos, sin, sinks. float32, for float64 float64."""
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums over ``dtype``, and of LSE, cos, sin and sinks: float32, for float64 float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -100,4 +100,4 @@ def attention_options(
     check.that(window is None or window >= 1, f"window must be at least 1, got {window}")
     check.that(softcap is None or 0 < softcap < math.inf, f"softcap must be positive and finite, got {softcap}")
     if sinks is not None:
-        check.tensor("sinks", sinks, ("Hq",), (wide(q.dtype),), dense=True)
+        check.tensor("sinks", sinks, ("Hq",), (accumulate_dtype(q.dtype),), dense=True)

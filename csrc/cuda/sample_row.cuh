@@ -2,7 +2,7 @@
 // integers, so the order in which threads take the tokens does not matter.
 #pragma once
 
-#include "common/draw.h"
+#include "common/sample_draw.h"
 #include "cuda/ptx.h"
 
 namespace atk::cuda {
