@@ -22,8 +22,8 @@ from typing import Any
 from asyncthink.episode.records import Episode
 from asyncthink.tasks import Task
 from asyncthink.tasks.rewards import Reward, RewardRule
-from asyncthink.train.grpo import Objective
-from asyncthink.train.grpo_loop import GRPOConfig, train_grpo
+from asyncthink.train.grpo_loss import Objective
+from asyncthink.train.grpo import GRPOConfig, train_grpo
 from asyncthink.train.loading import ModelOptions, Shape
 from asyncthink.train.sft import SFTConfig, train_sft
 

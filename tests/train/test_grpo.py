@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from asyncthink.tasks import TASKS
 from asyncthink.tasks.rewards import RewardRule
-from asyncthink.train.grpo import Objective
-from asyncthink.train.grpo_loop import GRPOConfig, train_grpo
+from asyncthink.train.grpo_loss import Objective
+from asyncthink.train.grpo import GRPOConfig, train_grpo
 from asyncthink.train.loading import ModelOptions, Shape
 from asyncthink.train.rollout import questions
 from asyncthink.train.sft import SFTConfig, train_sft
-from asyncthink.train.traces import Mixture
+from asyncthink.train.demonstrations import Mixture
 from toy_task import Counting
 
 SMALL = Shape(layers=2, hidden=64, heads=2, kv_heads=1, head_dim=32, intermediate=128)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncthink.episode.records import Episode, Trace
-from asyncthink.train.grpo import Objective, grpo_terms
+from asyncthink.train.grpo_loss import Objective, grpo_terms
 
 NUMBERS = st.floats(-3, 3)
 

@@ -26,7 +26,7 @@ from asyncthink.train.logprobs import token_logprobs
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.progress import read_metrics
 from asyncthink.train.sft import SFTConfig, train_sft
-from asyncthink.train.traces import Cutter, Mixture
+from asyncthink.train.demonstrations import DemonstrationPacker, Mixture
 
 SHAPE = Shape(layers=2, hidden=32, heads=2, kv_heads=1, head_dim=16, intermediate=48)
 TEMPLATE = (
@@ -85,7 +85,7 @@ def gradients(options: ModelOptions, dtype: torch.dtype = torch.float64) -> dict
     loaded.model.to(dtype)  # type: ignore[arg-type]
     use_packed_attention(loaded.model, moves=True)
     mixture = Mixture(solo=0.2, shared=0.4, isolated=0.4, append=0.5)
-    batch = Cutter(tasks("countdown"), loaded.tokenizer, loaded.prompts, mixture).batch(0, 3, 1500)
+    batch = DemonstrationPacker(tasks("countdown"), loaded.tokenizer, loaded.prompts, mixture).batch(0, 3, 1500)
     token_logprobs(loaded.model, batch).sum().backward()  # type: ignore[no-untyped-call]
     return {name: each.grad for name, each in loaded.model.named_parameters() if each.grad is not None}
 

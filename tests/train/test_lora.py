@@ -22,7 +22,7 @@ from asyncthink.train.lora import FOLDER, add_lora, merged
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packing import pack
 from asyncthink.train.sft import SFTConfig, train_sft
-from asyncthink.train.traces import rows
+from asyncthink.train.demonstrations import rows
 
 SHAPE = Shape(layers=2, hidden=32, heads=2, kv_heads=1, head_dim=16, intermediate=48)
 BOX = str(Path(__file__).resolve().parents[2] / "python/asyncthink/checkpoints/countdown")

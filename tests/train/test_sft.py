@@ -24,7 +24,7 @@ from asyncthink.train.evaluate import evaluate, held_out_episodes
 from asyncthink.train.loading import TINY_PROMPTS, ModelOptions, Shape
 from asyncthink.train.sft import SFTConfig, train_sft
 from asyncthink.train.tokenizer import build_tokenizer
-from asyncthink.train.traces import Cutter
+from asyncthink.train.demonstrations import DemonstrationPacker
 
 SHAPE = Shape(layers=1, hidden=32, heads=2, kv_heads=1, head_dim=16, intermediate=48)
 
@@ -158,7 +158,7 @@ class Oracle(nn.Module):
 
 def test_evaluation_counts_exact_rows_and_answers() -> None:
     tokenizer = build_tokenizer()
-    episodes = held_out_episodes(Cutter(tasks("countdown"), tokenizer, TINY_PROMPTS), 0, 12)
+    episodes = held_out_episodes(DemonstrationPacker(tasks("countdown"), tokenizer, TINY_PROMPTS), 0, 12)
     right = evaluate(Oracle(), episodes, tokenizer)
     names = ("organizer", "solo", "worker_isolated", "worker_shared")
     assert {name: right[f"{name}/{f}"] for name in names for f in ("exact", "final", "tokens")} == dict.fromkeys(

@@ -72,7 +72,7 @@ def sft(
     """Learn the protocol from written-out demonstrations with random topologies (cold start)."""
     from asyncthink.train.loading import ModelOptions
     from asyncthink.train.sft import SFTConfig, train_sft
-    from asyncthink.train.traces import Mixture
+    from asyncthink.train.demonstrations import Mixture
 
     config = SFTConfig(
         out=out,

@@ -73,9 +73,9 @@ def grpo(
 ) -> None:
     """Learn to organize (or to solve alone) by group-relative policy optimisation."""
     from asyncthink.tasks.rewards import RewardRule
-    from asyncthink.train.grpo import Objective
+    from asyncthink.train.grpo_loss import Objective
     from asyncthink.train.grpo_config import GRPOConfig
-    from asyncthink.train.grpo_loop import train_grpo
+    from asyncthink.train.grpo import train_grpo
     from asyncthink.train.loading import ModelOptions
 
     config = GRPOConfig(

@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from asyncthink.train.logprobs import logits_of
 from asyncthink.train.packing import IGNORED, Row, pack
-from asyncthink.train.traces import Cutter
+from asyncthink.train.demonstrations import DemonstrationPacker
 
 
-def held_out_episodes(cutter: Cutter, seed: int, count: int) -> list[list[Row]]:
+def held_out_episodes(packer: DemonstrationPacker, seed: int, count: int) -> list[list[Row]]:
     """``count`` episodes of held-out puzzles, in the mixture of the training."""
-    return list(itertools.islice(cutter.stream(f"evaluation {seed}", held_out=True), count))
+    return list(itertools.islice(packer.stream(f"evaluation {seed}", held_out=True), count))
 
 
 def kind(row: Row) -> str:

@@ -7,7 +7,7 @@ from math import inf
 from pathlib import Path
 
 from asyncthink.tasks.rewards import RewardRule
-from asyncthink.train.grpo import Objective
+from asyncthink.train.grpo_loss import Objective
 from asyncthink.train.loading import ModelOptions
 from asyncthink.train.schedule import check_decay, check_rates, learning_rate
 

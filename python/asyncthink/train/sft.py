@@ -28,7 +28,7 @@ from asyncthink.train.progress import Reporter
 from asyncthink.train.runs import begin_run, find_run
 from asyncthink.train.schedule import check_decay, check_rates, learning_rate
 from asyncthink.train.steps import Steps
-from asyncthink.train.traces import Cutter, Mixture
+from asyncthink.train.demonstrations import DemonstrationPacker, Mixture
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def train_sft(config: SFTConfig) -> Path:
         loaded = load(config.model, found)
         _check_append(config, loaded)
         use_packed_attention(loaded.model, moves=config.mixture.append > 0)
-        cutter = Cutter(
+        packer = DemonstrationPacker(
             tasks(config.task), loaded.tokenizer, loaded.prompts, config.mixture, config.pool, config.budget
         )
         adam = optimizer(loaded.model, config.learning_rate, config.weight_decay)
@@ -110,7 +110,7 @@ def train_sft(config: SFTConfig) -> Path:
             raise ValueError(f"steps: expected more than the {progress.step} that are done, got {config.steps}")
         begin_run(config.out, config, world)
         steps = Steps(adam, config.clip, config.max_skipped, progress.left_out)
-        return _loop(config, world, loaded, cutter, steps, progress, why)
+        return _loop(config, world, loaded, packer, steps, progress, why)
 
 
 def _check_append(config: SFTConfig, loaded: Loaded) -> None:
@@ -121,16 +121,16 @@ def _check_append(config: SFTConfig, loaded: Loaded) -> None:
 
 
 def _loop(
-    config: SFTConfig, world: World, loaded: Loaded, cutter: Cutter, steps: Steps, progress: Progress, why: str
+    config: SFTConfig, world: World, loaded: Loaded, packer: DemonstrationPacker, steps: Steps, progress: Progress, why: str
 ) -> Path:
-    episodes = held_out_episodes(cutter, config.seed, config.evaluate_episodes) if world.is_main else []
+    episodes = held_out_episodes(packer, config.seed, config.evaluate_episodes) if world.is_main else []
     before, start = progress.seconds, time.perf_counter()
     folder = config.out
     metrics = config.out / "metrics.jsonl"
     with Reporter(metrics, config.steps, progress.step, world, config.tensorboard) as reporter:
         reporter.say(why)
         for step in range(progress.step, config.steps):
-            figures, tokens = update(config, world, loaded, cutter, steps, step)
+            figures, tokens = update(config, world, loaded, packer, steps, step)
             seconds = before + time.perf_counter() - start
             progress = Progress(step + 1, progress.tokens + tokens, seconds, steps.left_out)
             last = progress.step == config.steps
@@ -146,7 +146,7 @@ def _loop(
 
 
 def update(
-    config: SFTConfig, world: World, loaded: Loaded, cutter: Cutter, steps: Steps, step: int
+    config: SFTConfig, world: World, loaded: Loaded, packer: DemonstrationPacker, steps: Steps, step: int
 ) -> tuple[dict[str, float], int]:
     """One optimizer step; returns its figures, and how many tokens all processes trained on.
 
@@ -158,7 +158,7 @@ def update(
         group["lr"] = rate
     totals = torch.zeros(3, dtype=torch.float64)  # loss, learned tokens, tokens
     for number in world.mine(range(step * config.batches, (step + 1) * config.batches)):
-        batch = cutter.batch(config.seed, number, config.length).to(loaded.device)
+        batch = packer.batch(config.seed, number, config.length).to(loaded.device)
         with loaded.autocast():
             loss = -token_logprobs(loaded.model, batch).sum()
         loss.backward()  # type: ignore[no-untyped-call]

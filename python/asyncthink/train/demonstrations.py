@@ -184,7 +184,7 @@ class Mixture:
 
 
 @dataclass(frozen=True, slots=True)
-class Cutter:
+class DemonstrationPacker:
     """Makes demonstrations of tasks into rows for one tokenizer and prompt format.
 
     Of several tasks each demonstration takes one at random. ``budget``: demonstrations in which some agent writes more
