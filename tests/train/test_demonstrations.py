@@ -18,9 +18,10 @@ from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.tags import PromptFormat
 from asyncthink.tasks import Countdown, Demonstration, Script, tasks
 from asyncthink.tasks.countdown import is_held_out
+from asyncthink.train.demonstrations import DemonstrationPacker, Mixture, encode
 from asyncthink.train.loading import TINY_PROMPTS
+from asyncthink.train.rows import rows
 from asyncthink.train.tokenizer import MOST_TAGS, build_tokenizer, tags
-from asyncthink.train.demonstrations import DemonstrationPacker, Mixture, encode, rows
 from scripted import PROMPTS as SCRIPT_PROMPTS
 from scripted import ScriptedDecoder
 from scripted import tokenizer as char_tokenizer
@@ -135,8 +136,8 @@ def test_an_appended_return_points_at_what_the_worker_wrote() -> None:
 
 
 def test_a_budget_leaves_out_longer_traces() -> None:
-    def longest(budget: int | None) -> list[int]:
-        made = DemonstrationPacker([TASK], TOKENIZER, TINY_PROMPTS, budget=budget).stream("x")
+    def longest(limit: int | None) -> list[int]:
+        made = DemonstrationPacker([TASK], TOKENIZER, TINY_PROMPTS, max_tokens=limit).stream("x")
         return [max(sum(row.learned) for row in agents) for agents in itertools.islice(made, 60)]
 
     free = longest(None)

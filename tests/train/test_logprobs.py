@@ -18,7 +18,7 @@ from asyncthink.tasks import Countdown
 from asyncthink.train.logprobs import logits_of, token_logprobs
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packing import IGNORED, Row, pack
-from asyncthink.train.demonstrations import rows
+from asyncthink.train.rows import rows
 from scripted import PROMPTS
 from tiny_models import VOCABULARY, tiny
 from tiny_models import taught as make_taught

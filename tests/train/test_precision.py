@@ -30,7 +30,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
 
 
 def config(out: Path, **changes: Any) -> SFTConfig:
-    plain = SFTConfig(out, model=AUTO, steps=2, length=100, warmup=1, decay=0.0, evaluate_every=99, save_every=1)
+    plain = SFTConfig(out, model=AUTO, steps=2, batch_tokens=100, warmup=1, decay=0.0, evaluate_every=99, save_every=1)
     return replace(plain, evaluate_episodes=1, log_every=1, **changes)
 
 

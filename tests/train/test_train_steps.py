@@ -21,9 +21,9 @@ from asyncthink.tasks.rewards import Reward, RewardRule
 from asyncthink.train import checkpoint, grpo, sft
 from asyncthink.train.checkpoint import STATE_TENSORS, Progress, checkpoints, load_state, save_checkpoint
 from asyncthink.train.distributed import gradients
-from asyncthink.train.grpo_loss import Objective
-from asyncthink.train.grpo_config import GRPOConfig
 from asyncthink.train.grpo import train_grpo
+from asyncthink.train.grpo_config import GRPOConfig
+from asyncthink.train.grpo_loss import Objective
 from asyncthink.train.loading import TINY_PROMPTS, Loaded, ModelOptions, Shape, load, optimizer
 from asyncthink.train.sft import SFTConfig, train_sft
 from asyncthink.train.steps import LeftOut, check_finite
@@ -146,7 +146,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 class TestSFT:
     def config(self, out: Path, **changes: Any) -> SFTConfig:
-        plain = SFTConfig(out, model=MODEL, steps=3, length=100, warmup=1, decay=0.0, evaluate_every=99)
+        plain = SFTConfig(out, model=MODEL, steps=3, batch_tokens=100, warmup=1, decay=0.0, evaluate_every=99)
         return replace(plain, evaluate_episodes=1, save_every=1, log_every=1, **changes)
 
     def spoil(self, monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
@@ -202,7 +202,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestGRPO:
     def config(self, out: Path, start: Path, **changes: Any) -> GRPOConfig:
-        plain = GRPOConfig(out, ModelOptions(str(start)), budget=6, prompts=2, group=8, steps=2, warmup=1)
+        plain = GRPOConfig(out, ModelOptions(str(start)), max_tokens=6, questions=2, group_size=8, steps=2, warmup=1)
         return replace(plain, save_every=1, weight_decay=0.5, **changes)
 
     @pytest.mark.parametrize("kl", [0.0, 0.1])

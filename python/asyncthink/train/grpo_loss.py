@@ -1,4 +1,7 @@
-"""The GRPO loss (arXiv 2402.03300) on tree-packed episodes: organizer and workers are one unit with one advantage."""
+"""The GRPO loss (arXiv 2402.03300) on tree-packed episodes.
+
+An organizer and its workers are one episode with one advantage (:mod:`.advantages`).
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,15 @@ NORMALISERS = ("token", "episode", "constant")
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What is maximised.
+    """The objective that GRPO maximises, and its parameters.
 
-    For each drawn token t of an episode with advantage A, with ``r = exp(logp - old)``::
+    For each drawn token t of an episode with advantage A, with ``ratio = exp(logprob - old_logprob)``::
 
-        L_t = min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) - kl * (exp(ref - logp) - (ref - logp) - 1)
+        L_t = min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) - kl * (exp(d) - d - 1)
+        d   = reference_logprob - logprob
 
-    ``normaliser`` says how the L_t of a step become one number: "token": their mean over all tokens of the step
-    (DAPO, arXiv 2503.14476); "episode": the mean over episodes of each episode's mean; "constant": the mean over
+    ``normaliser`` says how the L_t of an optimizer step become one number: "token": their mean over all tokens of the
+    step (DAPO, arXiv 2503.14476); "episode": the mean over episodes of each episode's mean; "constant": the mean over
     episodes of (sum / ``constant``) (Dr. GRPO, arXiv 2503.20783).
 
     Raises ValueError for numbers outside their range.
@@ -47,7 +51,7 @@ class Objective:
             raise ValueError(f"constant: expected more than 0, got {self.constant}")
 
     def weights(self, episodes: Sequence[Episode]) -> list[float]:
-        """What a token of each episode weighs in the step's sum, before division by the number of processes' total.
+        """The weight of each episode's tokens in the step's sum, which is then divided by :meth:`divisor`.
 
         "token": 1; "episode": 1 / tokens of the episode; "constant": 1 / ``constant``.
         """
@@ -58,60 +62,63 @@ class Objective:
         return [1.0 / max(1, episode.total_tokens) for episode in episodes]
 
     def divisor(self, episodes: Sequence[Episode]) -> float:
-        """By what the step's weighted sum is divided; summed over processes where there are several."""
+        """The divisor of the step's weighted sum. With several processes, sum it over them first."""
         if self.normaliser == "token":
             return float(sum(episode.total_tokens for episode in episodes))
         return float(len(episodes))
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """Sums over the learned tokens of one packed batch; ``loss`` [] carries the gradient (still to be divided)."""
+class LossSums:
+    """Sums over the drawn tokens of one packed batch. ``loss`` [] carries the gradient and is not yet divided."""
 
     loss: Tensor
     tokens: int
-    clipped: float
+    clipped: float  # tokens whose surrogate is the clipped one
     kl: float
-    off_policy: float  # sum of |logp - old|: how far the trainer is from what the sampler drew with
+    off_policy: float  # sum of |log_ratio|: the distance between the trainer's and the sampler's log-probabilities
 
 
-def grpo_terms(
+def grpo_loss(
     objective: Objective,
-    logp: Tensor,
-    old: Tensor,
-    advantage: Tensor,
-    weight: Tensor,
-    reference: Tensor | None = None,
-) -> Terms:
-    """The loss of a packed batch of N drawn tokens, as a weighted sum.
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    reference_logprobs: Tensor | None = None,
+) -> LossSums:
+    """The loss of a packed batch of N drawn tokens, as a weighted sum: ``-sum_t weights[t] L_t`` (:class:`Objective`).
 
     Args:
-        logp: [N] log-probabilities under the live weights, with gradient.
-        old: [N] those the sampler drew with.
-        advantage, weight: [N], of each token's episode (:meth:`Objective.weights`).
-        reference: [N] under the reference model; needed where ``objective.kl`` > 0.
+        logprobs: [N] log-probabilities under the current weights, with gradient.
+        old_logprobs: [N] log-probabilities under the sampler, when the tokens were drawn.
+        advantages, weights: [N] of each token's episode (:meth:`Objective.weights`).
+        reference_logprobs: [N] under the reference model; required if ``objective.kl`` > 0.
 
     Raises:
-        ValueError: shapes that differ, or no reference for a KL term.
+        ValueError: shapes that differ, or a KL term without reference log-probabilities.
     """
-    for name, tensor in (("old", old), ("advantage", advantage), ("weight", weight), ("reference", reference)):
-        if tensor is not None and tensor.shape != logp.shape:
-            raise ValueError(f"{name}: expected shape {list(logp.shape)}, got {list(tensor.shape)}")
-    if objective.kl > 0 and reference is None:
-        raise ValueError(f"reference: expected log-probabilities for a KL weight of {objective.kl}, got None")
-    apart = logp - old
-    ratio = apart.exp()
-    bounded = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
-    gain = torch.minimum(ratio * advantage, bounded * advantage)
-    divergence = torch.zeros_like(logp)
-    if reference is not None:
-        divergence = torch.expm1(reference - logp) - (reference - logp)
-        gain = gain - objective.kl * divergence
-    clipped = (bounded * advantage < ratio * advantage).sum()
-    return Terms(
-        -(gain * weight).sum(),
-        logp.numel(),
-        float(clipped),
-        float(divergence.detach().sum()),
-        float(apart.detach().abs().sum()),
+    others = {"old_logprobs": old_logprobs, "advantages": advantages, "weights": weights}
+    for name, tensor in (others | {"reference_logprobs": reference_logprobs}).items():
+        if tensor is not None and tensor.shape != logprobs.shape:
+            raise ValueError(f"{name}: expected shape {list(logprobs.shape)}, got {list(tensor.shape)}")
+    if objective.kl > 0 and reference_logprobs is None:
+        raise ValueError(f"reference_logprobs: expected a tensor for a KL weight of {objective.kl}, got None")
+    log_ratio = logprobs - old_logprobs
+    ratio = log_ratio.exp()
+    clipped_ratio = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
+    surrogate = torch.minimum(ratio * advantages, clipped_ratio * advantages)
+    token_loss = -surrogate
+    kl = torch.zeros_like(logprobs)
+    if reference_logprobs is not None:
+        reference_log_ratio = reference_logprobs - logprobs
+        kl = torch.expm1(reference_log_ratio) - reference_log_ratio
+        token_loss = token_loss + objective.kl * kl
+    clipped = (clipped_ratio * advantages < ratio * advantages).sum()
+    return LossSums(
+        loss=(token_loss * weights).sum(),
+        tokens=logprobs.numel(),
+        clipped=float(clipped),
+        kl=float(kl.detach().sum()),
+        off_policy=float(log_ratio.detach().abs().sum()),
     )
