@@ -180,7 +180,7 @@ def test_an_output_that_is_not_understood_is_refused() -> None:
         return output
 
     model.forward = twice
-    with pytest.raises(ValueError, match="logits of Qwen3ForCausalLM to be its output layer's"):
+    with pytest.raises(ValueError, match="logits of Qwen3ForCausalLM to be those of its output layer"):
         token_logprobs(model, pack(sample(), 100))
 
 
