@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes everything on ../results.md from random weights: `bash docs/results/run.sh`, or one stage: train, eval, page.
-# Runs and reports go to runs/. Finished ones are not made again: after an interruption, give the same command again. Logs,
-# reports and pictures are copied to this folder.
+# Everything on ../results.md from random weights: `bash docs/results/run.sh`, or one stage: train, eval, page.
+# Runs and reports go to runs/, and what is finished there is not made again: after an interruption the same command goes
+# on. Logs, reports and pictures are copied to this folder.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 data=docs/results
