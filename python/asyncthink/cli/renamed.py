@@ -1,4 +1,4 @@
-"""Options that have a new name: the error for the old name says the new one."""
+"""Renamed options: the error for an old name gives the new one."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def _head(model: Any) -> Head:
 
 @torch.no_grad()
 def _find_head_options(model: Any, layer: Any) -> tuple[float, float | None]:
-    """(scale, softcap): of those that the configuration names, and of none, the pair that gives the model's logits."""
+    """The (scale, softcap) that gives the model's logits, out of the configuration's values and no change at all."""
     config = model.config.get_text_config()
     named = [float(getattr(config, name)) for name in _SCALES if getattr(config, name, None)]
     cap = getattr(config, "final_logit_softcapping", None)

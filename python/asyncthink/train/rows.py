@@ -1,4 +1,4 @@
-"""An episode as training rows: each agent's own tokens, and where the tokens before them are."""
+"""An episode as training rows: the tokens of each agent, and the prefix that it sees of another row."""
 
 from __future__ import annotations
 

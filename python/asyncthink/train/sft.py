@@ -121,7 +121,7 @@ def train_sft(config: SFTConfig) -> Path:
 
 
 def _check_append(config: SFTConfig, loaded: Loaded) -> None:
-    """Raise ValueError where ``append`` demonstrations are impossible: a token may span a returned text and its tag."""
+    """Raise ValueError if ``append`` demonstrations are impossible: a token may span a returned text and its tag."""
     tag = loaded.tokenizer.tokenize("</RETURN>")
     if config.mixture.append and len(tag) != 1:
         raise ValueError(f"append: expected a tokenizer in which </RETURN> is one token, got {len(tag)}: {tag}")
