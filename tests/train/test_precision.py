@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from asyncthink.model.auto_dtype import Choice
 from asyncthink.cli.train import app
+from asyncthink.model.auto_dtype import Choice
 from asyncthink.train import loading
 from asyncthink.train.distributed import World
 from asyncthink.train.grpo_config import GRPOConfig
