@@ -9,8 +9,8 @@ mkdir -p "$data/eval" "$data/train" runs/reports
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 task=countdown-8x4
-budget=300     # tokens that one agent may draw, in training and in every evaluation
-heat=1.0       # of the rollouts and of the evaluation: the traces of `parallel` must differ
+max_tokens=300    # tokens that one agent may draw, in training and in every evaluation
+temperature=1.0   # of the rollouts and of the evaluation: the traces of `parallel` must differ
 
 train() {  # NAME KIND OPTIONS...: a run whose log and configuration are kept
     local name=$1 kind=$2
@@ -18,7 +18,7 @@ train() {  # NAME KIND OPTIONS...: a run whose log and configuration are kept
     if [ ! -e "runs/$name/finished" ]; then
         local resume=()
         if compgen -G "runs/$name/step-*" > /dev/null; then resume=(--resume); else rm -rf "runs/$name"; fi
-        asyncthink train "$kind" --out "runs/$name" --budget $budget "$@" "${resume[@]}"
+        asyncthink train "$kind" --out "runs/$name" --max-tokens $max_tokens "$@" "${resume[@]}"
         touch "runs/$name/finished"
     fi
     cp "runs/$name/metrics.jsonl" "$data/train/$name.jsonl"
@@ -33,7 +33,8 @@ report() {  # NAME OPTIONS...: an evaluation whose report is kept once it is who
     local name=$1
     shift
     if [ ! -e "runs/reports/$name.json" ]; then
-        asyncthink eval --first 1000000 --budget $budget --temperature $heat --latency 0 "$@" --json > "runs/reports/$name.part"
+        asyncthink eval --first 1000000 --max-tokens $max_tokens --temperature $temperature --latency 0 "$@" --json \
+            > "runs/reports/$name.part"
         mv "runs/reports/$name.part" "runs/reports/$name.json"
     fi
     cp "runs/reports/$name.json" "$data/eval/$name.json"
@@ -51,7 +52,7 @@ train_all() {
     train organizer sft "${cold[@]}" --solo 0.1 --shared 0.9 --isolated 0 --append 0.15 --workers 0.25
     alone=$(last alone)
     organizer=$(last organizer)
-    local rl=(--task $task --temperature $heat --learning-rate 3e-4 --decay 0.2)
+    local rl=(--task $task --temperature $temperature --learning-rate 3e-4 --decay 0.2)
     train asyncthink grpo --model "$organizer" "${rl[@]}" --steps 300
     train parallel grpo --model "$alone" "${rl[@]}" --steps 300 --mode parallel
     train sequential grpo --model "$alone" "${rl[@]}" --steps 300 --mode sequential
@@ -82,7 +83,7 @@ eval_all() {
     report sudoku-sft --task sudoku-4 --puzzles 500 --model "$organizer" --temperature 0
     report sudoku-rl --task sudoku-4 --puzzles 500 --model "$asyncthink" --temperature 0
     # The checkpoint in the box was trained with shared and isolated workers, and with appended returns.
-    report joins --task countdown --puzzles 400 --budget 700 --temperature 0 --mode sequential,asyncthink \
+    report joins --task countdown --puzzles 400 --max-tokens 700 --temperature 0 --mode sequential,asyncthink \
         --context shared,isolated --join exact,append,link
 }
 

@@ -52,5 +52,5 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 def test_refuses_columns_of_another_length() -> None:
     with pytest.raises(ValueError, match="puzzles: expected at least one, got 0"):
         Bootstrap(0)
-    with pytest.raises(ValueError, match=r"column: expected 3 values, one a puzzle, got shape \(1,\)"):
+    with pytest.raises(ValueError, match=r"column: expected 3 values, one per puzzle, got shape \(1,\)"):
         Bootstrap(3).mean([1.0])

@@ -165,7 +165,16 @@ def invoke(*words: str) -> Any:
 
 
 def test_the_command_prints_a_row_for_each_setting(tmp_path: Path) -> None:
-    command = ["--puzzles", "2", "--budget", "8", "--mode", "sequential,parallel,asyncthink", "--join", "exact,link"]
+    command = [
+        "--puzzles",
+        "2",
+        "--max-tokens",
+        "8",
+        "--mode",
+        "sequential,parallel,asyncthink",
+        "--join",
+        "exact,link",
+    ]
     result = invoke(*command, "--latency", "1", "--model", f"sequential={checkpoint_path()}", "--model",
                     str(checkpoint_path()), "--json")  # fmt: skip
     report = json.loads(result.stdout)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncthink.tasks import ListedCountdown, Math, Puzzle, task
-from asyncthink.tasks.data import Shelf, read_records
+from asyncthink.tasks.data import Split, read_records
 from asyncthink.tasks.math import MOST_CHARACTERS, Problem, last_boxed
 from asyncthink.tasks.split import in_held_out_share
 
@@ -144,27 +144,27 @@ def test_published_fields_are_read_from_every_kind_of_file(tmp_path: Path, endin
     ],
 )
 def test_answers_are_compared_by_meaning(right: str, answer: str | None, share: float) -> None:
-    known = Math("math", Shelf(Path("x"), (), ()))
+    known = Math("math", Split(Path("x"), (), ()))
     assert known.verify(Problem("?", right), answer) == share
 
 
 @settings(deadline=None)
 @given(st.text(alphabet="0123456789+-/()\\${}x fracsqtboxed", max_size=12))
 def test_any_text_is_graded(answer: str) -> None:
-    known = Math("math", Shelf(Path("x"), (), ()))
+    known = Math("math", Split(Path("x"), (), ()))
     assert known.verify(Problem("?", "27"), answer) in {0.0, 1.0}
 
 
 @settings(deadline=None)
 @given(st.text(min_size=1, max_size=40))
 def test_the_same_text_is_right(answer: str) -> None:
-    assert Math("math", Shelf(Path("x"), (), ())).verify(Problem("?", answer), answer) == 1.0
+    assert Math("math", Split(Path("x"), (), ())).verify(Problem("?", answer), answer) == 1.0
 
 
 @settings(deadline=None)
 @given(st.integers(-(10**6), 10**6), st.sampled_from(["**{}**", "\\${}", "{} dollars", "$\\${}$", "`{}`", "it is {}."]))
 def test_what_surrounds_a_number_means_nothing(number: int, form: str) -> None:
-    known = Math("math", Shelf(Path("x"), (), ()))
+    known = Math("math", Split(Path("x"), (), ()))
     assert known.verify(Problem("?", str(number)), form.format(number)) == 1.0
     assert known.verify(Problem("?", form.format(number)), str(number + 1)) == 0.0
 

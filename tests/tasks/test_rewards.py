@@ -1,4 +1,4 @@
-"""The reward's terms, both readings of the concurrency ratio, and group-relative advantages."""
+"""The reward's terms, and both readings of the concurrency ratio."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from asyncthink.episode.records import Episode, Join, Trace
 from asyncthink.tasks import task
-from asyncthink.tasks.rewards import RewardRule, advantages, eta
+from asyncthink.tasks.rewards import RewardRule, eta
 
 
 def trace(agent: int, role: str, drawn: int, **fields: object) -> Trace:
@@ -108,19 +108,3 @@ class TestRule:
     def test_bad_numbers(self, fields: dict[str, object], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             RewardRule(**fields)  # type: ignore[arg-type]
-
-
-@given(st.lists(st.floats(-10, 10), min_size=1, max_size=16), st.booleans())
-def test_advantages_sum_to_zero_and_keep_the_order(rewards: list[float], normalise: bool) -> None:
-    made = advantages(rewards, normalise)
-    assert sum(made) == pytest.approx(0, abs=1e-6)
-    for (a, x), (b, y) in zip(zip(rewards, made, strict=True), zip(rewards[1:], made[1:], strict=True), strict=False):
-        assert (x <= y) or a > b - 1e-6
-    spread = sum(a * a for a in made) / len(made)
-    if normalise and any(made):
-        assert spread == pytest.approx(1)
-
-
-def test_no_group() -> None:
-    with pytest.raises(ValueError, match="expected a group of at least one episode"):
-        advantages([])

@@ -9,9 +9,9 @@ import pytest
 from asyncthink.protocol.parser import Parser
 from asyncthink.protocol.tags import Action, Answer, Fork, Join, Return
 from asyncthink.tasks import TASKS, Demonstration, Script, Task, task, tasks
+from asyncthink.train.demonstrations import encode
 from asyncthink.train.loading import TINY_PROMPTS
 from asyncthink.train.tokenizer import build_tokenizer
-from asyncthink.train.traces import encode
 
 EACH = pytest.mark.parametrize("known", TASKS.values(), ids=TASKS)
 TOKENIZER = build_tokenizer()

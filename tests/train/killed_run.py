@@ -22,8 +22,8 @@ from typing import Any
 from asyncthink.episode.records import Episode
 from asyncthink.tasks import Task
 from asyncthink.tasks.rewards import Reward, RewardRule
-from asyncthink.train.grpo import Objective
-from asyncthink.train.grpo_loop import GRPOConfig, train_grpo
+from asyncthink.train.grpo import GRPOConfig, train_grpo
+from asyncthink.train.grpo_loss import Objective
 from asyncthink.train.loading import ModelOptions, Shape
 from asyncthink.train.sft import SFTConfig, train_sft
 
@@ -38,7 +38,7 @@ def config(out: Path) -> SFTConfig:
             shape=Shape(layers=1, hidden=16, heads=1, kv_heads=1, head_dim=16, intermediate=16), bfloat16=False
         ),
         steps=3,
-        length=100,
+        batch_tokens=100,
         warmup=1,
         evaluate_every=2,
         evaluate_episodes=1,
@@ -61,9 +61,9 @@ def grpo_config(out: Path) -> GRPOConfig:
     return GRPOConfig(
         out / "run",
         ModelOptions(str(out.parent / "cold/export"), bfloat16=False),
-        budget=6,
-        prompts=1,
-        group=4,
+        max_tokens=6,
+        questions=1,
+        group_size=4,
         steps=3,
         warmup=1,
         rule=ByTokens(),

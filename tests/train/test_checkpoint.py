@@ -17,7 +17,7 @@ from asyncthink.tasks import task
 from asyncthink.train.logprobs import logits_of
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packing import pack
-from asyncthink.train.traces import rows
+from asyncthink.train.rows import rows
 
 BOX = Path(asyncthink.__file__).parent / "checkpoints" / "countdown"
 

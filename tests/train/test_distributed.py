@@ -23,7 +23,7 @@ from asyncthink.train.progress import read_metrics
 from asyncthink.train.sft import SFTConfig, train_sft
 
 BOX = Path(asyncthink.__file__).parent / "checkpoints" / "countdown"
-SFT = ["sft", "--length", "150", "--batches", "3", "--decay", "0", "--no-bfloat16", "--device", "cpu"]
+SFT = ["sft", "--batch-tokens", "150", "--batches", "3", "--decay", "0", "--no-bfloat16", "--device", "cpu"]
 
 
 def torchrun(*arguments: str | Path, processes: int = 2) -> None:
@@ -97,7 +97,7 @@ def test_alone_nothing_is_sent() -> None:
 def test_more_processes_than_batches_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(World, "start", classmethod(lambda cls, device: World(0, 3)))
     monkeypatch.setattr(World, "stop", lambda world: None)
-    with pytest.raises(ValueError, match="batches: expected one for each of 3 processes or more, got 2"):
+    with pytest.raises(ValueError, match="batches: expected at least one for each of 3 processes, got 2"):
         train_sft(SFTConfig(tmp_path / "run", batches=2))
     assert not (tmp_path / "run").exists()
 
@@ -124,11 +124,11 @@ def test_devices_that_are_not_here_are_named(name: str, monkeypatch: pytest.Monk
 def test_two_processes_share_the_rollouts(tmp_path: Path) -> None:
     """The episodes, their figures and the step are those of one process; each draws half of the questions' groups."""
     how = [
-        "--prompts",
+        "--questions",
         "2",
-        "--group",
+        "--group-size",
         "4",
-        "--budget",
+        "--max-tokens",
         "250",
         "--steps",
         "1",

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from asyncthink.tasks import TASKS
 from asyncthink.tasks.rewards import RewardRule
-from asyncthink.train.grpo import Objective
-from asyncthink.train.grpo_loop import GRPOConfig, train_grpo
+from asyncthink.train.demonstrations import Mixture
+from asyncthink.train.grpo import GRPOConfig, train_grpo
+from asyncthink.train.grpo_loss import Objective
 from asyncthink.train.loading import ModelOptions, Shape
-from asyncthink.train.rollout import questions
+from asyncthink.train.rollout import draw_questions
 from asyncthink.train.sft import SFTConfig, train_sft
-from asyncthink.train.traces import Mixture
 from toy_task import Counting
 
 SMALL = Shape(layers=2, hidden=64, heads=2, kv_heads=1, head_dim=32, intermediate=128)
@@ -41,7 +41,7 @@ def cold_start(out: Path, steps: int) -> Path:
             model=ModelOptions(shape=SMALL, bfloat16=False),
             mixture=Mixture(solo=0.2, shared=0.5, isolated=0.3),
             steps=steps,
-            length=800,
+            batch_tokens=800,
             learning_rate=4e-3,
             warmup=20,
             evaluate_every=1000,
@@ -61,9 +61,9 @@ def config(out: Path, cold: Path, **changes: object) -> GRPOConfig:
         out=out,
         model=ModelOptions(model=str(cold), bfloat16=False),
         task="counting",
-        budget=120,
-        prompts=6,
-        group=8,
+        max_tokens=120,
+        questions=6,
+        group_size=8,
         steps=2,
         learning_rate=5e-4,
         save_every=1,
@@ -132,7 +132,9 @@ def test_every_setting_trains(changes: dict[str, object], cold: Path, tmp_path: 
 
 def test_packing_does_not_change_the_step(cold: Path, tmp_path: Path) -> None:
     """One pack of everything, or one episode a pack: the same weights up to rounding."""
-    folders = [train_grpo(config(tmp_path / str(length), cold, steps=1, length=length)) for length in (1, 100_000)]
+    folders = [
+        train_grpo(config(tmp_path / str(length), cold, steps=1, batch_tokens=length)) for length in (1, 100_000)
+    ]
     one, many = map(weights, folders)
     for name in one:
         torch.testing.assert_close(one[name], many[name], rtol=0, atol=1e-5)
@@ -150,15 +152,15 @@ def test_resume_repeats_the_uninterrupted_run(cold: Path, tmp_path: Path) -> Non
 
 def test_questions_are_a_pure_function_and_never_held_out() -> None:
     task = Counting()
-    asked = [question for step in range(50) for question in questions([task], 7, step, 4)]
-    assert asked == [question for step in range(50) for question in questions([task], 7, step, 4)]
+    asked = [question for step in range(50) for question in draw_questions([task], 7, step, 4)]
+    assert asked == [question for step in range(50) for question in draw_questions([task], 7, step, 4)]
     held_out = {task.sample(seed, held_out=True) for seed in range(500)}
     assert not held_out & {question.puzzle for question in asked}
 
 
 def test_what_is_refused(cold: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="group: expected at least 2"):
-        config(tmp_path, cold, group=1)
+    with pytest.raises(ValueError, match="group_size: expected at least 2"):
+        config(tmp_path, cold, group_size=1)
     with pytest.raises(ValueError, match="temperature: expected more than 0"):
         config(tmp_path, cold, temperature=0.0)
     with pytest.raises(ValueError, match="steps: expected at least 1"):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncthink.episode.records import Episode, Trace
-from asyncthink.train.grpo import Objective, grpo_terms
+from asyncthink.train.grpo_loss import Objective, grpo_loss
 
 NUMBERS = st.floats(-3, 3)
 
@@ -22,7 +22,7 @@ NUMBERS = st.floats(-3, 3)
 def test_value_token_by_token(tokens: list[tuple[float, ...]], kl: float) -> None:
     objective = Objective(clip_low=0.2, clip_high=0.3, kl=kl)
     logp, old, advantage, weight, reference = torch.tensor(tokens, dtype=torch.float64).T
-    terms = grpo_terms(objective, logp, old, advantage, weight, reference)
+    terms = grpo_loss(objective, logp, old, advantage, weight, reference)
     expected = clipped = 0.0
     for now, then, a, w, ref in tokens:
         ratio = math.exp(now - then)
@@ -39,14 +39,14 @@ def test_on_policy_gradient_is_that_of_the_policy_gradient() -> None:
     """At r = 1 the gradient with respect to logp is -A w."""
     logp = torch.tensor([-1.0, -2.0, -0.5], dtype=torch.float64, requires_grad=True)
     advantage, weight = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([1.0, 0.5, 2.0]).double()
-    grpo_terms(Objective(), logp, logp.detach(), advantage, weight).loss.backward()
+    grpo_loss(Objective(), logp, logp.detach(), advantage, weight).loss.backward()
     torch.testing.assert_close(logp.grad, -advantage * weight)
 
 
 def test_a_clipped_token_has_no_gradient() -> None:
     logp = torch.tensor([0.0, 0.0], dtype=torch.float64, requires_grad=True)
     old = torch.tensor([-1.0, -1.0], dtype=torch.float64)
-    grpo_terms(Objective(), logp, old, torch.tensor([1.0, -1.0]).double(), torch.ones(2).double()).loss.backward()
+    grpo_loss(Objective(), logp, old, torch.tensor([1.0, -1.0]).double(), torch.ones(2).double()).loss.backward()
     assert logp.grad is not None
     assert logp.grad[0] == 0  # gained enough
     assert logp.grad[1] == pytest.approx(math.e)  # the bound is only against gains
@@ -55,7 +55,7 @@ def test_a_clipped_token_has_no_gradient() -> None:
 def test_kl_is_zero_at_the_reference_and_pulls_towards_it() -> None:
     logp = torch.tensor([-1.0, -1.0, -1.0], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([-1.0, -0.5, -2.0], dtype=torch.float64)
-    terms = grpo_terms(Objective(kl=1.0), logp, logp.detach(), torch.zeros(3), torch.ones(3), reference)
+    terms = grpo_loss(Objective(kl=1.0), logp, logp.detach(), torch.zeros(3), torch.ones(3), reference)
     terms.loss.backward()
     assert logp.grad is not None
     assert logp.grad[0] == 0
@@ -85,10 +85,10 @@ def test_normalisers(normaliser: str) -> None:
 
 def test_what_is_refused() -> None:
     two, three = torch.zeros(2), torch.zeros(3)
-    with pytest.raises(ValueError, match=r"advantage: expected shape \[2\], got \[3\]"):
-        grpo_terms(Objective(), two, two, three, two)
-    with pytest.raises(ValueError, match=r"reference: expected log-probabilities for a KL weight of 0\.1, got None"):
-        grpo_terms(Objective(kl=0.1), two, two, two, two)
+    with pytest.raises(ValueError, match=r"advantages: expected shape \[2\], got \[3\]"):
+        grpo_loss(Objective(), two, two, three, two)
+    with pytest.raises(ValueError, match=r"reference_logprobs: expected a tensor for a KL weight of 0\.1, got None"):
+        grpo_loss(Objective(kl=0.1), two, two, two, two)
     for name in ("clip_low", "clip_high", "kl"):
         with pytest.raises(ValueError, match=f"{name}: expected at least 0"):
             Objective(**{name: -0.1})

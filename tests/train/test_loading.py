@@ -20,12 +20,12 @@ from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
 from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
 from asyncthink.tasks import task, tasks
 from asyncthink.train.checkpoint import checkpoints
+from asyncthink.train.demonstrations import DemonstrationPacker, Mixture
 from asyncthink.train.loading import Loaded, ModelOptions, Shape, load
 from asyncthink.train.logprobs import token_logprobs
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.progress import read_metrics
 from asyncthink.train.sft import SFTConfig, train_sft
-from asyncthink.train.traces import Cutter, Mixture
 
 SHAPE = Shape(layers=2, hidden=32, heads=2, kv_heads=1, head_dim=16, intermediate=48)
 TEMPLATE = (
@@ -84,7 +84,7 @@ def gradients(options: ModelOptions, dtype: torch.dtype = torch.float64) -> dict
     loaded.model.to(dtype)  # type: ignore[arg-type]
     use_packed_attention(loaded.model, moves=True)
     mixture = Mixture(solo=0.2, shared=0.4, isolated=0.4, append=0.5)
-    batch = Cutter(tasks("countdown"), loaded.tokenizer, loaded.prompts, mixture).batch(0, 3, 1500)
+    batch = DemonstrationPacker(tasks("countdown"), loaded.tokenizer, loaded.prompts, mixture).batch(0, 3, 1500)
     token_logprobs(loaded.model, batch).sum().backward()  # type: ignore[no-untyped-call]
     return {name: each.grad for name, each in loaded.model.named_parameters() if each.grad is not None}
 
@@ -120,7 +120,7 @@ def test_the_dtype_of_weights_and_of_products_are_two_things() -> None:
 def test_bfloat16_weights_learn_and_resume(tmp_path: Path) -> None:
     def config(name: str, **changes: Any) -> SFTConfig:
         model = ModelOptions(shape=SHAPE, weights="bfloat16", bfloat16=True)
-        rest: dict[str, Any] = {"steps": 20, "length": 300, "warmup": 1, "decay": 0.0, "learning_rate": 4e-3}
+        rest: dict[str, Any] = {"steps": 20, "batch_tokens": 300, "warmup": 1, "decay": 0.0, "learning_rate": 4e-3}
         return SFTConfig(tmp_path / name, model=model, evaluate_episodes=1, log_every=1, **(rest | changes))
 
     whole = train_sft(config("whole"))
@@ -143,14 +143,14 @@ def test_an_instruct_model_is_trained_by_the_documented_commands(qwen3: Path, tm
     """Those of docs/training.md with fewer and shorter steps; of an option given twice the last counts."""
     sft, grpo = tmp_path / "sft", tmp_path / "grpo"
     first, second = documented("sft"), documented("grpo")
-    few = ["--steps", "3", "--length", "1000", "--learning-rate", "1e-2", "--save-every", "2", "--batches", "2"]
+    few = ["--steps", "3", "--batch-tokens", "1000", "--learning-rate", "1e-2", "--save-every", "2", "--batches", "2"]
     app([*first, "--model", str(qwen3), "--out", str(sft), *few], standalone_mode=False)
     last = checkpoints(sft)[-1]
     assert json.loads((last / "config.json").read_text())["dtype"] == "bfloat16"
     prompts = PromptFormat.load(last)
     assert prompts.organizer.startswith("<|im_start|>user\nYou are the organizer")
     assert prompts.organizer.endswith("<think>\n\n</think>\n\n")
-    few = ["--steps", "2", "--prompts", "1", "--group", "2", "--budget", "12", "--save-every", "1"]
+    few = ["--steps", "2", "--questions", "1", "--group-size", "2", "--max-tokens", "12", "--save-every", "1"]
     app([*second, "--model", str(last), "--out", str(grpo), *few], standalone_mode=False)
     for out, steps in (sft, [1, 3]), (grpo, [1, 2]):
         assert [line["step"] for line in read_metrics(out / "metrics.jsonl") if "loss" in line] == steps

@@ -18,7 +18,7 @@ from asyncthink.tasks import Countdown
 from asyncthink.train.logprobs import logits_of, token_logprobs
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packing import IGNORED, Row, pack
-from asyncthink.train.traces import rows
+from asyncthink.train.rows import rows
 from scripted import PROMPTS
 from tiny_models import VOCABULARY, tiny
 from tiny_models import taught as make_taught
@@ -180,7 +180,7 @@ def test_an_output_that_is_not_understood_is_refused() -> None:
         return output
 
     model.forward = twice
-    with pytest.raises(ValueError, match="logits of Qwen3ForCausalLM to be its output layer's"):
+    with pytest.raises(ValueError, match="logits of Qwen3ForCausalLM to be those of its output layer"):
         token_logprobs(model, pack(sample(), 100))
 
 

@@ -21,8 +21,8 @@ from asyncthink.train.logprobs import token_logprobs
 from asyncthink.train.lora import FOLDER, add_lora, merged
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packing import pack
+from asyncthink.train.rows import rows
 from asyncthink.train.sft import SFTConfig, train_sft
-from asyncthink.train.traces import rows
 
 SHAPE = Shape(layers=2, hidden=32, heads=2, kv_heads=1, head_dim=16, intermediate=48)
 BOX = str(Path(__file__).resolve().parents[2] / "python/asyncthink/checkpoints/countdown")
@@ -31,7 +31,7 @@ ADAPTED = ModelOptions(BOX, lora=4, bfloat16=False)
 
 def config(out: Path, **changes: Any) -> SFTConfig:
     model = ModelOptions(shape=SHAPE, lora=3, bfloat16=False)
-    rest = {"steps": 4, "length": 300, "warmup": 1, "decay": 0.0, "log_every": 1, "save_every": 2}
+    rest = {"steps": 4, "batch_tokens": 300, "warmup": 1, "decay": 0.0, "log_every": 1, "save_every": 2}
     return SFTConfig(out, model=model, evaluate_episodes=2, learning_rate=1e-2, **(rest | changes))  # type: ignore[arg-type]
 
 

@@ -14,11 +14,11 @@ from transformers import Qwen3Config
 
 from asyncthink.cli.train import app
 from asyncthink.tasks import tasks
+from asyncthink.train.demonstrations import DemonstrationPacker
 from asyncthink.train.loading import ModelOptions, Shape, load, optimizer
 from asyncthink.train.logprobs import token_logprobs
 from asyncthink.train.memory import estimate
 from asyncthink.train.packed_attention import use_packed_attention
-from asyncthink.train.traces import Cutter
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 SHAPE = Shape(layers=4, hidden=128, heads=4, kv_heads=2, head_dim=32, intermediate=384)
@@ -47,8 +47,8 @@ QWEN3_4B = Qwen3Config(
 def test_it_is_what_training_holds(options: ModelOptions) -> None:
     loaded = load(options)
     use_packed_attention(loaded.model)
-    batch = Cutter(tasks("countdown"), loaded.tokenizer, loaded.prompts).batch(0, 0, 1500)
-    found = estimate(loaded.model.config, options, batch.tokens.numel(), cached=1000)
+    batch = DemonstrationPacker(tasks("countdown"), loaded.tokenizer, loaded.prompts).batch(0, 0, 1500)
+    found = estimate(loaded.model.config, options, batch.tokens.numel(), cache_tokens=1000)
     adam = optimizer(loaded.model, 1e-3, 0.0)
     token_logprobs(loaded.model, batch).sum().backward()  # type: ignore[no-untyped-call]
     adam.step()
@@ -65,7 +65,7 @@ def test_it_is_what_training_holds(options: ModelOptions) -> None:
 def test_activations_are_near_what_autograd_keeps(options: ModelOptions) -> None:
     loaded = load(options)
     use_packed_attention(loaded.model)
-    batch = Cutter(tasks("countdown"), loaded.tokenizer, loaded.prompts).batch(0, 0, 1500)
+    batch = DemonstrationPacker(tasks("countdown"), loaded.tokenizer, loaded.prompts).batch(0, 0, 1500)
     found = estimate(loaded.model.config, options, batch.tokens.numel())
     kept = saved(loaded.model.base_model, lambda: token_logprobs(loaded.model, batch))
     expected = found["activations"]

@@ -16,7 +16,7 @@ from asyncthink.episode.records import Join, Trace
 from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.train.packed_flex import block_mask
 from asyncthink.train.packing import IGNORED, Batch, Move, Row, limits, pack, visible
-from asyncthink.train.traces import rows
+from asyncthink.train.rows import rows
 from scripted import END, ScriptedDecoder, tokenizer
 
 ORGANIZER = Row("organizer", "shared", tuple(range(10, 20)), (False,) * 3 + (True,) * 7)

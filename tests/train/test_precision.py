@@ -1,4 +1,4 @@
-"""Which numbers a run multiplies in: chosen once, stored with the run, kept by every resume."""
+"""Whether a run multiplies in bfloat16: decided once, stored with the run, kept by every resume."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from asyncthink.cli.train import app
 from asyncthink.model.auto_dtype import Choice
-from asyncthink.train import commands, loading
+from asyncthink.train import loading
 from asyncthink.train.distributed import World
 from asyncthink.train.grpo_config import GRPOConfig
 from asyncthink.train.loading import ModelOptions, Shape, load
@@ -30,7 +31,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
 
 
 def config(out: Path, **changes: Any) -> SFTConfig:
-    plain = SFTConfig(out, model=AUTO, steps=2, length=100, warmup=1, decay=0.0, evaluate_every=99, save_every=1)
+    plain = SFTConfig(out, model=AUTO, steps=2, batch_tokens=100, warmup=1, decay=0.0, evaluate_every=99, save_every=1)
     return replace(plain, evaluate_episodes=1, log_every=1, **changes)
 
 
@@ -68,12 +69,27 @@ def test_a_new_run_and_one_without_the_entry_measure(tmp_path: Path, monkeypatch
     machine(monkeypatch, False)
     (tmp_path / "config.json").write_text('{"model": {"bfloat16": true}}')
     assert settle(AUTO, tmp_path, False, World()) == (replace(AUTO, bfloat16=False), "it is slow")
-    for text in ("{}", '{"model": {"bfloat16": "auto"}}'):
+    for text in ("{}", '{"model": {"bfloat16": "auto"}}', '{"model": null}'):
         (tmp_path / "config.json").write_text(text)
         assert settle(AUTO, tmp_path, True, World())[1] == "it is slow"
 
 
-def test_the_first_process_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{"model": {"bfloat16": True}}, {"model": None, "bfloat16": True}])
+def test_a_run_that_began_with_the_names_of_an_earlier_version_resumes(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine(monkeypatch, True)
+    train_sft(config(tmp_path, steps=1))
+    older = json.loads((tmp_path / "config.json").read_text())
+    older["length"], older["budget"] = older.pop("batch_tokens"), older.pop("max_tokens")
+    (tmp_path / "config.json").write_text(json.dumps(older | options))
+    machine(monkeypatch, False)
+    assert train_sft(config(tmp_path, resume=True)).name == "step-000002"
+    assert "as the run began" in capsys.readouterr().out
+    assert stored(tmp_path) is True
+
+
+def test_rank_0_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, False)  # what this process, the second, would find
     sent: list[Any] = []
     monkeypatch.setattr(World, "gather", lambda world, items: sent.extend(items) or [(True, "it is fast")])
@@ -92,7 +108,7 @@ def test_a_model_that_is_loaded_alone_is_measured_for(bfloat16: bool, monkeypatc
 def test_the_command_line(flags: list[str], expected: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[SFTConfig] = []
     monkeypatch.setattr("asyncthink.train.sft.train_sft", seen.append)
-    commands.app(["sft", "--out", "x", *flags], standalone_mode=False)
+    app(["sft", "--out", "x", *flags], standalone_mode=False)
     assert seen[0].model.bfloat16 == expected
 
 

@@ -89,7 +89,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_again(tmp_path: Path
         find_run(out, resume=True)
     begin_run(out, config(tmp_path), World())
     assert find_run(out, resume=True) is None
-    assert json.loads((out / "config.json").read_text())["length"] == config(tmp_path).length
+    assert json.loads((out / "config.json").read_text())["batch_tokens"] == config(tmp_path).batch_tokens
 
 
 def test_leftovers_are_no_checkpoints_and_go(tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.tasks import tasks
 from asyncthink.train import checkpoint
 from asyncthink.train.checkpoint import checkpoints
+from asyncthink.train.demonstrations import DemonstrationPacker
 from asyncthink.train.evaluate import evaluate, held_out_episodes
 from asyncthink.train.loading import TINY_PROMPTS, ModelOptions, Shape
 from asyncthink.train.sft import SFTConfig, train_sft
 from asyncthink.train.tokenizer import build_tokenizer
-from asyncthink.train.traces import Cutter
 
 SHAPE = Shape(layers=1, hidden=32, heads=2, kv_heads=1, head_dim=16, intermediate=48)
 
@@ -34,7 +34,7 @@ def config(out: Path, **changes: Any) -> SFTConfig:
         out=out,
         model=ModelOptions(shape=SHAPE, bfloat16=False),
         steps=6,
-        length=400,
+        batch_tokens=400,
         warmup=2,
         evaluate_every=3,
         evaluate_episodes=4,
@@ -59,7 +59,7 @@ def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
     assert rates[100] == 0
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"length": 0}, {"decay": 1.5}, {"save_every": 0}])
+@pytest.mark.parametrize("change", [{"steps": 0}, {"batch_tokens": 0}, {"decay": 1.5}, {"save_every": 0}])
 def test_bad_numbers_are_named(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         config(tmp_path, **change)
@@ -158,7 +158,7 @@ class Oracle(nn.Module):
 
 def test_evaluation_counts_exact_rows_and_answers() -> None:
     tokenizer = build_tokenizer()
-    episodes = held_out_episodes(Cutter(tasks("countdown"), tokenizer, TINY_PROMPTS), 0, 12)
+    episodes = held_out_episodes(DemonstrationPacker(tasks("countdown"), tokenizer, TINY_PROMPTS), 0, 12)
     right = evaluate(Oracle(), episodes, tokenizer)
     names = ("organizer", "solo", "worker_isolated", "worker_shared")
     assert {name: right[f"{name}/{f}"] for name in names for f in ("exact", "final", "tokens")} == dict.fromkeys(

@@ -18,12 +18,12 @@ from torch import Tensor
 from asyncthink.episode.records import Episode
 from asyncthink.tasks import Task
 from asyncthink.tasks.rewards import Reward, RewardRule
-from asyncthink.train import checkpoint, grpo_loop, sft
+from asyncthink.train import checkpoint, grpo, sft
 from asyncthink.train.checkpoint import STATE_TENSORS, Progress, checkpoints, load_state, save_checkpoint
 from asyncthink.train.distributed import gradients
-from asyncthink.train.grpo import Objective
+from asyncthink.train.grpo import train_grpo
 from asyncthink.train.grpo_config import GRPOConfig
-from asyncthink.train.grpo_loop import train_grpo
+from asyncthink.train.grpo_loss import Objective
 from asyncthink.train.loading import TINY_PROMPTS, Loaded, ModelOptions, Shape, load, optimizer
 from asyncthink.train.sft import SFTConfig, train_sft
 from asyncthink.train.steps import LeftOut, check_finite
@@ -146,7 +146,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 class TestSFT:
     def config(self, out: Path, **changes: Any) -> SFTConfig:
-        plain = SFTConfig(out, model=MODEL, steps=3, length=100, warmup=1, decay=0.0, evaluate_every=99)
+        plain = SFTConfig(out, model=MODEL, steps=3, batch_tokens=100, warmup=1, decay=0.0, evaluate_every=99)
         return replace(plain, evaluate_episodes=1, save_every=1, log_every=1, **changes)
 
     def spoil(self, monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
@@ -202,7 +202,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestGRPO:
     def config(self, out: Path, start: Path, **changes: Any) -> GRPOConfig:
-        plain = GRPOConfig(out, ModelOptions(str(start)), budget=6, prompts=2, group=8, steps=2, warmup=1)
+        plain = GRPOConfig(out, ModelOptions(str(start)), max_tokens=6, questions=2, group_size=8, steps=2, warmup=1)
         return replace(plain, save_every=1, weight_decay=0.5, **changes)
 
     @pytest.mark.parametrize("kl", [0.0, 0.1])
@@ -236,9 +236,9 @@ class TestGRPO:
     def test_of_two_minibatches_one_is_skipped(
         self, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        whole, number = grpo_loop.token_logprobs, iter(range(99))
+        whole, number = grpo.token_logprobs, iter(range(99))
         monkeypatch.setattr(
-            grpo_loop, "token_logprobs", lambda *a, **k: whole(*a, **k) * (NAN if next(number) == 0 else 1.0)
+            grpo, "token_logprobs", lambda *a, **k: whole(*a, **k) * (NAN if next(number) == 0 else 1.0)
         )
         folder = train_grpo(self.config(tmp_path, start, rule=Odd(), minibatches=2))
         first, second = strict(tmp_path)

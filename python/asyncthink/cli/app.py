@@ -16,6 +16,7 @@ from rich.console import Console
 from asyncthink.cli.evaluate import evaluate
 from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
 from asyncthink.cli.profile import profile_step
+from asyncthink.cli.renamed import Command
 from asyncthink.cli.run import ask
 from asyncthink.episode.records import Episode
 from asyncthink.files import check_writable, write_whole
@@ -32,10 +33,13 @@ app = typer.Typer(
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """Bad input, a full disk and Ctrl-C end a command with one line on stderr and an exit code, not a traceback."""
+    """``command`` that ends with one line on stderr and an exit code for bad input, a full disk or Ctrl-C.
+
+    Other errors are faults of the program and keep their traceback.
+    """
 
     @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+    def guard(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
             sys.stdout.flush()
@@ -46,12 +50,12 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except BrokenPipeError:
             _fail("", 1)
         except OSError as error:
-            place = f"{error.filename}: " if error.filename else ""
-            _fail(f"{place}{error.strerror or error}", 1)
+            file = f"{error.filename}: " if error.filename else ""
+            _fail(f"{file}{error.strerror or error}", 1)
         except (ValueError, RuntimeError, MemoryError, ImportError) as error:
             _fail(" ".join(str(error).split()) or type(error).__name__, 1)
 
-    return run
+    return guard
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -60,8 +64,8 @@ def _fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from asyncthink import __version__
 
         print(f"asyncthink {__version__}")
@@ -74,14 +78,14 @@ def options(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Asynchronous thinking: one model organizes its own workers."""
+    """Asynchronous thinking: a language model organizes its own workers."""
 
 
 @app.command()
 @guarded
 def demo(
     as_json: Json = False,
-    model: Annotated[str | None, typer.Option(help="Another model than the one in the box.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id. Default: the shipped model.")] = None,
     seed: Annotated[int, typer.Option(help="Number of the held-out puzzle.")] = PUZZLE,
     join: JoinMode = "exact",
     context: Context = "shared",
@@ -89,7 +93,7 @@ def demo(
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
-    out: Annotated[Path, typer.Option(help="Where the timeline goes.")] = Path("timeline.html"),
+    out: Annotated[Path, typer.Option(help="HTML file for the timeline.")] = Path("timeline.html"),
     save: Save = None,
 ) -> None:
     """Watch a small trained model organize a countdown puzzle, and compare it with one agent alone."""
@@ -101,8 +105,8 @@ def demo(
         from asyncthink.cli.demo_report import print_demo
         from asyncthink.engine.loaded import LoadedModel
 
-        place: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
-        loaded = LoadedModel.load(model or checkpoint_path(), **place, progress=progress)
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+        loaded = LoadedModel.load(model or checkpoint_path(), **options, progress=progress)
     outcome = play(loaded, console, seed=seed, pool=pool, context=context, join=join)
     write_whole(out, timeline_html(outcome.episode, outcome.sequential))
     if save:
@@ -122,7 +126,7 @@ app.command(name="run")(guarded(ask))
 def view(
     episode: Annotated[Path, typer.Argument(help="An episode saved as JSON.")],
     against: Annotated[Path | None, typer.Option(help="A one-agent episode to compare with.")] = None,
-    out: Annotated[Path, typer.Option(help="Where the timeline goes.")] = Path("timeline.html"),
+    out: Annotated[Path, typer.Option(help="HTML file for the timeline.")] = Path("timeline.html"),
 ) -> None:
     """Draw a saved episode as an HTML page."""
     check_writable(out)
@@ -130,7 +134,7 @@ def view(
     print(out)
 
 
-app.command(name="eval")(guarded(evaluate))
+app.command(name="eval", cls=Command)(guarded(evaluate))
 app.command(name="profile")(guarded(profile_step))
 
 
@@ -140,11 +144,11 @@ app.command(name="profile")(guarded(profile_step))
 )
 @guarded
 def train(ctx: typer.Context) -> None:
-    """Train: asyncthink train --help says what."""
+    """Train a model: see asyncthink train --help."""
     from asyncthink.cli.train import app as commands
 
     code = commands(args=ctx.args, prog_name="asyncthink train", standalone_mode=False)
-    if code == 130:  # typer turned Ctrl-C into an exit code
+    if code == 130:  # typer turns Ctrl-C into an exit code
         raise KeyboardInterrupt
     raise typer.Exit(code or 0)
 
@@ -163,7 +167,7 @@ def main() -> None:
     finally:
         try:
             sys.stdout.flush()
-        except OSError:  # a full disk, a closed pipe: said already, and the interpreter must not try again
+        except OSError:  # a full disk or a closed pipe was already reported: keep the interpreter from flushing again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""The demo: one held-out puzzle, organized live, verified, and timed against one agent alone."""
+"""The demo: one held-out puzzle solved by an organizer with workers, verified, and timed against one agent alone."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from asyncthink.tasks import Countdown, Puzzle
 from asyncthink.view.terminal import watcher
 
 MAX_TOKENS = 1024
-_PACE = 60.0  # steps a second on the screen
-_ROUNDS, _BUDGET = 3, 6.0  # timed runs of each kind, and the seconds after which no further round begins
+_PACE = 60.0  # steps per second on the screen
+_ROUNDS, _SECONDS = 3, 6.0  # timed rounds, and the seconds after which no further round begins
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The same puzzle organized and alone; each is the median of ``rounds`` runs, taken in turn."""
+    """The same puzzle organized and by one agent; each episode is the median of ``rounds``, timed alternately."""
 
     puzzle: Puzzle
     episode: Episode
@@ -39,24 +39,24 @@ class Outcome:
 
     @property
     def pages_shared(self) -> int:
-        """Pages of K/V that were read in place and would otherwise have been computed or copied again."""
+        """Pages of K/V that workers read in place; without sharing they would be computed or copied again."""
         return -(-self.episode.kv_bytes_shared // self.page_bytes)
 
 
-def play(served: LoadedModel, console: Console, *, seed: int, pool: int, context: str, join: str) -> Outcome:
-    """Run the demo; ``console`` shows the episode as it happens, unless it is quiet.
+def play(loaded: LoadedModel, console: Console, *, seed: int, pool: int, context: str, join: str) -> Outcome:
+    """Play the demo; ``console`` shows the episode live unless it is quiet.
 
-    What is shown is not what is timed: the screen costs time, so the same episodes run again without it. A quiet demo
-    runs the first episode too: it warms up what is timed.
+    The episode on the screen is not the one that is timed: printing costs time, so the same episodes are decoded again
+    without it. A quiet demo also decodes the first episode: it is the warm-up.
 
-    Raises ValueError: options outside their range.
+    Raises ValueError for options outside their range.
     """
     task = Countdown()
     puzzle = task.sample(seed, held_out=True)
     question = task.prompt(puzzle)
     params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, seed=seed)
-    organized = served.sampler(mode="asyncthink", pool=pool, context=context, join=join)
-    alone = served.sampler(mode="sequential", pool=pool)
+    organized = loaded.sampler(mode="asyncthink", pool=pool, context=context, join=join)
+    alone = loaded.sampler(mode="sequential", pool=pool)
     if not console.quiet:
         goal = f"  {task.asked} different expressions, each number at most once in each; a puzzle held out of training"
         console.print(Text.assemble((question, "bold"), (goal, "dim")), soft_wrap=True)
@@ -64,24 +64,24 @@ def play(served: LoadedModel, console: Console, *, seed: int, pool: int, context
         for event in stream:
             screen.show(event)
     episode, sequential, rounds = _timed(organized, alone, question, params)
-    right, right_alone = (len(task.correct(puzzle, e.answer or "")) for e in (episode, sequential))
-    for run, count in ((episode, right), (sequential, right_alone)):
-        run.meta.update(model=served.name, solved=count == task.asked, right=count, asked=task.asked)
-    page_bytes = served.decoder.storage.bytes_per_token * served.decoder.cache.page_size
+    right, right_alone = (len(task.correct(puzzle, timed.answer or "")) for timed in (episode, sequential))
+    for timed, count in ((episode, right), (sequential, right_alone)):
+        timed.meta.update(model=loaded.name, solved=count == task.asked, right=count, asked=task.asked)
+    page_bytes = loaded.decoder.storage.bytes_per_token * loaded.decoder.cache.page_size
     return Outcome(puzzle, episode, sequential, right, right_alone, task.asked, rounds, page_bytes)
 
 
 def _timed(
     organized: ForkJoinSampler, alone: ForkJoinSampler, question: str, params: SamplingParams
 ) -> tuple[Episode, Episode, int]:
-    """Both kinds in turn, after one warm-up step each; of each kind the run with the median wall clock."""
+    """Both kinds alternately, after one warm-up step each; of each kind the episode with the median wall clock."""
     for sampler in (organized, alone):
         sampler.generate([question], SamplingParams(max_tokens=1))
     pairs: list[tuple[Episode, Episode]] = []
-    began = time.perf_counter()
-    while not pairs or (len(pairs) < _ROUNDS and time.perf_counter() - began < _BUDGET):
+    start = time.perf_counter()
+    while not pairs or (len(pairs) < _ROUNDS and time.perf_counter() - start < _SECONDS):
         pairs.append((organized.generate([question], params)[0], alone.generate([question], params)[0]))
-    episode, sequential = (sorted(runs, key=_wall)[len(runs) // 2] for runs in zip(*pairs, strict=True))
+    episode, sequential = (sorted(episodes, key=_wall)[len(episodes) // 2] for episodes in zip(*pairs, strict=True))
     return episode, sequential, len(pairs)
 
 
@@ -90,7 +90,7 @@ def _wall(episode: Episode) -> float:
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
-    """What ``--json`` prints: plain values, times in seconds."""
+    """The object that ``--json`` prints: plain values, times in seconds."""
     episode, alone = outcome.episode, outcome.sequential
     return {
         "solved": outcome.solved,

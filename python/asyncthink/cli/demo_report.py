@@ -1,4 +1,4 @@
-"""The demo in words: what was solved, what it cost, and against one agent alone."""
+"""The printed report of the demo: the verdict, the costs, and the comparison with one agent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asyncthink.view.report import print_answer, ratio
 
 
 def print_demo(console: Console, outcome: Outcome) -> None:
-    """The verdict, then organized against alone, then what sharing saved."""
+    """The verdict, then the comparison with one agent, then the K/V that sharing saved."""
     episode = outcome.episode
     print_answer(console, episode)
     verdict = "verified" if outcome.solved else "not solved"
@@ -30,12 +30,12 @@ def print_demo(console: Console, outcome: Outcome) -> None:
         f"copied: {episode.kv_bytes_copied:,} bytes",
         highlight=False,
     )
-    note = f"seconds: median of {outcome.rounds}, taken in turn, without the screen"
+    note = f"seconds: median of {outcome.rounds}, timed alternately, without the screen"
     console.print(note, style="dim", highlight=False)
 
 
 def _comparison(outcome: Outcome) -> Table:
-    """Organized against alone. How much shorter or faster is said only where the answer is at least as good."""
+    """Organized against one agent. Ratios are shown only if the organized answer is at least as good."""
     episode, alone = outcome.episode, outcome.sequential
     fair = episode.answer is not None and outcome.right >= outcome.right_alone
     path, path_alone = episode.critical_path_tokens, alone.critical_path_tokens

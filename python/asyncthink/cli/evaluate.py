@@ -22,25 +22,27 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Annotated[
-        list[str] | None, typer.Option(help="PATH for every mode, or MODE=PATH for one; again for others.")
+        list[str] | None, typer.Option(help="PATH for every mode, or MODE=PATH for one mode. May be repeated.")
     ] = None,
-    task: Annotated[str, typer.Option(help="Which task's held-out puzzles.")] = "countdown",
-    puzzles: Annotated[int, typer.Option(min=1, help="How many different ones.")] = 200,
+    task: Annotated[str, typer.Option(help="The task whose held-out puzzles are solved.")] = "countdown",
+    puzzles: Annotated[int, typer.Option(min=1, help="Number of different puzzles.")] = 200,
     first: Annotated[int, typer.Option(help="Seed of the first held-out puzzle.")] = 0,
     mode: Annotated[str, typer.Option(help="One or several of sequential,parallel,asyncthink.")] = "asyncthink",
     context: Annotated[str, typer.Option(help="One or several of shared,isolated.")] = "shared",
     join: Annotated[str, typer.Option(help="One or several of exact,append,link.")] = "exact",
-    pool: Annotated[int, typer.Option(help="The organizer and at most POOL - 1 live workers; parallel traces.")] = 4,
-    budget: Annotated[int, typer.Option(help="Tokens that one agent may draw, the same in every mode.")] = 700,
+    pool: Annotated[
+        int, typer.Option(help="Agents alive at the same time: the organizer and its workers, or parallel traces.")
+    ] = 4,
+    max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw, the same in every mode.")] = 700,
     temperature: Annotated[
         float, typer.Option(help="0 takes the most likely token; all traces of `parallel` are then the same.")
     ] = 0.0,
-    draws: Annotated[int, typer.Option(min=1, help="Episodes of each puzzle; several need a temperature.")] = 1,
+    draws: Annotated[int, typer.Option(min=1, help="Episodes per puzzle; more than 1 needs a temperature.")] = 1,
     aggregate: Annotated[
-        str | None, typer.Option(help="Parallel answers: union or vote; by default union where several are asked for.")
+        str | None, typer.Option(help="Parallel answers: union or vote. Default: union if the task asks for several.")
     ] = None,
-    latency: Annotated[int, typer.Option(min=0, help="Puzzles that are timed, one at a time; 0 times none.")] = 20,
-    seed: Annotated[int, typer.Option(help="Key of the random streams.")] = 0,
+    latency: Annotated[int, typer.Option(min=0, help="Number of puzzles to time, one at a time; 0: none.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the random streams.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -55,36 +57,38 @@ def evaluate(
         from asyncthink.tasks.grading import how_to_aggregate
         from asyncthink.view.report import print_evaluation
 
-        params = SamplingParams(temperature=temperature, max_tokens=budget, seed=seed)
-        known = find_task(task)
-        how_to_aggregate(known, aggregate)
-        wanted = evaluation.settings(mode, context, join)
-        models = models_by_mode(model or [], [each["mode"] for each in wanted])
-        served = _load(models, device=device, dtype=dtype, revision=revision, progress=progress)
-        samplers = [served[each["mode"]].sampler(pool=pool, **each) for each in wanted]
-        asked = evaluation.held_out(known, puzzles, first)
+        params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
+        puzzle_task = find_task(task)
+        how_to_aggregate(puzzle_task, aggregate)
+        settings = evaluation.settings(mode, context, join)
+        paths = models_by_mode(model or [], [setting["mode"] for setting in settings])
+        models = _load(paths, device=device, dtype=dtype, revision=revision, progress=progress)
+        samplers = [models[setting["mode"]].sampler(pool=pool, **setting) for setting in settings]
+        held_out = evaluation.held_out(puzzle_task, puzzles, first)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
         rows = []
-        for each, sampler in zip(wanted, samplers, strict=True):
-            line = bar.add_task(" ".join(each.values()), total=puzzles * draws)
-            told = functools.partial(_advance, bar, line)
-            row = evaluation.evaluate(sampler, known, asked, params, draws=draws, aggregate=aggregate, progress=told)
-            rows.append(row | _weights(models[each["mode"]], served[each["mode"]]))
+        for setting, sampler in zip(settings, samplers, strict=True):
+            line = bar.add_task(" ".join(setting.values()), total=puzzles * draws)
+            advance = functools.partial(_advance, bar, line)
+            row = evaluation.evaluate(
+                sampler, puzzle_task, held_out, params, draws=draws, aggregate=aggregate, progress=advance
+            )
+            rows.append(row | _weights(paths[setting["mode"]], models[setting["mode"]]))
         if latency:
-            timed = asked[:latency]
+            timed = held_out[:latency]
             line = bar.add_task("seconds", total=len(timed))
-            told = functools.partial(_advance, bar, line)
+            advance = functools.partial(_advance, bar, line)
             named = {row["name"]: sampler for row, sampler in zip(rows, samplers, strict=True)}
-            seconds = evaluation.measure_seconds(named, known, timed, params, draws=draws, progress=told)
+            seconds = evaluation.measure_seconds(named, puzzle_task, timed, params, draws=draws, progress=advance)
             rows = [evaluation.with_seconds(row, seconds[row["name"]]) for row in rows]
     report = {
         "task": task,
-        "asked": known.asked,
+        "asked": puzzle_task.asked,
         "puzzles": puzzles,
         "first": first,
-        "questions_sha256": evaluation.fingerprint(known, asked),
+        "questions_sha256": evaluation.fingerprint(puzzle_task, held_out),
         "pool": pool,
-        "budget": budget,
+        "budget": max_tokens,  # the key of stored reports
         "temperature": temperature,
         "draws": draws,
         "seed": seed,
@@ -100,7 +104,7 @@ def evaluate(
 
 
 def models_by_mode(given: Sequence[str], modes: Sequence[str]) -> dict[str, str]:
-    """The model of each mode, from values ``PATH`` and ``MODE=PATH``; the model in the box where there are none.
+    """The model of each mode, from values ``PATH`` and ``MODE=PATH``; by default the shipped model.
 
     Raises ValueError for a mode without a model or with two, and for a model whose mode is not evaluated.
 
@@ -109,36 +113,36 @@ def models_by_mode(given: Sequence[str], modes: Sequence[str]) -> dict[str, str]
     """
     from asyncthink import checkpoint_path
 
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}  # mode -> path; "": the path for all modes
     for value in given or [str(checkpoint_path())]:
         head, equals, path = value.partition("=")
         mode, path = (head, path) if equals and head in tuple(Mode) else ("", value)
-        if mode in found:
+        if mode in paths:
             raise ValueError(f"model: expected one {f'for {mode}' if mode else 'for all modes'}, got {value!r} too")
         if mode and mode not in modes:
             raise ValueError(f"model: expected one of the modes evaluated ({', '.join(modes)}), got {value!r}")
-        found[mode] = path
+        paths[mode] = path
     for mode in modes:
-        if mode not in found and "" not in found:
+        if mode not in paths and "" not in paths:
             raise ValueError(f"model: expected {mode}=PATH or a PATH for all modes, got {', '.join(given)}")
-    return {mode: found.get(mode, found.get("", "")) for mode in dict.fromkeys(modes)}
+    return {mode: paths.get(mode, paths.get("", "")) for mode in dict.fromkeys(modes)}
 
 
-def _load(models: dict[str, str], **options: Any) -> dict[str, LoadedModel]:
-    """Each model once, however many modes it serves."""
+def _load(paths: dict[str, str], **options: Any) -> dict[str, LoadedModel]:
+    """The model of each mode; a model of several modes is loaded once."""
     from asyncthink.engine.loaded import LoadedModel
 
-    loaded = {path: LoadedModel.load(path, **options) for path in dict.fromkeys(models.values())}
-    return {mode: loaded[path] for mode, path in models.items()}
+    loaded = {path: LoadedModel.load(path, **options) for path in dict.fromkeys(paths.values())}
+    return {mode: loaded[path] for mode, path in paths.items()}
 
 
-def _weights(model: str, served: LoadedModel) -> dict[str, Any]:
-    parameters = sum(parameter.numel() for parameter in served.decoder.model.parameters())
-    return {"model": "/".join(Path(model).parts[-2:]), "parameters": parameters}
+def _weights(path: str, model: LoadedModel) -> dict[str, Any]:
+    parameters = sum(parameter.numel() for parameter in model.decoder.model.parameters())
+    return {"model": "/".join(Path(path).parts[-2:]), "parameters": parameters}
 
 
 def _machine(sampler: ForkJoinSampler) -> str:
-    """Where the seconds were measured."""
+    """The device on which the seconds were measured."""
     import torch
 
     device = next(sampler.decoder.model.parameters()).device

@@ -1,4 +1,4 @@
-"""What the commands share: options, and a line about what takes long while a model is loaded."""
+"""Options that several commands share, and the progress line while a model is loaded."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-Device = Annotated[str, typer.Option(help="auto (the GPU where there is one), cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto (the GPU if there is one), cpu, cuda or cuda:N.")]
 Dtype = Annotated[
-    str, typer.Option(help="auto (as stored, or float32 where this CPU is faster in it), float32, bfloat16, float16.")
+    str, typer.Option(help="auto (as stored, or float32 if that is faster on this CPU), float32, bfloat16, float16.")
 ]
-Pool = Annotated[int, typer.Option(help="The organizer and at most POOL - 1 live workers.")]
+Pool = Annotated[int, typer.Option(help="Agents alive at the same time: the organizer and up to POOL - 1 workers.")]
 Context = Annotated[str, typer.Option(help="What a worker sees: shared (the organizer's tokens) or isolated.")]
 JoinMode = Annotated[str, typer.Option("--join", help="How a return enters the organizer: exact, append or link.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -24,9 +24,9 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a m
 
 @contextmanager
 def loading(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Gives a function that says on stderr what is being done: in a spinner on a terminal, as lines elsewhere.
+    """Yields a function that reports progress on stderr: as a spinner on a terminal, otherwise as lines.
 
-    The messages and bars of transformers and huggingface_hub are switched off: they would be mixed with ours.
+    The messages and progress bars of transformers and huggingface_hub are disabled; they would mix with ours.
     """
     console = Console(stderr=True, quiet=quiet)
 

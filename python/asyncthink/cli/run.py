@@ -19,10 +19,10 @@ Messages = list[dict[str, str]]
 
 def ask(
     model: Annotated[str, typer.Option(help="Folder or hub id of any causal language model.")],
-    question: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
+    question: Annotated[str | None, typer.Argument(help="The question.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt before the question.")] = None,
     messages: Annotated[
-        str | None, typer.Option(help="In place of a question: a JSON file of [{role, content}, ...]; - reads stdin.")
+        str | None, typer.Option(help="Instead of a question: a JSON file of [{role, content}, ...]; - reads stdin.")
     ] = None,
     as_json: Json = False,
     mode: Annotated[str, typer.Option(help="asyncthink, sequential or parallel.")] = "asyncthink",
@@ -31,18 +31,18 @@ def ask(
     pool: Pool = 4,
     max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw.")] = 1024,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Key of the random streams.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random streams.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Say how the model runs here, and why.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write a timeline here.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Print how the model runs here, and why.")] = False,
+    out: Annotated[Path | None, typer.Option(help="HTML file for the timeline.")] = None,
     save: Save = None,
 ) -> None:
-    """Ask any model, prompted with our organizer and worker instructions in its own chat format."""
+    """Ask any model a question, with organizer and worker instructions in its own chat format."""
     check_writable(out, save)
-    asked: Any = question_from(question, system, messages)
-    if asked is None and not explain:
+    request: Any = question_from(question, system, messages)
+    if request is None and not explain:
         raise ValueError("question: expected a text, or --messages FILE, got neither")
     console = Console(quiet=as_json)
     with loading(quiet=as_json) as progress:
@@ -51,18 +51,18 @@ def ask(
         from asyncthink.view.terminal import watcher
 
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
-        how: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join}
-        place: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
-        sampler = ForkJoinSampler(model, **how, **place, progress=progress)
+        agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join}
+        loading_options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+        sampler = ForkJoinSampler(model, **agents, **loading_options, progress=progress)
     explanation = sampler.explain() if explain else {}
     print_explanation(console, explanation)
-    if asked is None:
+    if request is None:
         _print_json(explanation, as_json)
         return
     if as_json:
-        (episode,) = sampler.generate([asked], params)
+        (episode,) = sampler.generate([request], params)
     else:
-        with watcher(console) as screen, sampler.stream(asked, params) as stream:
+        with watcher(console) as screen, sampler.stream(request, params) as stream:
             for event in stream:
                 screen.show(event)
         episode = stream.episode
@@ -79,9 +79,10 @@ def ask(
 
 
 def question_from(question: str | None, system: str | None, messages: str | None) -> str | Messages | None:
-    """What is asked: a text, or chat messages; None where nothing is given.
+    """The question: a text, or chat messages; None if none is given.
 
-    Raises ValueError for two questions, a system prompt beside ``messages`` or alone, and a file of something else.
+    Raises ValueError for a question beside ``messages``, for a system prompt beside ``messages`` or without a question,
+    and for a file that does not hold messages.
 
     >>> question_from("How many?", "Be brief.", None)
     [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'How many?'}]
@@ -97,20 +98,20 @@ def question_from(question: str | None, system: str | None, messages: str | None
     return [{"role": "system", "content": system}, {"role": "user", "content": question}]
 
 
-def _read_messages(place: str) -> Messages:
-    text = sys.stdin.read() if place == "-" else Path(place).read_text(encoding="utf-8")
+def _read_messages(source: str) -> Messages:
+    text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
     try:
-        found = json.loads(text)
+        messages = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"messages: expected JSON in {place}, got {error}") from None
-    if not isinstance(found, list) or not found:
-        raise ValueError(f"messages: expected a list of {{role, content}} in {place}, got {type(found).__name__}")
-    for number, message in enumerate(found):
+        raise ValueError(f"messages: expected JSON in {source}, got {error}") from None
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"messages: expected a list of {{role, content}} in {source}, got {type(messages).__name__}")
+    for number, message in enumerate(messages):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f"messages[{number}]: expected {{role, content}}, got {message!r}")
-    return found
+    return messages
 
 
-def _print_json(found: dict[str, Any], wanted: bool) -> None:
-    if wanted:
-        print(json.dumps(found))
+def _print_json(values: dict[str, Any], requested: bool) -> None:
+    if requested:
+        print(json.dumps(values))

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from asyncthink.cli.renamed import Command
 from asyncthink.cli.train_grpo import grpo
-from asyncthink.train.options import (
+from asyncthink.cli.train_options import (
+    BatchTokens,
     Bfloat16,
     Checkpointing,
+    Decay,
     Device,
     Export,
+    LearningRate,
     Lora,
     LoraAlpha,
     LoraTargets,
     MaxSkipped,
+    Out,
     Plot,
+    Pool,
     Resume,
+    SaveEvery,
     Tensorboard,
+    Threads,
     Weights,
 )
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-app.command()(grpo)
+app.command(cls=Command)(grpo)
 
 
 @app.callback()
@@ -32,28 +39,34 @@ def train() -> None:
     """Train a model to organize its own workers."""
 
 
-@app.command()
+@app.command(cls=Command)
 def sft(
-    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, metrics.jsonl, config.json.")],
-    task: Annotated[str, typer.Option(help="What the traces are about.")] = "countdown",
-    model: Annotated[str | None, typer.Option(help="Folder or hub id to start from; random weights if absent.")] = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps in all.")] = 13500,
-    batches: Annotated[int, typer.Option(help="Packed batches of a step, shared by the processes of torchrun.")] = 1,
-    length: Annotated[int, typer.Option(help="Tokens of a batch; its last episode may exceed them.")] = 1200,
-    learning_rate: Annotated[float, typer.Option(help="Between warm-up and decay.")] = 2e-3,
-    decay: Annotated[float, typer.Option(help="Share of the steps in which the rate falls to zero.")] = 0.3,
+    out: Out,
+    task: Annotated[
+        str, typer.Option(help="Task of the demonstrations, or several separated by commas.")
+    ] = "countdown",
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the initial model. Default: random weights.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps in total.")] = 13500,
+    batches: Annotated[int, typer.Option(help="Packed batches per step, shared by the processes of torchrun.")] = 1,
+    batch_tokens: BatchTokens = 1200,
+    learning_rate: LearningRate = 2e-3,
+    decay: Decay = 0.3,
     solo: Annotated[float, typer.Option(help="Share of demonstrations by one agent alone.")] = 0.3,
     part: Annotated[float, typer.Option(help="Share by one agent whose question names the parts to search.")] = 0.0,
-    shared: Annotated[float, typer.Option(help="Share of organizers whose workers see their text.")] = 0.4,
-    isolated: Annotated[float, typer.Option(help="Share of organizers whose workers do not.")] = 0.3,
+    shared: Annotated[float, typer.Option(help="Share of organizers whose workers see the organizer's text.")] = 0.4,
+    isolated: Annotated[float, typer.Option(help="Share of organizers whose workers do not see it.")] = 0.3,
     append: Annotated[float, typer.Option(help="Share of organized episodes whose returns enter by append.")] = 0.0,
-    workers: Annotated[float, typer.Option(help="Share of the others in which workers' traces are learned too.")] = 1.0,
-    pool: Annotated[int, typer.Option(help="The organizer and at most POOL - 1 live workers.")] = 4,
-    budget: Annotated[
-        int | None, typer.Option(help="Longest trace that is learned, in tokens the agent wrote.")
+    workers: Annotated[
+        float, typer.Option(help="Share of the other organized episodes that also train on the workers' traces.")
+    ] = 1.0,
+    pool: Pool = 4,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Leave out demonstrations in which an agent writes more tokens.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the weights and of the puzzles.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and the puzzles.")] = 0,
+    threads: Threads = 1,
     bfloat16: Bfloat16 = None,
     weights: Weights = "float32",
     lora: Lora = 0,
@@ -62,17 +75,17 @@ def sft(
     checkpointing: Checkpointing = False,
     device: Device = "auto",
     max_skipped: MaxSkipped = 5,
-    evaluate_every: Annotated[int, typer.Option(help="Steps between looks at held-out puzzles.")] = 500,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations on held-out puzzles.")] = 500,
+    save_every: SaveEvery = 250,
     export: Export = None,
     plot: Plot = False,
     tensorboard: Tensorboard = False,
     resume: Resume = False,
 ) -> None:
-    """Learn the protocol from written-out demonstrations with random topologies (cold start)."""
+    """Learn the protocol from demonstrations with random topologies (cold start)."""
+    from asyncthink.train.demonstrations import Mixture
     from asyncthink.train.loading import ModelOptions
     from asyncthink.train.sft import SFTConfig, train_sft
-    from asyncthink.train.traces import Mixture
 
     config = SFTConfig(
         out=out,
@@ -90,11 +103,11 @@ def sft(
         ),
         mixture=Mixture(solo, part, shared, isolated, append, workers),
         pool=pool,
-        budget=budget,
+        max_tokens=max_tokens,
         seed=seed,
         steps=steps,
         batches=batches,
-        length=length,
+        batch_tokens=batch_tokens,
         learning_rate=learning_rate,
         decay=decay,
         max_skipped=max_skipped,
@@ -109,17 +122,17 @@ def sft(
     print(train_sft(config))
 
 
-@app.command()
+@app.command(cls=Command)
 def memory(
     model: Annotated[str, typer.Option(help="Folder or hub id; only its config.json is read.")],
-    length: Annotated[int, typer.Option(min=1, help="Tokens of a packed batch.")] = 8192,
-    cached: Annotated[int, typer.Option(min=0, help="Tokens in the sampler's cache (GRPO).")] = 65_536,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a packed batch.")] = 8192,
+    cache_tokens: Annotated[int, typer.Option(min=0, help="Capacity of the sampler's K/V cache, in tokens.")] = 65_536,
     weights: Weights = "float32",
     lora: Lora = 0,
     lora_targets: LoraTargets = "all-linear",
     checkpointing: Checkpointing = False,
 ) -> None:
-    """Estimate the memory of a training step from the model's configuration, without loading it."""
+    """Estimate the memory of a training step from the model's configuration, without loading the model."""
     from asyncthink.model.files import load_config
     from asyncthink.train.loading import ModelOptions
     from asyncthink.train.memory import estimate
@@ -129,5 +142,5 @@ def memory(
         config = load_config(model)
     except ValueError as error:
         raise ValueError(f"model: {error}") from error
-    for name, size in estimate(config, options, length, cached).items():
+    for name, size in estimate(config, options, batch_tokens, cache_tokens).items():
         print(f"{name:<12}{size / 2**30:8.2f} GiB")

@@ -1,1 +1,1 @@
-"""Measuring: held-out puzzles with intervals, and where the time of a step goes."""
+"""Evaluation on held-out puzzles with intervals, and the profile of a decode step."""

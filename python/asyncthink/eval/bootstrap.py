@@ -1,9 +1,9 @@
 """Bootstrap intervals over puzzles. No torch.
 
-Percentile bootstrap (Efron 1979): of P puzzles, P are drawn with replacement, :data:`RESAMPLES` times; the interval
-runs between the 2.5th and the 97.5th percentile of the statistic over these resamples. Every figure of one
-:class:`Bootstrap` is resampled with the same draws, so a difference between two modes on the same puzzles is paired.
-A share of exactly 0 or 1 has an interval without width: resampling cannot show what was never seen.
+Percentile bootstrap (Efron 1979): P of P puzzles are drawn with replacement, :data:`RESAMPLES` times. The interval is
+between the 2.5th and the 97.5th percentile of the statistic over these resamples. All statistics of one
+:class:`Bootstrap` use the same draws, so a difference between two modes on the same puzzles is paired. The interval of
+a share of exactly 0 or 1 has no width: resampling only repeats observed values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Floats: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its interval, in the figure's unit."""
+    """A statistic with its interval, in the same unit."""
 
     value: float
     low: float
@@ -39,18 +39,18 @@ class Bootstrap:
         if puzzles < 1:
             raise ValueError(f"puzzles: expected at least one, got {puzzles}")
         self.puzzles = puzzles
-        self._picks = np.random.default_rng(seed).integers(puzzles, size=(RESAMPLES, puzzles))
+        self._draws = np.random.default_rng(seed).integers(puzzles, size=(RESAMPLES, puzzles))
 
     def mean(self, column: Sequence[float]) -> Estimate:
-        """Of one column [P]."""
+        """The mean of one column [P]."""
         return self._estimate(_mean, column)
 
     def median(self, column: Sequence[float]) -> Estimate:
-        """Of one column [P]."""
+        """The median of one column [P]."""
         return self._estimate(_median, column)
 
     def difference(self, column: Sequence[float], other: Sequence[float]) -> Estimate:
-        """mean(column) - mean(other), both [P] and of the same puzzles."""
+        """mean(column) - mean(other), both [P], of the same puzzles."""
         return self._estimate(lambda a, b: _mean(a) - _mean(b), column, other)
 
     def ratio(self, column: Sequence[float], other: Sequence[float]) -> Estimate:
@@ -65,9 +65,9 @@ class Bootstrap:
         arrays = [np.asarray(column, np.float64) for column in columns]
         for array in arrays:
             if array.shape != (self.puzzles,):
-                raise ValueError(f"column: expected {self.puzzles} values, one a puzzle, got shape {array.shape}")
-        spread = statistic(*(array[self._picks] for array in arrays))
-        low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+                raise ValueError(f"column: expected {self.puzzles} values, one per puzzle, got shape {array.shape}")
+        resampled = statistic(*(array[self._draws] for array in arrays))
+        low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Estimate(float(statistic(*arrays)), float(low), float(high))
 
 

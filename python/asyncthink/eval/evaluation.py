@@ -1,7 +1,7 @@
-"""How well samplers solve a task on held-out puzzles: solutions found, concurrency, critical path, format errors.
+"""Evaluation on held-out puzzles: solutions found, concurrency, critical path, format errors.
 
-Every setting answers the same puzzles with the same seeds and the same token budget for each trace. Figures are means
-over puzzles with a bootstrap interval (:mod:`asyncthink.eval.bootstrap`); of several draws of a puzzle the mean counts.
+Every setting answers the same puzzles with the same seeds and the same token limit per agent. Metrics are means over
+puzzles with a bootstrap interval (:mod:`asyncthink.eval.bootstrap`); several draws of a puzzle are averaged first.
 """
 
 from __future__ import annotations
@@ -22,50 +22,50 @@ from asyncthink.tasks import Task
 from asyncthink.tasks.grading import how_to_aggregate
 from asyncthink.tasks.rewards import Reward, RewardRule, eta
 
-#: Columns of a row that are kept for every puzzle, so that any two rows can be compared puzzle by puzzle later.
+#: Metrics that a row keeps for each puzzle, so that any two rows can be compared puzzle by puzzle.
 KEPT = ("solved", "accuracy", "critical_path_tokens", "eta_agents", "format_errors")
 Columns = dict[str, list[float]]
 
 
 def settings(modes: str, contexts: str, joins: str) -> list[dict[str, str]]:
-    """Sampler options for every combination of comma-separated values; context and join only where there are workers.
+    """Sampler options for every combination of comma-separated values; context and join only for "asyncthink".
 
     >>> settings("sequential,asyncthink", "shared", "exact,link")  # doctest: +NORMALIZE_WHITESPACE
     [{'mode': 'sequential'},
      {'mode': 'asyncthink', 'context': 'shared', 'join': 'exact'},
      {'mode': 'asyncthink', 'context': 'shared', 'join': 'link'}]
 
-    Raises ValueError for a value that stands there twice.
+    Raises ValueError for a repeated value.
     """
     for name, values in (("mode", modes), ("context", contexts), ("join", joins)):
         if len(set(values.split(","))) < len(values.split(",")):
             raise ValueError(f"{name}: expected each value once, got {values!r}")
-    found: list[dict[str, str]] = []
+    combinations: list[dict[str, str]] = []
     for mode in modes.split(","):
         organized = itertools.product(contexts.split(","), joins.split(","))
         pairs = [{"context": c, "join": j} for c, j in organized] if mode == "asyncthink" else [{}]
-        found += [{"mode": mode, **pair} for pair in pairs]
-    return found
+        combinations += [{"mode": mode, **pair} for pair in pairs]
+    return combinations
 
 
 def held_out(task: Task, count: int, first: int = 0) -> list[Any]:
-    """``count`` different held-out puzzles: those of seeds ``first``, ``first + 1``, ... less the repeats.
+    """``count`` different held-out puzzles: those of seeds ``first``, ``first + 1``, ... without repeats.
 
-    Raises ValueError where 50 seeds a puzzle (and 1,000 more) do not bring that many.
+    Raises ValueError if ``50 * count + 1000`` seeds do not give that many.
     """
     if count < 1:
         raise ValueError(f"puzzles: expected at least one, got {count}")
-    found: dict[str, Any] = {}
+    by_question: dict[str, Any] = {}
     for seed in range(first, first + 50 * count + 1000):
         puzzle = task.sample(seed, held_out=True)
-        found.setdefault(task.prompt(puzzle), puzzle)
-        if len(found) == count:
-            return list(found.values())
-    raise ValueError(f"puzzles: expected at most {len(found)}, all that {task.name} holds out, got {count}")
+        by_question.setdefault(task.prompt(puzzle), puzzle)
+        if len(by_question) == count:
+            return list(by_question.values())
+    raise ValueError(f"puzzles: expected at most {len(by_question)}, all that {task.name} holds out, got {count}")
 
 
 def fingerprint(task: Task, puzzles: Sequence[Any]) -> str:
-    """SHA-256 of the questions, in order: two evaluations with the same one asked the same."""
+    """SHA-256 of the questions, in order. Evaluations with equal fingerprints asked the same questions."""
     return hashlib.sha256("\n".join(task.prompt(puzzle) for puzzle in puzzles).encode()).hexdigest()
 
 
@@ -81,19 +81,24 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answer every puzzle ``draws`` times, all in one batch, and grade: one row of a table, ready for JSON.
 
-    Draw d of puzzle k has seed ``params.seed + k * draws + d``. Seconds are not among the figures: in a batch an
-    episode's seconds are everybody's (:func:`measure_seconds`).
+    Draw d of puzzle k has seed ``params.seed + k * draws + d``. Seconds are not measured here: all episodes of a batch
+    share them (:func:`measure_seconds`).
 
     Args:
         aggregate: how parallel answers become one (:func:`asyncthink.tasks.grading.final_answer`).
         progress: called with the number of finished episodes whenever one finishes.
 
     Returns:
-        the options; estimates as ``{"value", "low", "high"}``: ``at_least`` maps "n" to the share with at least n
-        different correct results, ``accuracy`` is the mean correct share, ``eta_agents`` and ``eta_workers`` are the
-        two readings of :func:`asyncthink.tasks.rewards.eta`, tokens are means an episode, ``format_errors`` is the
-        share of episodes whose protocol broke as the reward counts it, ``over_budget`` that in which some agent ran
-        out of tokens; ``errors`` counts format errors by reason; ``per_puzzle`` holds the columns :data:`KEPT`.
+        A dict of the options and these entries. Estimates are ``{"value", "low", "high"}``.
+
+        * ``at_least``: "n" -> estimate of the share of episodes with at least n different correct results.
+        * ``accuracy``: estimate of the mean correct share.
+        * ``eta_agents``, ``eta_workers``: both readings of :func:`asyncthink.tasks.rewards.eta`, estimates.
+        * ``critical_path_tokens``, ``total_tokens``, ``forks``, ``joins``: estimates of the mean per episode.
+        * ``format_errors``: estimate of the share of episodes that broke the protocol, as the reward counts it.
+        * ``over_budget``: estimate of the share of episodes in which some agent reached the token limit.
+        * ``errors``: number of format errors by reason.
+        * ``per_puzzle``: the metrics :data:`KEPT` of each puzzle.
 
     Raises:
         ValueError: no puzzles, no draws, several draws at temperature 0, an ``aggregate`` the task does not have.
@@ -109,16 +114,19 @@ def evaluate(
             finished.add(number)
             progress(len(finished))
 
-    asked = [puzzle for puzzle in puzzles for _ in range(draws)]
+    repeated = [puzzle for puzzle in puzzles for _ in range(draws)]
     episodes = sampler.generate(
-        [task.prompt(puzzle) for puzzle in asked],
-        [params.with_seed(params.seed + number) for number in range(len(asked))],
+        [task.prompt(puzzle) for puzzle in repeated],
+        [params.with_seed(params.seed + number) for number in range(len(repeated))],
         on_event=watch,
     )
-    each = [_figures(rule(task, p, e), e, task.asked) for p, e in zip(asked, episodes, strict=True)]
+    metrics = [
+        _metrics(rule(task, puzzle, episode), episode, task.asked)
+        for puzzle, episode in zip(repeated, episodes, strict=True)
+    ]
     columns = {
-        name: [fmean(figures[name] for figures in each[k : k + draws]) for k in range(0, len(each), draws)]
-        for name in each[0]
+        name: [fmean(m[name] for m in metrics[start : start + draws]) for start in range(0, len(metrics), draws)]
+        for name in metrics[0]
     }
     return {
         **_options(sampler, how),
@@ -139,12 +147,12 @@ def _options(sampler: ForkJoinSampler, aggregate: str) -> dict[str, Any]:
     return {"name": " ".join([options.mode, *own.values()]), "mode": options.mode, **own}
 
 
-def _figures(reward: Reward, episode: Episode, asked: int) -> dict[str, float]:
-    """The columns of one episode."""
-    found = round(reward.accuracy * asked, 9)
+def _metrics(reward: Reward, episode: Episode, asked: int) -> dict[str, float]:
+    """The metrics of one episode."""
+    correct = round(reward.accuracy * asked, 9)
     return {
-        **{f"at_least_{n}": float(found >= n) for n in range(1, asked + 1)},
-        "solved": float(found >= asked),
+        **{f"at_least_{n}": float(correct >= n) for n in range(1, asked + 1)},
+        "solved": float(correct >= asked),
         "accuracy": reward.accuracy,
         "critical_path_tokens": float(episode.critical_path_tokens),
         "total_tokens": float(episode.total_tokens),
@@ -158,7 +166,7 @@ def _figures(reward: Reward, episode: Episode, asked: int) -> dict[str, float]:
 
 
 def _reason(error: str) -> str:
-    """What an entry of ``Episode.format_errors`` ("worker 2: nested tag: <FORK-1>") is about."""
+    """The reason in an entry of ``Episode.format_errors``, such as "worker 2: nested tag: <FORK-1>"."""
     return next((part for part in error.split(": ") if part in FORMAT_ERRORS), error)
 
 
@@ -173,18 +181,18 @@ def measure_seconds(
 ) -> dict[str, list[float]]:
     """Seconds of the critical path for each setting and puzzle, one episode at a time.
 
-    Puzzle by puzzle all settings take their turn, each puzzle beginning with another one, after an untimed first
-    round; so whatever else the machine does hits all alike. Seeds are those of :func:`evaluate`'s first draws.
-    ``progress`` is called with the number of finished puzzles.
+    After an untimed warm-up, all settings solve one puzzle before any solves the next, and the first setting rotates
+    from puzzle to puzzle. Other load on the machine then affects all settings alike. Seeds are those of
+    :func:`evaluate`'s first draws. ``progress`` is called with the number of finished puzzles.
     """
     names = list(samplers)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for sampler in samplers.values():
         sampler.generate([task.prompt(puzzles[0])], params)
     for number, puzzle in enumerate(puzzles):
+        seeded = params.with_seed(params.seed + number * draws)
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            drawn = params.with_seed(params.seed + number * draws)
-            (episode,) = samplers[name].generate([task.prompt(puzzle)], drawn)
+            (episode,) = samplers[name].generate([task.prompt(puzzle)], seeded)
             seconds[name].append(episode.critical_path_seconds)
         progress(number + 1)
     return seconds
@@ -194,20 +202,22 @@ def compare(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """``row`` against ``other`` on the same puzzles, paired: estimates of differences and ratios.
 
     ``solved`` and ``accuracy``: difference of the means; ``critical_path_tokens``: ratio of the means; ``seconds``:
-    ratio of the medians, where both were timed. Raises ValueError for rows of another number of puzzles.
+    ratio of the medians, if both were timed. Raises ValueError for rows with different numbers of puzzles.
     """
-    one, two = row["per_puzzle"], other["per_puzzle"]
-    bootstrap = Bootstrap(len(one["solved"]))
-    found: dict[str, Estimate] = {name: bootstrap.difference(one[name], two[name]) for name in ("solved", "accuracy")}
+    mine, theirs = row["per_puzzle"], other["per_puzzle"]
+    bootstrap = Bootstrap(len(mine["solved"]))
+    estimates: dict[str, Estimate] = {
+        name: bootstrap.difference(mine[name], theirs[name]) for name in ("solved", "accuracy")
+    }
     path = "critical_path_tokens"
-    found[path] = bootstrap.ratio(one[path], two[path])
+    estimates[path] = bootstrap.ratio(mine[path], theirs[path])
     if "seconds" in row and "seconds" in other:
-        one, two = row["seconds"]["each"], other["seconds"]["each"]
-        found["seconds"] = Bootstrap(len(one)).median_ratio(one, two)
-    return {"of": row["name"], "against": other["name"], **{name: asdict(value) for name, value in found.items()}}
+        mine, theirs = row["seconds"]["each"], other["seconds"]["each"]
+        estimates["seconds"] = Bootstrap(len(mine)).median_ratio(mine, theirs)
+    return {"of": row["name"], "against": other["name"], **{name: asdict(value) for name, value in estimates.items()}}
 
 
 def with_seconds(row: dict[str, Any], seconds: Sequence[float]) -> dict[str, Any]:
-    """The row with the median of its measured seconds, and each of them."""
+    """The row with the median of its measured seconds, and the seconds of each puzzle."""
     estimate = asdict(Bootstrap(len(seconds)).median(seconds))
     return row | {"seconds": estimate | {"each": [round(value, 6) for value in seconds]}}

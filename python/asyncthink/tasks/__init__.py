@@ -1,4 +1,4 @@
-"""Tasks: generate a puzzle, verify an answer, demonstrate a solution. No torch."""
+"""Tasks: generate a puzzle, verify an answer, write a demonstration. No torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from asyncthink.tasks.math import Math
 from asyncthink.tasks.script import Demonstration, Piece, Script
 from asyncthink.tasks.sudoku import Sudoku
 
-_KNOWN: tuple[Task, ...] = (
+_BUILTIN: tuple[Task, ...] = (
     Countdown(),
     Countdown("countdown-8", count=8, most=6),
     Countdown("countdown-8x4", count=8, most=4),
     Sudoku(),
     Sudoku("sudoku-9", size=9, least=28, most=34),
 )
-TASKS: dict[str, Task] = {known.name: known for known in _KNOWN}
+TASKS: dict[str, Task] = {builtin.name: builtin for builtin in _BUILTIN}
 _FILES: dict[str, Callable[[str, bool], Task]] = {"countdown": ListedCountdown.load, "math": Math.load}
 
 __all__ = [
@@ -38,9 +38,9 @@ __all__ = [
 
 
 class Task(Protocol):
-    """What a task is: a newcomer adds one as a small class in a file of its own, and its name to :data:`TASKS`.
+    """The interface of a task. To add one, write a class in a file of its own and add it to :data:`TASKS`.
 
-    ``asked`` is how many different correct results an answer is asked for. A puzzle is whatever the task likes.
+    ``asked`` is the number of different correct results that a complete answer holds. A puzzle may be of any type.
     """
 
     @property
@@ -50,25 +50,25 @@ class Task(Protocol):
     def asked(self) -> int: ...
 
     def sample(self, seed: int, held_out: bool = False) -> Any:
-        """The puzzle of this seed, from those that training never sees or from the others."""
+        """The puzzle of this seed: with ``held_out`` one that training never sees, else one of the others."""
 
     def prompt(self, puzzle: Any) -> str:
         """The question as text."""
 
     def verify(self, puzzle: Any, answer: str | None) -> float:
-        """The correct share of an answer in [0, 1]; an absent answer is 0."""
+        """The correct share of an answer in [0, 1]; 0 without an answer."""
 
     def demonstrate(
         self, puzzle: Any, seed: int, mode: str = "asyncthink", context: str = "shared", pool: int = 4
     ) -> Demonstration:
-        """A written-out solution, a pure function of its arguments. ValueError where the task has none."""
+        """A written-out solution, a pure function of its arguments. Raises ValueError if the task has none."""
 
 
 def task(name: str) -> Task:
     """The task of this name, or one read from a local file: ``math:PATH``, ``countdown:PATH``.
 
-    Of a file a tenth of the records is held out; of ``math-test:PATH`` and ``countdown-test:PATH`` all are. Raises
-    ValueError for an unknown name, and what :meth:`.math.Math.load` and :meth:`.listed.ListedCountdown.load` raise.
+    A tenth of a file's records is held out; with ``math-test:PATH`` and ``countdown-test:PATH`` all are. Raises
+    ValueError for an unknown name, and the errors of :meth:`.math.Math.load` and :meth:`.listed.ListedCountdown.load`.
     """
     kind, colon, path = name.partition(":")
     if colon and kind.removesuffix("-test") in _FILES:
@@ -80,9 +80,9 @@ def task(name: str) -> Task:
 
 
 def tasks(names: str) -> list[Task]:
-    """The tasks of comma-separated names (so a file's path holds no comma).
+    """The tasks of comma-separated names. A file's path must not contain a comma.
 
-    >>> [each.name for each in tasks("countdown,countdown-8")]
+    >>> [task.name for task in tasks("countdown,countdown-8")]
     ['countdown', 'countdown-8']
     """
     return [task(name) for name in names.split(",")]

@@ -1,10 +1,10 @@
-"""Multi-solution countdown: from some numbers and a target, find four different expressions (AsyncThink, 2510.26658).
+"""Multi-solution countdown (AsyncThink, arXiv 2510.26658): find four different expressions that equal a target.
 
-A number may be used once per expression and need not be used. Arithmetic is exact over the rationals. Two expressions
-are different when no commuting or re-associating turns one into the other (:class:`.expressions.Expression`).
+An expression may use each of the given numbers once. Arithmetic is exact over the rationals. Two expressions are
+different if commuting and re-associating cannot turn one into the other (:class:`.expressions.Expression`).
 
-The space that demonstrations search is every expression of two or three of the numbers. ``countdown`` has seven numbers
-and 4 or 5 solutions there, ``countdown-8`` eight numbers and 4 to 6, ``countdown-8x4`` eight numbers and exactly 4.
+Demonstrations search all expressions of two or three of the numbers. ``countdown`` has seven numbers and 4 or 5
+solutions in that space, ``countdown-8`` eight numbers and 4 to 6, ``countdown-8x4`` eight numbers and exactly 4.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def solutions(numbers: Iterable[int], target: int, most_numbers: int) -> dict[st
     ['(*2*3*4)']
     """
     values = tuple(numbers)
-    found: dict[str, Expression] = {}
+    by_key: dict[str, Expression] = {}
     for size in range(1, most_numbers + 1):
         for chosen in itertools.combinations(values, size):
             for expression in _expressions(tuple(sorted(chosen))):
                 if expression.value == target:
-                    found.setdefault(expression.key, expression)
-    return found
+                    by_key.setdefault(expression.key, expression)
+    return by_key
 
 
 @functools.lru_cache(maxsize=4096)
@@ -58,18 +58,18 @@ def _expressions(numbers: tuple[int, ...]) -> tuple[Expression, ...]:
     """All different expressions that use each of ``numbers`` exactly once."""
     if len(numbers) == 1:
         return (number(numbers[0]),)
-    found: dict[str, Expression] = {}
-    places = range(len(numbers))
+    by_key: dict[str, Expression] = {}
+    indices = range(len(numbers))
     for size in range(1, len(numbers)):
-        for left_places in itertools.combinations(places, size):
-            lefts = _expressions(tuple(numbers[i] for i in left_places))
-            rights = _expressions(tuple(numbers[i] for i in places if i not in left_places))
+        for left_indices in itertools.combinations(indices, size):
+            lefts = _expressions(tuple(numbers[i] for i in left_indices))
+            rights = _expressions(tuple(numbers[i] for i in indices if i not in left_indices))
             for left, right in itertools.product(lefts, rights):
                 for operator in "+-*/":
                     if operator != "/" or right.value:
                         expression = combine(left, operator, right)
-                        found.setdefault(expression.key, expression)
-    return tuple(found.values())
+                        by_key.setdefault(expression.key, expression)
+    return tuple(by_key.values())
 
 
 def is_held_out(puzzle: Puzzle) -> bool:
@@ -78,7 +78,7 @@ def is_held_out(puzzle: Puzzle) -> bool:
 
 
 def hashed_name(puzzle: Puzzle) -> str:
-    """What is hashed to tell held-out puzzles, generated or from a file."""
+    """The text whose hash decides whether a puzzle is held out, generated or from a file."""
     return f"countdown {' '.join(map(str, puzzle.numbers))} {puzzle.target}"
 
 
@@ -86,8 +86,8 @@ def hashed_name(puzzle: Puzzle) -> str:
 class Countdown:
     """The task: sample a puzzle, write its question, grade an answer, demonstrate a solution.
 
-    ``count`` numbers, 4 to ``most`` solutions of two or three numbers. ``pairs_alone`` is how many pairs one agent
-    searches in a demonstration without workers.
+    A puzzle has ``count`` numbers and 4 to ``most`` solutions of two or three numbers. In a demonstration without
+    workers one agent searches at most ``pairs_alone`` pairs.
     """
 
     name: str = "countdown"
@@ -126,7 +126,7 @@ class Countdown:
         """The different correct expressions among the first four of a free-text answer.
 
         Expressions are separated by new lines, commas, semicolons or labels ``#1:``; ``= 24`` may follow one. Only
-        the first four count, so that guessing more does not pay.
+        the first four count, so that more guesses earn nothing.
         """
         pieces = [piece.strip() for piece in _SEPARATOR.split(answer)]
         kept: dict[str, str] = {}
@@ -151,9 +151,9 @@ class Countdown:
         return len(self.correct(puzzle, answer)) / ASKED if answer else 0.0
 
     def union(self, puzzle: Puzzle, answers: Iterable[str]) -> str:
-        """One answer of several agents': their different expressions that evaluate to the target, the first four.
+        """One answer from those of several agents: the first four different expressions that equal the target.
 
-        Only arithmetic is checked, which needs no solution. Of each answer its first four expressions count.
+        This checks arithmetic and uses no solution. Of each answer only the first four expressions count.
 
         >>> Countdown().union(Puzzle((2, 3, 4, 5, 6, 7), 21), [" #1:3*7 #2:9", "7*3, 2*7+3+4"])
         ' #1:3*7 #2:2*7+3+4'
@@ -162,7 +162,7 @@ class Countdown:
         for answer in answers:
             for text in self.correct(puzzle, answer):
                 kept.setdefault(parse(text).key, text)
-        return "".join(f" #{place}:{text}" for place, text in enumerate([*kept.values()][:ASKED], 1))
+        return "".join(f" #{number}:{text}" for number, text in enumerate([*kept.values()][:ASKED], 1))
 
     def demonstrate(
         self, puzzle: Puzzle, seed: int, mode: str = "asyncthink", context: str = "shared", pool: int = 4
@@ -170,8 +170,8 @@ class Countdown:
         """A written-out solution, a pure function of its arguments.
 
         "asyncthink": an organizer with workers in a random topology. "sequential" and "parallel": one agent searches
-        some of the parts, in random order, as many as :attr:`pairs_alone` allows. "part": one agent searches the parts
-        that the question names; no protocol, just the search.
+        some of the parts in random order, as many as :attr:`pairs_alone` allows. "part": one agent searches the parts
+        that the question names, without any protocol.
 
         Raises ValueError for an unknown mode or context and for a pool without a worker.
         """
@@ -188,7 +188,7 @@ class Countdown:
         return Demonstration(question, mode, context, pool, scripts)
 
     def _some_starts(self, puzzle: Puzzle, rng: random.Random) -> list[int]:
-        """Starts in random order within :attr:`pairs_alone`; a fifth of the time fewer than would fit."""
+        """Starts in random order within :attr:`pairs_alone`; one time in five within a random smaller limit."""
         starts = rng.sample(puzzle.numbers[:-1], len(puzzle.numbers) - 1)
         room = self.pairs_alone if rng.random() < 0.8 else rng.randint(1, self.pairs_alone)
         kept = []

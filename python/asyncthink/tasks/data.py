@@ -1,4 +1,4 @@
-"""Records from local files, and which of them training never sees."""
+"""Records from local files, split into those of training and those held out."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Record = dict[str, Any]
 def read_records(path: Path) -> list[Record]:
     """The records of a ``.jsonl``, ``.json`` (one array) or ``.parquet`` file, in order, all in memory.
 
-    Raises ValueError for a missing or empty file, another ending or a line that is no JSON object, and ImportError for
-    parquet without pyarrow.
+    Raises ValueError for a missing or empty file, another file type or a line that is not a JSON object, and
+    ImportError for parquet without pyarrow.
     """
     readers = {".jsonl": _read_lines, ".json": _read_array, ".parquet": _read_parquet}
     if path.suffix not in readers:
@@ -69,7 +69,7 @@ def _read_parquet(path: Path) -> list[Record]:
 
 
 def field_of(record: Record, names: Iterable[str], where: str) -> Any:
-    """The value of the first of ``names`` that the record has, whatever the case; raises ValueError if it has none."""
+    """The value of the first of ``names`` that the record has, ignoring case. Raises ValueError if it has none."""
     known = {key.lower(): value for key, value in record.items()}
     for name in names:
         if name in known:
@@ -78,26 +78,26 @@ def field_of(record: Record, names: Iterable[str], where: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf(Generic[Item]):
-    """Different items of a file, apart: those of training and those that training never sees."""
+class Split(Generic[Item]):
+    """The different items of a file: those of training, and those that training never sees."""
 
     path: Path
     training: tuple[Item, ...]
     held_out: tuple[Item, ...]
 
     @classmethod
-    def fill(cls, path: Path, items: Iterable[Item], name: Callable[[Item], str], test: bool) -> Shelf[Item]:
-        """Split by the hash of each item's name, of equal names the first; ``test``: every item is held out."""
-        named: dict[str, Item] = {}
+    def of(cls, path: Path, items: Iterable[Item], name_of: Callable[[Item], str], test: bool) -> Split[Item]:
+        """Split by the hash of each item's name; of equal names the first is kept. ``test`` holds out every item."""
+        by_name: dict[str, Item] = {}
         for item in items:
-            named.setdefault(name(item), item)
-        apart = {each for each in named if test or in_held_out_share(each)}
-        training = tuple(item for each, item in named.items() if each not in apart)
-        return cls(path, training, tuple(item for each, item in named.items() if each in apart))
+            by_name.setdefault(name_of(item), item)
+        held_out = {name for name in by_name if test or in_held_out_share(name)}
+        training = tuple(item for name, item in by_name.items() if name not in held_out)
+        return cls(path, training, tuple(item for name, item in by_name.items() if name in held_out))
 
     def pick(self, seed: int, held_out: bool) -> Item:
-        """Item ``seed`` of its side, starting over after the last; raises ValueError where that side is empty."""
-        side = self.held_out if held_out else self.training
-        if not side:
+        """Item number ``seed``, modulo the number of items. Raises ValueError if there are none."""
+        items = self.held_out if held_out else self.training
+        if not items:
             raise ValueError(f"data: {self.path} has no {'held-out' if held_out else 'training'} records")
-        return side[seed % len(side)]
+        return items[seed % len(items)]

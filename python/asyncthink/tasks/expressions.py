@@ -1,4 +1,4 @@
-"""Arithmetic expressions as text: parse without ``eval``, value, numbers used, and a key equal for equal solutions.
+"""Arithmetic expressions as text: a parser without ``eval``, values, and a key that is equal for equal solutions.
 
 Grammar: ``sum := product (("+" | "-") product)*``, ``product := atom (("*" | "/") atom)*``,
 ``atom := integer | "(" sum ")"``. There is no unary sign. Arithmetic is exact (:class:`fractions.Fraction`).
@@ -17,18 +17,18 @@ _MAX_CHARACTERS = 200
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """``value`` is exact, ``numbers`` are the integers written, ``key`` names the expression up to order and grouping.
+    """A parsed expression: its exact ``value``, the integers in it (``numbers``), and its ``key``.
 
     Two expressions have the same key exactly when one becomes the other by commuting or re-associating sums and
-    products, subtraction being addition of a negative and division multiplication by an inverse:
-    ``a-(b-c)``, ``c+a-b`` and ``(a-b)+c`` share a key. Nothing is distributed: ``a*(b+c)`` and ``a*b+a*c`` differ.
+    products; subtraction is addition of a negative, division multiplication by an inverse: ``a-(b-c)``, ``c+a-b`` and
+    ``(a-b)+c`` share a key. Products are not distributed over sums: ``a*(b+c)`` and ``a*b+a*c`` differ.
     """
 
     value: Fraction
     numbers: tuple[int, ...]
     key: str
-    sums: tuple[tuple[str, str], ...]  # ("+" or "-", key) of every term of the flattened sum
-    factors: tuple[tuple[str, str], ...]  # ("*" or "/", key) of every factor of the flattened product
+    sums: tuple[tuple[str, str], ...]  # ("+" or "-", key) of each term of the flattened sum
+    factors: tuple[tuple[str, str], ...]  # ("*" or "/", key) of each factor of the flattened product
 
 
 def number(value: int) -> Expression:
@@ -59,7 +59,7 @@ def _signed(parts: tuple[tuple[str, str], ...], operator: str, keep: str, turn: 
 def parse(text: str) -> Expression:
     """Parse one expression.
 
-    Raises ValueError for anything but the grammar above, for a division by zero, and beyond 200 characters.
+    Raises ValueError for text outside the grammar above, for a division by zero, and for more than 200 characters.
 
     >>> parse("(5 + 7) * 2").value
     Fraction(24, 1)
@@ -79,40 +79,45 @@ def parse(text: str) -> Expression:
 
 
 def _tokens(text: str) -> list[str]:
-    tokens, at, text = [], 0, text.rstrip()
-    while at < len(text):
-        match = _TOKEN.match(text, at)
+    tokens, start, text = [], 0, text.rstrip()
+    while start < len(text):
+        match = _TOKEN.match(text, start)
         if match is None:
-            raise ValueError(f"expression: unexpected {text[at:].strip()[:1]!r} in {text!r}")
+            raise ValueError(f"expression: unexpected {text[start:].strip()[:1]!r} in {text!r}")
         tokens.append(match.group(1))
-        at = match.end()
+        start = match.end()
     return tokens
 
 
-def _sum(tokens: list[str], at: int) -> tuple[Expression, int]:
-    left, at = _product(tokens, at)
-    while at < len(tokens) and tokens[at] in "+-":
-        right, end = _product(tokens, at + 1)
-        left, at = combine(left, tokens[at], right), end
-    return left, at
+# Each parser takes the index of its first token and returns the expression with the index after its last token.
 
 
-def _product(tokens: list[str], at: int) -> tuple[Expression, int]:
-    left, at = _atom(tokens, at)
-    while at < len(tokens) and tokens[at] in "*/":
-        right, end = _atom(tokens, at + 1)
-        left, at = combine(left, tokens[at], right), end
-    return left, at
+def _sum(tokens: list[str], start: int) -> tuple[Expression, int]:
+    left, end = _product(tokens, start)
+    while end < len(tokens) and tokens[end] in "+-":
+        operator = tokens[end]
+        right, end = _product(tokens, end + 1)
+        left = combine(left, operator, right)
+    return left, end
 
 
-def _atom(tokens: list[str], at: int) -> tuple[Expression, int]:
-    if at >= len(tokens):
+def _product(tokens: list[str], start: int) -> tuple[Expression, int]:
+    left, end = _atom(tokens, start)
+    while end < len(tokens) and tokens[end] in "*/":
+        operator = tokens[end]
+        right, end = _atom(tokens, end + 1)
+        left = combine(left, operator, right)
+    return left, end
+
+
+def _atom(tokens: list[str], start: int) -> tuple[Expression, int]:
+    if start >= len(tokens):
         raise ValueError("expression ends too early")
-    if tokens[at].isdigit():
-        return number(int(tokens[at])), at + 1
-    if tokens[at] != "(":
-        raise ValueError(f"expression: expected a number or '(', got {tokens[at]!r}")
-    inner, at = _sum(tokens, at + 1)
-    if at >= len(tokens) or tokens[at] != ")":
+    if tokens[start].isdigit():
+        return number(int(tokens[start])), start + 1
+    if tokens[start] != "(":
+        raise ValueError(f"expression: expected a number or '(', got {tokens[start]!r}")
+    inner, end = _sum(tokens, start + 1)
+    if end >= len(tokens) or tokens[end] != ")":
         raise ValueError("expression: missing ')'")
-    return inner, at + 1
+    return inner, end + 1

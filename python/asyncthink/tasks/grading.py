@@ -1,4 +1,4 @@
-"""One answer and one grade for an episode, whatever its mode; training and evaluation grade alike. No torch."""
+"""The final answer of an episode of any mode, and its grade. Training and evaluation share both. No torch."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from asyncthink.tasks import Task
 
 @runtime_checkable
 class Unites(Protocol):
-    """A task that knows how several agents' answers become one."""
+    """A task that can unite the answers of several agents."""
 
     def union(self, puzzle: Any, answers: Sequence[str]) -> str:
-        """One answer that holds what is right in any of ``answers``, made without knowing a solution."""
+        """One answer that holds the correct results of all ``answers``, made without knowing a solution."""
 
 
 def grade(task: Task, puzzle: Any, episode: Episode, aggregate: str | None = None) -> float:
-    """``task.verify`` of :func:`final_answer`: the correct share in [0, 1], 0 where there is no answer.
+    """``task.verify`` of :func:`final_answer`: the correct share in [0, 1], 0 without an answer.
 
-    Raises ValueError as :func:`final_answer` does, and where ``task.verify`` raises or returns no number; it names the
-    task and the answer. ImportError passes as it is.
+    Raises ValueError as :func:`final_answer` does, and if ``task.verify`` raises or does not return a number; the
+    message names the task and the answer. An ImportError is passed on unchanged.
     """
     answer = final_answer(task, puzzle, episode, aggregate)
     try:
@@ -39,17 +39,18 @@ def grade(task: Task, puzzle: Any, episode: Episode, aggregate: str | None = Non
 
 
 def final_answer(task: Task, puzzle: Any, episode: Episode, aggregate: str | None = None) -> str | None:
-    """What the episode answers; None where no agent that may answer did.
+    """The episode's answer; None if no agent gave one.
 
-    "asyncthink" and "sequential": the one answer. "parallel": one made of those traces that answered, by ``aggregate``:
+    For "asyncthink" and "sequential" it is the answer of the one agent that gives it. For "parallel" ``aggregate`` says
+    how the answers of the traces become one:
 
-    * "union": the task's own union (:class:`Unites`). Countdown keeps each expression that evaluates to the target:
-      arithmetic is there for every reader to check, so wrong guesses of one trace cannot push out another's solution.
-    * "vote": the most frequent text, the earliest trace's of a tie (AsyncThink, arXiv 2510.26658, section 4.1).
-    * None: "union" where the task has one and asks for more than one result, else "vote".
+    * "union": the task's own union (:class:`Unites`). Countdown keeps each expression that evaluates to the target.
+      Arithmetic can be checked without a solution, so wrong guesses of one trace cannot displace another's solution.
+    * "vote": the most frequent text; in a tie the earliest trace's (AsyncThink, arXiv 2510.26658, section 4.1).
+    * None: "union" if the task has one and asks for more than one result, else "vote".
 
     Raises:
-        ValueError: another value, or "union" for a task that has none.
+        ValueError: another value, or "union" for a task without one.
     """
     how = how_to_aggregate(task, aggregate)
     if episode.mode != "parallel":

@@ -37,37 +37,37 @@ class Grid:
         return self.cells[column :: self.size]
 
     def box(self, row: int, column: int) -> list[tuple[int, ...]]:
-        """The box around a cell: for each of its rows the cells in it."""
+        """The box that contains a cell, as a list of its rows."""
         side = isqrt(self.size)
         top, left = row - row % side, column - column % side
-        return [self.row(at)[left : left + side] for at in range(top, top + side)]
+        return [self.row(box_row)[left : left + side] for box_row in range(top, top + side)]
 
     def candidates(self, row: int, column: int) -> list[int]:
-        """What no cell of the same row, column or box holds."""
-        seen = {*self.row(row), *self.column(column), *(value for part in self.box(row, column) for value in part)}
-        return [value for value in range(1, self.size + 1) if value not in seen]
+        """The values that no cell of the same row, column or box holds."""
+        taken = {*self.row(row), *self.column(column), *(value for part in self.box(row, column) for value in part)}
+        return [value for value in range(1, self.size + 1) if value not in taken]
 
     def relabelled(self, names: Sequence[int]) -> Grid:
         """Value v becomes ``names[v - 1]``: with a permutation of 1..size the same puzzle in other digits."""
         return Grid(tuple(names[value - 1] if value else 0 for value in self.cells))
 
     def with_cell(self, row: int, column: int, value: int) -> Grid:
-        at = row * self.size + column
-        return Grid((*self.cells[:at], value, *self.cells[at + 1 :]))
+        index = row * self.size + column
+        return Grid((*self.cells[:index], value, *self.cells[index + 1 :]))
 
 
 def is_consistent(grid: Grid) -> bool:
     """Whether no row, column or box holds a value twice."""
-    side, every = isqrt(grid.size), range(grid.size)
-    boxes = [sum(grid.box(top, left), ()) for top in every[::side] for left in every[::side]]
-    units = [*map(grid.row, every), *map(grid.column, every), *boxes]
-    return all(len(held) == len(set(held)) for held in ([value for value in unit if value] for unit in units))
+    side, indices = isqrt(grid.size), range(grid.size)
+    boxes = [sum(grid.box(top, left), ()) for top in indices[::side] for left in indices[::side]]
+    units = [*map(grid.row, indices), *map(grid.column, indices), *boxes]
+    return all(len(filled) == len(set(filled)) for filled in ([value for value in unit if value] for unit in units))
 
 
 def solutions(grid: Grid, rng: random.Random | None = None) -> Iterator[Grid]:
-    """Every completion, each once: exhaustive search, the cell with the fewest candidates first.
+    """Every completion, each once, by exhaustive search: the cell with the fewest candidates first.
 
-    ``rng`` draws the order in which values are tried. A grid that contradicts itself has none.
+    ``rng`` draws the order in which values are tried. An inconsistent grid has no completion.
 
     >>> len(list(solutions(Grid((0,) * 16))))
     288
@@ -77,39 +77,39 @@ def solutions(grid: Grid, rng: random.Random | None = None) -> Iterator[Grid]:
 
 
 def _complete(grid: Grid, rng: random.Random) -> Iterator[Grid]:
-    empty = [divmod(at, grid.size) for at, value in enumerate(grid.cells) if not value]
+    empty = [divmod(index, grid.size) for index, value in enumerate(grid.cells) if not value]
     if not empty:
         yield grid
         return
-    options = {place: grid.candidates(*place) for place in empty}
-    place = min(empty, key=lambda cell: len(options[cell]))
-    for value in rng.sample(options[place], len(options[place])):
-        yield from _complete(grid.with_cell(*place, value), rng)
+    candidates = {cell: grid.candidates(*cell) for cell in empty}
+    cell = min(empty, key=lambda cell: len(candidates[cell]))
+    for value in rng.sample(candidates[cell], len(candidates[cell])):
+        yield from _complete(grid.with_cell(*cell, value), rng)
 
 
 def forced_row(grid: Grid, row: int) -> list[tuple[int, int]] | None:
-    """(column, value) of the row's empty cells from left to right if each has one candidate in turn; None if not."""
-    found: list[tuple[int, int]] = []
+    """(column, value) of the row's empty cells, filled from left to right; None if one has no single candidate."""
+    forced: list[tuple[int, int]] = []
     for column in range(grid.size):
         if not grid.row(row)[column]:
-            options = grid.candidates(row, column)
-            if len(options) != 1:
+            candidates = grid.candidates(row, column)
+            if len(candidates) != 1:
                 return None
-            found.append((column, options[0]))
-            grid = grid.with_cell(row, column, options[0])
-    return found
+            forced.append((column, candidates[0]))
+            grid = grid.with_cell(row, column, candidates[0])
+    return forced
 
 
 def generate(rng: random.Random, size: int, empty: int) -> Grid:
     """A random puzzle whose rows can each be completed from the givens alone, so it has exactly one solution.
 
     Cells of a random full grid are emptied in random order, each only if :func:`forced_row` still completes every
-    row; starts over until ``empty`` cells are, and at least one in each row.
+    row. This starts over until exactly ``empty`` cells are empty, with at least one in each row.
     """
     while True:
         grid = next(solutions(Grid((0,) * size * size), rng))
-        for at in rng.sample(range(size * size), size * size):
-            emptied = grid.with_cell(*divmod(at, size), 0)
+        for index in rng.sample(range(size * size), size * size):
+            emptied = grid.with_cell(*divmod(index, size), 0)
             if all(forced_row(emptied, row) is not None for row in range(size)):
                 grid = emptied
                 if grid.cells.count(0) == empty:

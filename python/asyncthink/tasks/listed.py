@@ -6,49 +6,50 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncthink.tasks.countdown import LARGEST, SMALLEST, Countdown, Puzzle, hashed_name
-from asyncthink.tasks.data import Record, Shelf, field_of, read_records
+from asyncthink.tasks.data import Record, Split, field_of, read_records
 from asyncthink.tasks.script import Demonstration
 from asyncthink.tasks.search import LABELS, find_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedCountdown(Countdown):
-    """Countdown (:class:`.countdown.Countdown`) whose puzzles come from a file instead of a generator."""
+    """:class:`.countdown.Countdown` with puzzles from a file instead of a generator."""
 
-    puzzles: Shelf[Puzzle]
+    puzzles: Split[Puzzle]
 
     @classmethod
     def load(cls, path: Path | str, test: bool = False) -> ListedCountdown:
         """The puzzles of a ``.jsonl``, ``.json`` or ``.parquet`` file; a tenth is held out, with ``test`` all are.
 
-        It is the tenth that generated puzzles leave out too. With ``test`` nothing keeps a generator or another file
-        from holding the same puzzles.
+        The same hash holds out a tenth of the generated puzzles. With ``test``, a generator or another file may hold
+        the same puzzles.
 
-        ``available_numbers`` may repeat a number and come in any order. ``solutions`` is a list of expressions, each
-        checked: it must equal the target (``= 24`` may follow) and use no number more often than there is. ``index``
-        is not used.
+        ``available_numbers`` may repeat a number and have any order. ``solutions`` is a list of expressions. Each is
+        checked: it must equal the target (``= 24`` may follow) and use each number at most as often as it is
+        available. ``index`` is not used.
 
         Raises ValueError as :func:`.data.read_records` does, and for a record that is not such a puzzle.
         """
         path = Path(path)
-        found = [_puzzle(r, f"{path}, record {number}") for number, r in enumerate(read_records(path), 1)]
-        shelf = Shelf.fill(path, found, hashed_name, test)
-        return cls(name=f"countdown{'-test' if test else ''}:{path}", puzzles=shelf)
+        puzzles = [_puzzle(record, f"{path}, record {n}") for n, record in enumerate(read_records(path), 1)]
+        split = Split.of(path, puzzles, hashed_name, test)
+        return cls(name=f"countdown{'-test' if test else ''}:{path}", puzzles=split)
 
     def sample(self, seed: int, held_out: bool = False) -> Puzzle:
-        """Puzzle number ``seed`` of its side, starting over after the last."""
+        """Puzzle number ``seed`` of the held-out or the training puzzles, modulo their number."""
         return self.puzzles.pick(seed, held_out)
 
     def demonstrate(
         self, puzzle: Puzzle, seed: int, mode: str = "asyncthink", context: str = "shared", pool: int = 4
     ) -> Demonstration:
-        """As :meth:`.countdown.Countdown.demonstrate`; raises ValueError too for a puzzle that its search cannot write.
+        """As :meth:`.countdown.Countdown.demonstrate`. Also raises ValueError for a puzzle outside its search.
 
-        That is one with a number twice or outside 2..13, a target below a number, or more than nine solutions.
+        That is a puzzle with a repeated number, a number outside 2..13, a target that is not above all numbers, or more
+        than nine solutions.
         """
         numbers = puzzle.numbers
-        plain = len(set(numbers)) == len(numbers) and numbers[0] >= SMALLEST and numbers[-1] <= LARGEST
-        if not plain or puzzle.target <= numbers[-1]:
+        generated = len(set(numbers)) == len(numbers) and numbers[0] >= SMALLEST and numbers[-1] <= LARGEST
+        if not generated or puzzle.target <= numbers[-1]:
             raise ValueError(
                 f"puzzle: expected different numbers from {SMALLEST} to {LARGEST} and a larger target, got "
                 f"{self.prompt(puzzle)!r}"

@@ -1,6 +1,6 @@
-"""Competition mathematics from a local file: AMC-23, AIME-24, DeepScaleR and whatever shares their fields.
+"""Competition mathematics from a local file: AMC-23, AIME-24, DeepScaleR and other files with the same fields.
 
-An answer is graded by math-verify (extra ``train``), which compares what two texts mean: ``1/2``, ``0.5`` and
+Answers are graded by math-verify (extra ``train``), which compares their mathematical meaning: ``1/2``, ``0.5`` and
 ``\\frac12`` are equal.
 """
 
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 
-from asyncthink.tasks.data import Record, Shelf, field_of, read_records
+from asyncthink.tasks.data import Record, Split, field_of, read_records
 from asyncthink.tasks.script import Demonstration
 
-MOST_CHARACTERS = 1000  # of an answer: longer ones are no answers, and parsing them could take minutes
+MOST_CHARACTERS = 1000  # of an answer; parsing a longer text could take minutes
 
 _DELIMITER = re.compile(r"\$|\\\(|\\\[|\\boxed")
 _CURRENCY = re.compile(r"(?:\bUS)?\\\$|[€£¥₹]")
-#: Markdown's **bold**, *italic* and `code`, whose marks touch no letter or digit outside: 2**3 and a_1 are arithmetic.
+#: Markdown's **bold**, *italic* and `code`. No letter or digit may touch the marks from outside: 2**3 is arithmetic.
 _EMPHASIS = re.compile(r"(?<![\w)\]}])(\*\*|__|\*|_|`)(?=\S)(.+?)(?<=\S)\1(?![\w(\[{])")
-#: Words with numbers among them and nothing else, which math-verify reads well without delimiters.
+#: Only words and numbers: math-verify parses such text without delimiters.
 _PROSE = re.compile(r"(?:[A-Za-z]+[.,:;!?]*|[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?[.,:;!?]*)(?:\s+|$)")
 _FORMULA_WORDS = re.compile(
     r"\b(?:and|or|sqrt|sin|cos|tan|cot|sec|csc|log|exp|mod|gcd|lcm|max|min|inf|infinity)\b", re.I
@@ -39,45 +39,45 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Math:
-    """The task: take a problem from a file, write its question, grade an answer. There are no demonstrations."""
+    """The task: take a problem from a file, write its question, grade an answer. It has no demonstrations."""
 
     name: str
-    problems: Shelf[Problem]
+    problems: Split[Problem]
     asked: int = 1
 
     @classmethod
     def load(cls, path: Path | str, test: bool = False) -> Math:
         """The problems of a ``.jsonl``, ``.json`` or ``.parquet`` file; a tenth is held out, with ``test`` all are.
 
-        Fields, in any case: ``problem`` or ``question``, and ``answer`` or, without such a field, a ``solution`` whose
-        last ``\\boxed{...}`` is the answer. Records whose answer is empty are left out with a warning.
+        Fields, in upper or lower case: ``problem`` or ``question``; and ``answer``, or else a ``solution`` whose last
+        ``\\boxed{...}`` is the answer. Records with an empty answer are left out with a warning.
 
         Raises ValueError as :func:`.data.read_records` does, and for a record without these fields.
         """
         path = Path(path)
-        found = [_problem(r, f"{path}, record {number}") for number, r in enumerate(read_records(path), 1)]
-        problems = [problem for problem in found if problem.answer]
-        if len(problems) < len(found):
-            warnings.warn(f"{path}: {len(found) - len(problems)} of {len(found)} records have no answer", stacklevel=2)
-        shelf = Shelf.fill(path, problems, lambda problem: f"math {problem.question}", test)
-        return cls(f"math{'-test' if test else ''}:{path}", shelf)
+        records = [_problem(record, f"{path}, record {n}") for n, record in enumerate(read_records(path), 1)]
+        problems = [problem for problem in records if problem.answer]
+        if unanswered := len(records) - len(problems):
+            warnings.warn(f"{path}: {unanswered} of {len(records)} records have no answer", stacklevel=2)
+        split = Split.of(path, problems, lambda problem: f"math {problem.question}", test)
+        return cls(f"math{'-test' if test else ''}:{path}", split)
 
     def sample(self, seed: int, held_out: bool = False) -> Problem:
-        """Problem number ``seed`` of its side, starting over after the last."""
+        """Problem number ``seed`` of the held-out or the training problems, modulo their number."""
         return self.problems.pick(seed, held_out)
 
     def prompt(self, puzzle: Problem) -> str:
-        """The question as it stands in the file."""
+        """The question as it is in the file."""
         return puzzle.question
 
     def verify(self, puzzle: Problem, answer: str | None) -> float:
-        """1.0 for an answer that means what the problem's does, else 0.0.
+        """1.0 for an answer with the meaning of the problem's answer, else 0.0.
 
-        The same text is right. Else what stands in ``\\boxed{...}`` counts, several boxes being several values, else
-        what stands between dollars, else the number among words ("18 dollars", the last of several), else the whole
-        text. Signs of currency and Markdown's emphasis mean nothing. Beyond 1000 characters, or 5 seconds to read or
-        to compare, another text is wrong. Raises ImportError without math-verify, ValueError outside the main thread
-        (the time limit is a signal).
+        Equal texts are right. Otherwise the compared value is, in this order: the contents of ``\\boxed{...}`` (several
+        boxes are several values); the text between dollar signs; the last number among words ("18 dollars"); the whole
+        text. Currency signs and Markdown emphasis are ignored. An answer of more than 1000 characters, or one that
+        takes more than 5 seconds to parse or to compare, is wrong. Raises ImportError without math-verify, ValueError
+        outside the main thread (the time limit is a signal).
 
         >>> price = Problem("What does it cost?", r"\\$18.90")
         >>> Math("math", None).verify(price, "**18.90 dollars**")                             # doctest: +SKIP
@@ -93,15 +93,15 @@ class Math:
             return 1.0
         if len(answer) > MOST_CHARACTERS:
             return 0.0
-        right, given = _plain(puzzle.answer), _plain(answer)
-        if right == given:
+        expected, given = _plain(puzzle.answer), _plain(answer)
+        if expected == given:
             return float(bool(given))
-        return float(verify(parse(_delimited(right)), parse(_delimited(given))))
+        return float(verify(parse(_delimited(expected)), parse(_delimited(given))))
 
     def demonstrate(
         self, puzzle: Problem, seed: int, mode: str = "asyncthink", context: str = "shared", pool: int = 4
     ) -> Demonstration:
-        """Always raises ValueError: a model learns the protocol on another task."""
+        """Always raises ValueError: this task has no demonstrations."""
         raise ValueError(f"task: {self.name} has no demonstrations")
 
 
@@ -120,7 +120,7 @@ def _problem(record: Record, where: str) -> Problem:
 
 
 def last_boxed(text: str) -> str:
-    """The inside of the last ``\\boxed{...}``, braces matched; empty where there is none.
+    """The contents of the last ``\\boxed{...}``, up to the matching brace; empty if there is none.
 
     >>> last_boxed(r"so \\boxed{\\frac{1}{2}}.")
     '\\\\frac{1}{2}'
@@ -134,9 +134,9 @@ def last_boxed(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """The text without signs of currency and emphasis, spaces as one, a typographic minus as the ASCII one.
+    """The text without currency signs and emphasis, with single spaces and ASCII minus signs.
 
-    A single dollar that closes nothing is a sign of currency too.
+    A single dollar sign is a currency sign too.
     """
     text = _CURRENCY.sub("", text.replace("\N{MINUS SIGN}", "-"))
     if text.count("$") == 1:
@@ -147,11 +147,11 @@ def _plain(text: str) -> str:
 
 
 def _delimited(text: str) -> str:
-    """The text as math-verify should read it: formulas between dollars, prose as it is."""
+    """The text for math-verify's parser: formulas between dollar signs, prose unchanged."""
     return text if _DELIMITER.search(text) or _is_prose(text) else f"${text}$"
 
 
 def _is_prose(text: str) -> bool:
-    """Whether a number stands among words. Several values ("27 or 28") and functions ("log 2") are formulas."""
+    """Whether the text is words with a number. Several values ("27 or 28") and functions ("log 2") are formulas."""
     worded = re.search(r"[A-Za-z]{3}", text) and not _FORMULA_WORDS.search(text)
     return bool(worded and re.search(r"\d", text) and not _PROSE.sub("", text))

@@ -1,4 +1,4 @@
-"""Written-out demonstrations: what each agent says, piece by piece, before any tokenizer."""
+"""Demonstrations as text: what each agent writes, piece by piece, before tokenization."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONTEXTS = ("shared", "isolated")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """``said`` is True for text the agent writes itself, False for text the runtime inserts."""
+    """A piece of an agent's text. ``said``: the agent writes it; otherwise the runtime inserts it."""
 
     text: str
     said: bool = True
@@ -20,7 +20,7 @@ class Piece:
 
 @dataclass(slots=True)
 class Script:
-    """One agent's lines. A worker (``role="worker"``) was forked after the organizer's first ``fork_at`` pieces."""
+    """One agent's text. A worker (``role="worker"``) is forked after the organizer's first ``fork_at`` pieces."""
 
     role: Role
     fork_index: int | None = None
@@ -43,7 +43,7 @@ class Script:
 class Demonstration:
     """One solved question: the organizer's (or the solo) script first, then the workers' in the order of their forks.
 
-    Scripts hold no prompt: the prompts belong to a checkpoint, not to a task.
+    Scripts do not contain prompts: prompts belong to a checkpoint, not to a task.
     """
 
     question: str
@@ -54,9 +54,9 @@ class Demonstration:
 
 
 def check_options(mode: str, context: str, pool: int) -> None:
-    """What every task's ``demonstrate`` asks of its options; raises ValueError naming the one that is wrong."""
-    for name, value, known in (("mode", mode, MODES), ("context", context, CONTEXTS)):
-        if value not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    """Check the options of a task's ``demonstrate``. Raises ValueError naming the one that is wrong."""
+    for name, value, allowed in (("mode", mode, MODES), ("context", context, CONTEXTS)):
+        if value not in allowed:
+            raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
     if mode == "asyncthink" and pool < 2:
         raise ValueError(f"pool: expected at least 2 (an organizer and a worker), got {pool}")

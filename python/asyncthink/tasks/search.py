@@ -1,11 +1,11 @@
-"""How demonstrations search countdown: alone, or an organizer and workers that take parts of the space.
+"""The search of countdown demonstrations: by one agent, or by an organizer and workers that share the space.
 
-The space is cut by the smaller number of the starting pair. A line is one pair ``a < b``: the results of ``a+b``,
-``b-a``, ``a*b`` and, where exact, ``b/a``; after each result y what a third number would have to be, ``y+d``, ``y-d``,
-``y*q`` or ``y/r``, to reach the target, unless that is more than 13. Where that number is there, a label and the
-solution follow: ``3*7=21+2 a:3*7+2``. For ``a+b+c`` and ``a*b*c`` the third number must be the largest, so each
-solution is found from exactly one pair. The target is larger than every number: no solution ends in ``c-y`` or
-``c/y``.
+The space is partitioned by the smaller number of the starting pair. Each line searches one pair ``a < b``. It holds the
+results of ``a+b``, ``b-a``, ``a*b`` and, if exact, ``b/a``. After each result y it names the third number that would
+reach the target, as ``y+d``, ``y-d``, ``y*q`` or ``y/r``, unless that is more than 13. If that number is available, a
+label and the solution follow: ``3*7=21+2 a:3*7+2``. For ``a+b+c`` and ``a*b*c`` the third number must be the largest,
+so each solution is found from exactly one pair. The target is larger than every number, so no solution ends in ``c-y``
+or ``c/y``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from asyncthink.tasks.script import Script
 
-LABELS = "abcdefghi"  # of findings; no puzzle has more solutions
-REACH = 13  # no puzzle has a larger number, so a larger third number is not worth writing down
+LABELS = "abcdefghi"  # of solutions; no puzzle has more
+REACH = 13  # the largest number of any puzzle: larger third numbers are not written down
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ def search_start(numbers: tuple[int, ...], target: int, start: int) -> Iterator[
 
 
 def find_all(numbers: tuple[int, ...], target: int) -> list[str]:
-    """All solutions of the space, in the order in which a search alone meets them."""
-    found = (f.solution for start in numbers[:-1] for f in search_start(numbers, target, start))
-    return [solution for solution in found if solution]
+    """All solutions of the space, in the order in which one agent finds them."""
+    findings = (finding for start in numbers[:-1] for finding in search_start(numbers, target, start))
+    return [finding.solution for finding in findings if finding.solution]
 
 
 def _search_pair(numbers: tuple[int, ...], target: int, a: int, b: int) -> Iterator[Finding]:
@@ -56,7 +56,7 @@ def _search_pair(numbers: tuple[int, ...], target: int, a: int, b: int) -> Itera
 
 
 def _thirds(operator: str, y: int, target: int, rest: set[int], later: set[int]) -> Iterator[tuple[str, bool]]:
-    """What a third number would have to be after the result ``y``, and whether it is there."""
+    """The operations that would reach the target from the result ``y``, and whether their number is available."""
     if operator != "-" and abs(target - y) <= REACH:
         sign = "+" if y < target else "-"
         allowed = later if (operator, sign) == ("+", "+") else rest
@@ -68,7 +68,7 @@ def _thirds(operator: str, y: int, target: int, rest: set[int], later: set[int])
 
 
 def search_alone(numbers: tuple[int, ...], target: int, asked: int, starts: Iterable[int]) -> Script:
-    """One agent searches ``starts`` in this order, stops at the last solution asked for, and answers."""
+    """One agent searches ``starts`` in this order, stops after ``asked`` solutions, and answers."""
     writer = Writer(Script("solo"))
     for start in starts:
         if writer.search(numbers, target, start, asked):
@@ -79,14 +79,14 @@ def search_alone(numbers: tuple[int, ...], target: int, asked: int, starts: Iter
 
 @dataclass(slots=True)
 class Writer:
-    """One agent's script, with the solutions it holds: its own, labelled as they are found, and returned ones."""
+    """One agent's script, with the solutions it holds: its own, labelled in order, and returned ones."""
 
     script: Script
     solutions: list[str] = field(default_factory=list)
     _labels: int = 0
 
     def search(self, numbers: tuple[int, ...], target: int, start: int, most: int | None = None) -> bool:
-        """Write the search of ``start``; True once ``most`` solutions are held, where the search then ends."""
+        """Write the search of ``start``. With ``most`` solutions in hand the search ends there and returns True."""
         for finding in search_start(numbers, target, start):
             self.script.say(finding.text)
             if finding.solution:
@@ -110,12 +110,12 @@ class Writer:
 
 
 def returned_text(solutions: list[str]) -> str:
-    """What a worker returns: `` a:3*7+2 b:(5+7)*2``, or ``none``."""
+    """The text that a worker returns: `` a:3*7+2 b:(5+7)*2``, or ``none``."""
     return "".join(f" {label}:{text}" for label, text in zip(LABELS, solutions, strict=False)) or "none"
 
 
 def search_as_worker(numbers: tuple[int, ...], target: int, starts: Iterable[int], script: Script) -> list[str]:
-    """A worker writes the search of its starts and returns what it found."""
+    """A worker writes the search of its starts and returns the solutions."""
     writer = Writer(script)
     for start in starts:
         writer.search(numbers, target, start)

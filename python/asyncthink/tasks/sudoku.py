@@ -1,10 +1,10 @@
 """Sudoku 4x4 and 9x9 with one solution, solved row by row so that workers can share the rows.
 
-The puzzles are those in which each row follows from the givens alone: from left to right, row, column and box leave one
-value for each empty cell (:func:`.grids.generate`). 4x4 has 6 to 9 empty cells, 9x9 28 to 34.
+In these puzzles each row follows from the givens alone: from left to right, row, column and box leave one value for
+each empty cell (:func:`.grids.generate`). 4x4 has 6 to 9 empty cells, 9x9 28 to 34.
 
-A demonstration writes a row as its givens, then for each empty cell the column (letters name columns), the other rows
-of the box and the value they leave, then the row: ``2: 0 0 2 0 a: 1 0 3 0, 1 0= 4 ... #2: 4 1 2 3``.
+A demonstration writes the givens of a row; then for each empty cell its column (columns are named by letters), the
+other rows of its box and the remaining value; then the row: ``2: 0 0 2 0 a: 1 0 3 0, 1 0= 4 ... #2: 4 1 2 3``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def is_held_out(puzzle: Grid) -> bool:
 class Sudoku:
     """The task: sample a puzzle, write its question, grade an answer, demonstrate the solution.
 
-    ``least`` to ``most`` cells are empty. Each of the ``size`` rows counts as one result.
+    ``least`` to ``most`` cells are empty. Each of the ``size`` rows is one result.
     """
 
     name: str = "sudoku-4"
@@ -55,9 +55,9 @@ class Sudoku:
         rng = random.Random(f"{self.name} {seed} {held_out}")
         digits = range(1, self.size + 1)
         while True:
-            made = generate(rng, self.size, rng.randint(self.least, self.most))
-            for _ in range(20):  # digits can be exchanged for less than a new puzzle costs
-                puzzle = made.relabelled(rng.sample(digits, self.size))
+            generated = generate(rng, self.size, rng.randint(self.least, self.most))
+            for _ in range(20):  # permuting the digits is cheaper than generating a puzzle
+                puzzle = generated.relabelled(rng.sample(digits, self.size))
                 if is_held_out(puzzle) == held_out:
                     return puzzle
 
@@ -66,10 +66,10 @@ class Sudoku:
         return "/".join(f"{row + 1}:{_cells(puzzle.row(row))}" for row in range(self.size))
 
     def verify(self, puzzle: Grid, answer: str | None) -> float:
-        """The share of the rows that are those of the solution, in [0, 1]; an absent answer is 0.
+        """The share of rows that equal the solution's, in [0, 1]; 0 without an answer.
 
-        Rows are read by their numbers, ``1: 1 2 3 4`` or ``#1: 1 2 3 4``, the first of each number; without numbers a
-        whole grid is expected, values with or without separators.
+        Rows have numbers, ``1: 1 2 3 4`` or ``#1: 1 2 3 4``; of several rows with one number the first counts. Without
+        numbers the answer must be a complete grid, its values with or without separators.
 
         >>> full = Grid((1, 2, 3, 4, 3, 4, 1, 2, 2, 1, 4, 3, 4, 3, 2, 1))
         >>> Sudoku().verify(full.with_cell(0, 0, 0), "1234 3412 2143 4312")
@@ -85,7 +85,7 @@ class Sudoku:
         """A written-out solution, a pure function of its arguments.
 
         "asyncthink": an organizer with workers in a random topology. "sequential" and "parallel": one agent solves all
-        rows in random order. "part": one agent solves the rows that the question names; no protocol.
+        rows in random order. "part": one agent solves the rows that the question names, without any protocol.
 
         Raises ValueError for an unknown mode or context, for a pool without a worker, and for a puzzle in which some
         row does not follow from the givens.
@@ -105,14 +105,14 @@ class Sudoku:
 
 @dataclass(slots=True)
 class Writer:
-    """One agent's script, with the finished rows it holds, `` #2: 4 1 2 3``: its own and returned ones."""
+    """One agent's script, with the solved rows it holds (`` #2: 4 1 2 3``): its own and returned ones."""
 
     script: Script
     puzzle: Grid
     rows: list[str] = field(default_factory=list)
 
     def solve(self, row: int) -> None:
-        """Write how a row follows from the givens, cell by cell."""
+        """Write the solution of a row, cell by cell."""
         forced = forced_row(self.puzzle, row)
         if forced is None:
             raise ValueError(f"puzzle: expected rows that follow from the givens, row {row + 1} does not")
@@ -120,7 +120,7 @@ class Writer:
         self.script.say(f"{row + 1}:{_cells(cells)}")
         for column, value in forced:
             box = self.puzzle.box(row, column)
-            others = [other for at, part in enumerate(box) if at != row % len(box) for other in part]
+            others = [value for index, part in enumerate(box) if index != row % len(box) for value in part]
             self.script.say(f" {COLUMNS[column]}:{_cells(self.puzzle.column(column))},{_cells(others)}= {value}")
             cells[column] = value
         self.rows.append(f" #{row + 1}:{_cells(cells)}")
@@ -151,27 +151,27 @@ def _organized(puzzle: Grid, prefix: str, pool: int, rng: random.Random) -> list
 
 
 def _named(rows: Iterable[int]) -> str:
-    """Rows as a worker is told them, in countdown's words: what is learned there about parts can carry over."""
+    """Rows in the wording of countdown's sub-queries, so that a model can transfer what it learned there."""
     return f" start:{','.join(str(row + 1) for row in rows)}"
 
 
 def _cells(values: Iterable[int]) -> str:
-    """One space before every value: each is one token, wherever it stands."""
+    """One space before each value, so that each is one token in any position."""
     return "".join(f" {value}" for value in values)
 
 
 def _listed(rows: Iterable[str]) -> str:
-    """Finished rows in the order of their numbers, which have one digit."""
+    """Solved rows in the order of their numbers, which have one digit."""
     return "".join(sorted(rows)) or "none"
 
 
 def _read_rows(answer: str, size: int) -> dict[int, tuple[int, ...]]:
     """Row number from 0 -> values. Empty cells may be 0, ``.`` or ``_``."""
-    before, *labelled = _LABEL.split(answer)
+    unlabelled, *labelled = _LABEL.split(answer)
     if not labelled:
-        cells = _read_cells(before)
-        whole = cells if len(cells) == size * size else ()
-        return {row: whole[row * size : (row + 1) * size] for row in range(size)}
+        cells = _read_cells(unlabelled)
+        grid = cells if len(cells) == size * size else ()
+        return {row: grid[row * size : (row + 1) * size] for row in range(size)}
     rows: dict[int, tuple[int, ...]] = {}
     for label, text in zip(labelled[::2], labelled[1::2], strict=True):
         rows.setdefault(int(label) - 1, _read_cells(text))

@@ -1,8 +1,8 @@
-"""Random organizer topologies over the parts of a search: who searches what, when forks and joins happen.
+"""Random organizer topologies over the parts of a search: which agent searches what, when it forks and joins.
 
-No topology is baked in (AsyncThink, 2510.26658, section 3.1): the number of forks, the partition, the interleaving of
-forks, own work and joins and the order of joins are drawn from a seed. Which of them are good is for reinforcement
-learning to find out. Every part is somebody's: a demonstration that leaves one out would show a wrong answer.
+No topology is fixed (AsyncThink, arXiv 2510.26658, section 3.1). A seed draws the number of forks, the partition, the
+interleaving of forks, own work and joins, and the order of joins. Reinforcement learning finds out which topologies are
+good. Every part is assigned to an agent: a demonstration that leaves one out would show a wrong answer.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ STYLES = ("batch", "interleave", "mixed")
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a task tells :func:`organize` about its parts, numbered 0, 1, ...
+    """A task's parts, numbered 0, 1, ..., and the functions with which :func:`organize` writes about them.
 
-    ``subquery`` names a group of parts to a worker; ``work`` writes a worker's script and returns what it found;
-    ``own`` lets the organizer do one part itself; ``join`` writes a join; ``close`` writes the answer.
+    ``subquery`` names a group of parts to a worker; ``work`` writes a worker's script and returns its results; ``own``
+    writes one part that the organizer does itself; ``join`` writes a join; ``close`` writes the answer.
     """
 
     count: int
@@ -34,7 +34,7 @@ class Parts:
 
 
 def organize(parts: Parts, organizer: Script, pool: int, rng: random.Random) -> list[Script]:
-    """Write an organizer's script and its workers', with at most ``pool - 1`` workers un-joined at any time."""
+    """The script of an organizer and those of its workers. At most ``pool - 1`` workers are alive at any time."""
     groups, own = _partition(parts.count, rng)
     style = rng.choice(STYLES)
     workers: list[Script] = []
@@ -59,7 +59,7 @@ def organize(parts: Parts, organizer: Script, pool: int, rng: random.Random) -> 
 
 
 def _choose(style: str, can_fork: bool, can_work: bool, can_join: bool, rng: random.Random) -> str:
-    """``batch`` forks first and joins last, ``mixed`` forks first, ``interleave`` does anything at any time."""
+    """``batch`` forks first and joins last; ``mixed`` forks first; ``interleave`` chooses any action at any time."""
     order = ["fork"] * can_fork + ["own"] * can_work + ["join"] * can_join
     if style == "interleave" or (style == "mixed" and order[0] != "fork"):
         return rng.choice(order)

@@ -1,1 +1,1 @@
-"""Training: cold-start traces and supervised fine-tuning."""
+"""Training: supervised fine-tuning on demonstrations (cold start), then GRPO over whole episodes."""

@@ -1,7 +1,7 @@
 """Files of a training run: model folders that transformers opens, and training state for an exact resume.
 
-Every file or folder is written under a temporary name and renamed, so a reader never meets half of one, and a process
-killed at any moment leaves at least one whole checkpoint of those it had made.
+Every file or folder is written under a temporary name and renamed. A reader never sees an incomplete one, and a process
+killed at any moment leaves at least one complete checkpoint if it had written any.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STATE_NUMBERS = "training_state.json"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands: steps done, training tokens seen, seconds spent, optimizer steps that moved nothing."""
+    """Progress of a run: steps done, training tokens seen, seconds spent, optimizer steps that changed no weight."""
 
     step: int = 0
     tokens: int = 0
@@ -46,18 +46,18 @@ def save_model(
 ) -> None:
     """Write a folder that transformers and the sampler open; an existing one is replaced file by file.
 
-    Adapters are added to the weights and also written alone, to ``folder/adapter``. ``settings`` are further entries
-    of ``asyncthink.json`` beside the prompts (task, suggested sampling). Raises ValueError before it touches a file
-    when a weight is not finite.
+    Adapters are merged into the weights, and also written separately to ``folder/adapter``. ``settings`` are further
+    entries of ``asyncthink.json`` beside the prompts (task, suggested sampling). Raises ValueError, before any file is
+    changed, if a weight is not finite.
     """
     check_finite("weights", model.named_parameters())
     draft = _draft(folder)
     try:
         _write_model(draft, model, tokenizer, prompts, settings)
         for file in sorted(path for path in draft.rglob("*") if path.is_file()):
-            place = folder / file.relative_to(draft)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, place)
+            target = folder / file.relative_to(draft)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -89,7 +89,7 @@ def _write_model(
 
 
 def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Add to a checkpoint folder what a resume needs besides the weights: moments, random state, progress."""
+    """Write what a resume needs besides the weights into a checkpoint folder: moments, random state, progress."""
     tensors = moments(model, optimizer)
     tensors["random"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -99,14 +99,14 @@ def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
 
 
 def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """What the optimizer holds of each trainable parameter, as ``kind.name of the parameter``."""
+    """The optimizer's state of each trainable parameter, under ``KIND.NAME OF THE PARAMETER``."""
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     state = optimizer.state_dict()["state"]
     return {f"{key}.{names[index]}": value for index, entry in state.items() for key, value in entry.items()}
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Restore what :func:`save_state` wrote; the weights are already loaded. Raises ValueError when it is not there."""
+    """Restore what :func:`save_state` wrote; the weights are already loaded. Raises ValueError if it is missing."""
     if not (folder / STATE_TENSORS).exists():
         raise ValueError(f"resume: {folder} holds no training state")
     tensors = load_file(folder / STATE_TENSORS)
@@ -134,10 +134,10 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
 ) -> Path:
-    """Write ``out/step-N`` whole; of the older ones the newest stays.
+    """Write ``out/step-N`` and remove all older checkpoints but the newest.
 
-    Its appearance is the last change that is made, so a run is at its end when its last checkpoint is there. Raises
-    ValueError before it touches a file when a weight or a moment is not finite.
+    The new folder appears last, so a run whose last checkpoint exists is complete. Raises ValueError, before any file
+    is changed, if a weight or a moment is not finite.
     """
     check_finite("weights", model.named_parameters())
     check_finite("moments", moments(model, optimizer).items())
@@ -156,12 +156,12 @@ def save_checkpoint(
 
 def checkpoints(out: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
-    found = [folder for folder in out.glob("step-*") if folder.name[5:].isdigit()]
-    return sorted(found, key=lambda folder: int(folder.name[5:]))
+    folders = [folder for folder in out.glob("step-*") if folder.name[5:].isdigit()]
+    return sorted(folders, key=lambda folder: int(folder.name[5:]))
 
 
 def remove_leftovers(out: Path) -> None:
-    """Remove what killed processes left of checkpoints and files they were writing or dropping."""
+    """Remove the incomplete checkpoints and files that killed processes left behind."""
     for pattern in (".step-*.part", ".step-*.gone"):
         for folder in out.glob(pattern):
             shutil.rmtree(folder)
@@ -170,7 +170,7 @@ def remove_leftovers(out: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint such that it is never seen half there."""
+    """Remove a checkpoint by renaming it first, so that no reader sees an incomplete one."""
     gone = folder.with_name(f".{folder.name}.gone")
     os.replace(folder, gone)
     shutil.rmtree(gone)

@@ -1,4 +1,4 @@
-"""Learning curves of one or several runs as a picture."""
+"""Learning curves of one or more runs, as a picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ try:
 except ImportError as error:
     raise ImportError('training draws its curves with matplotlib: pip install "asyncthink-kernels[train]"') from error
 
-#: Figure -> (title, axis label, scale). A panel is drawn for each that some run has.
+#: Metric -> (title, axis label, scale). A panel is drawn for each metric that a run reports.
 PANELS = {
     "loss": ("training loss", "nats per learned token", "log"),
     "reward": ("reward", "mean of the step's episodes", "linear"),
@@ -28,23 +28,23 @@ PANELS = {
     "forks": ("forks", "per episode", "linear"),
     "kl": ("distance to the reference", "nats per token", "linear"),
 }
-#: Figures of held-out puzzles that share a last panel.
+#: Metrics of held-out puzzles; they share the last panel.
 HELD_OUT = ("solo/exact", "worker_shared/exact", "worker_isolated/exact", "organizer/final")
 
 
-def plot_curves(runs: Mapping[str, Path], picture: Path, figures: Sequence[str] = ()) -> None:
-    """Draw what the ``metrics.jsonl`` files of ``runs`` (name -> file) report over steps, one panel a figure.
+def plot_curves(runs: Mapping[str, Path], picture: Path, metrics: Sequence[str] = ()) -> None:
+    """Draw the ``metrics.jsonl`` files of ``runs`` (name -> file) over steps, one panel for each metric.
 
-    Only ``figures`` are drawn, if any are named, else all of :data:`PANELS` and the held-out puzzles. Several runs lie
-    over each other in every panel. A thick line is the mean over a fiftieth of the run, the thin one the single
-    reports. Raises ValueError when no run reports a figure that has a panel.
+    ``metrics`` selects the panels; by default all of :data:`PANELS` and the held-out puzzles. All runs share each
+    panel. The thin line is the single reports, the thick one their moving average over a fiftieth of the run. Raises
+    ValueError if no run reports a metric that has a panel.
     """
     lines = {name: [dict(flat(line)) for line in read_metrics(path)] for name, path in runs.items()}
-    present = {
-        figure for reports in lines.values() for report in reports for figure in report if report[figure] is not None
+    reported = {
+        metric for reports in lines.values() for report in reports for metric in report if report[metric] is not None
     }
-    panels = [figure for figure in figures or PANELS if figure in present]
-    held_out = [name for name in HELD_OUT if f"held_out/{name}" in present and not figures]
+    panels = [metric for metric in metrics or PANELS if metric in reported]
+    held_out = [name for name in HELD_OUT if f"held_out/{name}" in reported and not metrics]
     count = len(panels) + bool(held_out)
     if not count:
         raise ValueError(f"curves: expected one of {', '.join(PANELS)} in {', '.join(map(str, runs.values()))}")

@@ -1,8 +1,8 @@
-"""Several processes that train one model: ranks, and the few collectives a training step needs.
+"""Data parallelism: ranks, and the collectives that a training step needs.
 
-``torchrun --nproc-per-node N -m asyncthink train ...`` starts N of them; without torchrun there is one, and nothing
-here talks to anybody. Every process holds the whole model, computes the gradients of its share of a step's data and
-sums them with the others', so all of them take the same optimizer step.
+``torchrun --nproc-per-node N -m asyncthink train ...`` starts N processes; without torchrun there is one, and no
+communication. Every process holds the whole model and computes the gradients of its share of a step's data. The
+gradients are summed over processes, so all processes take the same optimizer step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Process ``rank`` of ``size``. As a context manager it leaves the process group at the end.
+    """Process ``rank`` of ``size``. As a context manager it leaves the process group on exit.
 
     >>> with World.start(torch.device("cpu")) as world:
     ...     world.rank, world.size, world.gather(["a"])
@@ -33,7 +33,7 @@ class World:
 
     @classmethod
     def start(cls, device: torch.device) -> World:
-        """Join the processes that torchrun started (gloo on a CPU, NCCL on CUDA); alone where it started none."""
+        """Join the process group of torchrun (gloo on a CPU, NCCL on CUDA); a world of one without torchrun."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
@@ -52,27 +52,27 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
+        """Whether this is rank 0, which alone writes files and logs."""
         return self.rank == 0
 
     def mine(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This process's share of what all hold: every ``size``-th, from number ``rank`` on."""
+        """This process's share of ``items``, which all processes hold: every ``size``-th, starting at ``rank``."""
         return items[self.rank :: self.size]
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes: one message for each dtype among them."""
+        """Replace each tensor by its sum over all processes, with one all-reduce per dtype."""
         if self.size == 1:
             return
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-            group = [tensor for tensor in tensors if tensor.dtype == dtype]
-            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            same_dtype = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in same_dtype])
             distributed.all_reduce(flat)
-            parts = torch.split(flat, [tensor.numel() for tensor in group])
-            for tensor, part in zip(group, parts, strict=True):
+            parts = torch.split(flat, [tensor.numel() for tensor in same_dtype])
+            for tensor, part in zip(same_dtype, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 
     def gather(self, items: list[Item]) -> list[Item]:
-        """The items of all processes, in the order of their ranks, in every process. They must be picklable."""
+        """The items of all processes in rank order, returned in every process. They must be picklable."""
         if self.size == 1:
             return list(items)
         parts: list[list[Item] | None] = [None] * self.size
@@ -80,7 +80,7 @@ class World:
         return [item for part in parts for item in part or ()]
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this."""
         if self.size > 1:
             distributed.barrier()
 
@@ -91,7 +91,7 @@ class World:
 
 
 def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """The gradients of trainable parameters; zeros take the place of one that no loss reached, in the parameter too."""
+    """The gradients of trainable parameters. A missing gradient is set to zeros, so that all processes sum the same."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in trainable:
         if parameter.grad is None:

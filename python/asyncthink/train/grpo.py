@@ -1,117 +1,200 @@
-"""The GRPO loss (arXiv 2402.03300) on tree-packed episodes: organizer and workers are one unit with one advantage."""
+"""GRPO training. One step: roll out, grade, take the optimizer steps, drop the sampler's cached prefixes.
+
+The questions and random streams of step k are a pure function of (seed, k), so a resumed run repeats the
+uninterrupted one exactly (same thread count, same machine).
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import inf
-from typing import Literal
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from asyncthink.episode.records import Episode
+from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.model.files import device_for
+from asyncthink.tasks import tasks
+from asyncthink.tasks.grading import how_to_aggregate
+from asyncthink.train.checkpoint import Progress, load_state, save_checkpoint, save_model
+from asyncthink.train.distributed import World, gradients
+from asyncthink.train.grpo_config import GRPOConfig
+from asyncthink.train.grpo_loss import LossSums, grpo_loss
+from asyncthink.train.loading import Loaded, load, optimizer
+from asyncthink.train.logprobs import token_logprobs
+from asyncthink.train.metrics import episode_metrics, mean_metrics, step_metrics
+from asyncthink.train.packed_attention import use_packed_attention
+from asyncthink.train.packing import IGNORED, pack
+from asyncthink.train.progress import Reporter
+from asyncthink.train.rollout import Rollout, draw_questions, drawn_tokens, roll_out, split_into_batches
+from asyncthink.train.rows import rows
+from asyncthink.train.runs import begin_run, find_run
+from asyncthink.train.steps import Steps
 
-Normaliser = Literal["token", "episode", "constant"]
-NORMALISERS = ("token", "episode", "constant")
+__all__ = ["GRPOConfig", "Trainer", "train_grpo"]
 
 
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """What is maximised.
+def train_grpo(config: GRPOConfig) -> Path:
+    """Train, or resume a run; returns the folder of the last checkpoint.
 
-    For each drawn token t of an episode with advantage A, with ``r = exp(logp - old)``::
-
-        L_t = min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) - kl * (exp(ref - logp) - (ref - logp) - 1)
-
-    ``normaliser`` says how the L_t of a step become one number: "token": their mean over all tokens of the step
-    (DAPO, arXiv 2503.14476); "episode": the mean over episodes of each episode's mean; "constant": the mean over
-    episodes of (sum / ``constant``) (Dr. GRPO, arXiv 2503.20783).
-
-    Raises ValueError for numbers outside their range.
+    Writes ``out/config.json``, ``out/metrics.jsonl`` and ``out/step-N``. Raises ValueError for a bad configuration, for
+    an ``out`` that already holds a run without ``resume``, for ``resume`` without a run, and instead of saving a weight
+    that is not finite; RuntimeError after ``max_skipped`` consecutive skipped steps.
     """
+    newest = find_run(config.out, config.resume)
+    if config.plot:
+        import asyncthink.train.curve  # noqa: F401 - a missing package must not end a run at its first checkpoint
+    with World.start(device_for(config.model.device)) as world:
+        torch.set_num_threads(config.threads)
+        if config.model.bfloat16 == "auto":  # the sampler decodes in the dtype of the weights
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, bfloat16=False))
+        trainer = Trainer(config, load(config.model, newest), world, newest)
+        begin_run(config.out, config, world)
+        return trainer.train()
 
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    kl: float = 0.0
-    normaliser: Normaliser = "token"
-    constant: float = 1024.0
 
-    def __post_init__(self) -> None:
-        for name in ("clip_low", "clip_high", "kl"):
-            if not 0 <= getattr(self, name) < inf:
-                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        if self.normaliser not in NORMALISERS:
-            raise ValueError(f"normaliser: expected one of {', '.join(NORMALISERS)}, got {self.normaliser!r}")
-        if not 0 < self.constant < inf:
-            raise ValueError(f"constant: expected more than 0, got {self.constant}")
+class Trainer:
+    """One process of a run."""
 
-    def weights(self, episodes: Sequence[Episode]) -> list[float]:
-        """What a token of each episode weighs in the step's sum, before division by the number of processes' total.
+    def __init__(self, config: GRPOConfig, loaded: Loaded, world: World, newest: Path | None) -> None:
+        self.config, self.loaded, self.world = config, loaded, world
+        self.tasks = tasks(config.task)
+        for task in self.tasks:
+            how_to_aggregate(task, config.rule.aggregate)  # raises for an aggregate that the task does not have
+        self.model, tokenizer = loaded.model, loaded.tokenizer
+        self.reference = self._reference()
+        use_packed_attention(self.model, moves=config.join != "exact")
+        self.optimizer = optimizer(self.model, config.learning_rate, config.weight_decay)
+        self.progress = load_state(newest, self.model, self.optimizer) if newest else Progress()
+        self.steps = Steps(self.optimizer, config.clip, config.max_skipped, self.progress.left_out)
+        if self.progress.step >= config.steps:
+            raise ValueError(f"steps: expected more than the {self.progress.step} that are done, got {config.steps}")
+        if config.questions % world.size:
+            raise ValueError(f"questions: expected a multiple of {world.size} processes, got {config.questions}")
+        self.sampler = ForkJoinSampler(
+            self.model,
+            tokenizer,
+            prompts=self.loaded.prompts,
+            mode=config.mode,
+            pool=config.pool,
+            context=config.context,
+            join=config.join,
+            num_pages=-(-config.cache_tokens // 16),
+        )
+        self.params = SamplingParams(temperature=config.temperature, max_tokens=config.max_tokens)
 
-        "token": 1; "episode": 1 / tokens of the episode; "constant": 1 / ``constant``.
+    def _reference(self) -> torch.nn.Module | None:
+        """The weights at the start of the run, frozen; None without a KL term."""
+        if not self.config.objective.kl:
+            return None
+        reference = load(dataclasses.replace(self.config.model, lora=0)).model
+        use_packed_attention(reference, moves=self.config.join != "exact")
+        reference.requires_grad_(False)
+        reference.train(False)
+        return reference
+
+    def train(self) -> Path:
+        """Take the remaining steps; returns the folder of the last checkpoint."""
+        config = self.config
+        folder, before, start = config.out, self.progress.seconds, time.perf_counter()
+        with Reporter(
+            config.out / "metrics.jsonl", config.steps, self.progress.step, self.world, config.tensorboard
+        ) as reporter:
+            for step in range(self.progress.step, config.steps):
+                metrics = self.step(step)
+                tokens = self.progress.tokens + round(metrics["total_tokens"] * metrics["episodes"])
+                seconds = before + time.perf_counter() - start
+                self.progress = Progress(step + 1, tokens, seconds, self.steps.left_out)
+                shown = "reward {reward:.3f} solved {solved:.0%} errors {format_errors:.0%} eta {eta:.2f}"
+                reporter.step(self.progress, metrics, shown.format(**metrics))
+                if self.progress.step % config.save_every == 0 or self.progress.step == config.steps:
+                    folder = self._save()
+        return folder
+
+    def step(self, step: int) -> dict[str, float]:
+        """One rollout and its optimizer steps; returns the metrics of all processes together."""
+        config, start = self.config, time.perf_counter()
+        questions = self.world.mine(draw_questions(self.tasks, config.seed, step, config.questions))
+        groups = roll_out(self.sampler, questions, config.group_size, self.params, config.rule, config.normalise)
+        rolled_out = time.perf_counter()
+        updates = [self._update(minibatch, config.rate(step)) for minibatch in self._minibatches(groups)]
+        self.sampler.refresh()
+        seconds = {"seconds_rollout": rolled_out - start, "seconds_update": time.perf_counter() - rolled_out}
+        episodes = step_metrics(self.world.gather([episode_metrics(rollout) for group in groups for rollout in group]))
+        means = mean_metrics(self.world.gather([mean_metrics(updates) | seconds]))
+        counts = {"silent": self.steps.left_out.silent, "skipped": self.steps.left_out.skipped}
+        return episodes | means | counts | {"learning_rate": config.rate(step)}
+
+    def _minibatches(self, groups: Sequence[list[Rollout]]) -> list[list[Rollout]]:
+        """The usable episodes of this process in each minibatch, possibly none.
+
+        The number of a question in its step decides its minibatch, so the number of processes does not.
         """
-        if self.normaliser == "token":
-            return [1.0] * len(episodes)
-        if self.normaliser == "constant":
-            return [1.0 / self.constant] * len(episodes)
-        return [1.0 / max(1, episode.total_tokens) for episode in episodes]
+        minibatches: list[list[Rollout]] = [[] for _ in range(self.config.minibatches)]
+        for number, group in zip(self.world.mine(range(self.config.questions)), groups, strict=True):
+            minibatches[number % len(minibatches)] += [rollout for rollout in group if rollout.usable]
+        return minibatches
 
-    def divisor(self, episodes: Sequence[Episode]) -> float:
-        """By what the step's weighted sum is divided; summed over processes where there are several."""
-        if self.normaliser == "token":
-            return float(sum(episode.total_tokens for episode in episodes))
-        return float(len(episodes))
+    def _update(self, rollouts: Sequence[Rollout], rate: float) -> dict[str, float]:
+        """One optimizer step on these episodes; gradients are summed over processes."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        objective = self.config.objective
+        episodes = [rollout.episode for rollout in rollouts]
+        divisor = sum(self.world.gather([objective.divisor(episodes)]))
+        weights = objective.weights(episodes)
+        # Without an advantage only the KL term has a gradient.
+        kept = [number for number, rollout in enumerate(rollouts) if rollout.advantage or objective.kl]
+        sums = {"loss": 0.0, "clipped": 0.0, "kl": 0.0, "off_policy": 0.0, "tokens": 0.0}
+        for batch in split_into_batches(rollouts, kept, self.config.batch_tokens):
+            batch_sums = self._loss([rollouts[number] for number in batch], [weights[number] for number in batch])
+            (batch_sums.loss / divisor).backward()  # type: ignore[no-untyped-call]
+            sums["loss"] += float(batch_sums.loss.detach()) / divisor
+            for name in ("clipped", "kl", "off_policy", "tokens"):
+                sums[name] += getattr(batch_sums, name)
+        gathered = self.world.gather([sums])
+        total = {name: sum(process_sums[name] for process_sums in gathered) for name in sums}
+        self.world.sum_(gradients(self.model.parameters()))
+        # Without episodes there is no mean: NaN makes the step a skipped one, not a silent one.
+        loss = total["loss"] if divisor else math.nan
+        norm = self.steps.take(loss)
+        means = {name: total[name] / max(1.0, total["tokens"]) for name in ("clipped", "kl", "off_policy")}
+        return {"loss": loss, **means, "gradient_norm": norm}
 
+    def _loss(self, rollouts: Sequence[Rollout], weights: Sequence[float]) -> LossSums:
+        """The loss of some episodes in one packed batch."""
+        batch = pack([rows(rollout.episode) for rollout in rollouts], 2**62).to(self.loaded.device)
+        learned = batch.labels[0] != IGNORED
+        old_logprobs, advantages, token_weights = drawn_tokens(rollouts, weights, self.loaded.device)
+        if int(learned.sum()) != len(old_logprobs):
+            raise RuntimeError(f"packing: expected {len(old_logprobs)} drawn tokens, got {int(learned.sum())}")
+        temperature = self.config.temperature
+        logprobs = token_logprobs(self.model, batch, temperature)[learned]
+        reference_logprobs = None
+        if self.reference is not None:
+            with torch.no_grad():
+                reference_logprobs = token_logprobs(self.reference, batch, temperature)[learned]
+        return grpo_loss(self.config.objective, logprobs, old_logprobs, advantages, token_weights, reference_logprobs)
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """Sums over the learned tokens of one packed batch; ``loss`` [] carries the gradient (still to be divided)."""
+    def _save(self) -> Path:
+        config = self.config
+        settings: dict[str, Any] = {
+            "task": config.task,
+            "sampling": {"temperature": 0.0, "max_tokens": config.max_tokens},
+        }
+        folder = config.out / f"step-{self.progress.step:06d}"
+        if self.world.is_main:
+            saved = (self.model, self.loaded.tokenizer, self.loaded.prompts, settings)
+            # The checkpoint comes last: a run killed before it repeats all of this.
+            if config.export:
+                save_model(config.export, *saved)
+            if config.plot:
+                from asyncthink.train.curve import plot_curves
 
-    loss: Tensor
-    tokens: int
-    clipped: float
-    kl: float
-    off_policy: float  # sum of |logp - old|: how far the trainer is from what the sampler drew with
-
-
-def grpo_terms(
-    objective: Objective,
-    logp: Tensor,
-    old: Tensor,
-    advantage: Tensor,
-    weight: Tensor,
-    reference: Tensor | None = None,
-) -> Terms:
-    """The loss of a packed batch of N drawn tokens, as a weighted sum.
-
-    Args:
-        logp: [N] log-probabilities under the live weights, with gradient.
-        old: [N] those the sampler drew with.
-        advantage, weight: [N], of each token's episode (:meth:`Objective.weights`).
-        reference: [N] under the reference model; needed where ``objective.kl`` > 0.
-
-    Raises:
-        ValueError: shapes that differ, or no reference for a KL term.
-    """
-    for name, tensor in (("old", old), ("advantage", advantage), ("weight", weight), ("reference", reference)):
-        if tensor is not None and tensor.shape != logp.shape:
-            raise ValueError(f"{name}: expected shape {list(logp.shape)}, got {list(tensor.shape)}")
-    if objective.kl > 0 and reference is None:
-        raise ValueError(f"reference: expected log-probabilities for a KL weight of {objective.kl}, got None")
-    apart = logp - old
-    ratio = apart.exp()
-    bounded = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
-    gain = torch.minimum(ratio * advantage, bounded * advantage)
-    divergence = torch.zeros_like(logp)
-    if reference is not None:
-        divergence = torch.expm1(reference - logp) - (reference - logp)
-        gain = gain - objective.kl * divergence
-    clipped = (bounded * advantage < ratio * advantage).sum()
-    return Terms(
-        -(gain * weight).sum(),
-        logp.numel(),
-        float(clipped),
-        float(divergence.detach().sum()),
-        float(apart.detach().abs().sum()),
-    )
+                plot_curves({config.out.name: config.out / "metrics.jsonl"}, config.out / "curve.png")
+            folder = save_checkpoint(config.out, *saved, self.optimizer, self.progress)
+        self.world.barrier()
+        return folder

@@ -7,20 +7,30 @@ from math import inf
 from pathlib import Path
 
 from asyncthink.tasks.rewards import RewardRule
-from asyncthink.train.grpo import Objective
+from asyncthink.train.grpo_loss import Objective
 from asyncthink.train.loading import ModelOptions
 from asyncthink.train.schedule import check_decay, check_rates, learning_rate
 
 
 @dataclass(frozen=True, slots=True)
 class GRPOConfig:
-    """``steps`` updates on ``prompts`` questions x ``group`` episodes each, drawn at ``temperature``; no agent draws
-    more than ``budget`` tokens. ``minibatches``: optimizer steps on the episodes of one rollout. ``length``: tokens
-    of a packed batch, which bounds memory and changes nothing else; ``cached``: tokens that the sampler's K/V cache
-    holds (episodes that find no room wait). ``normalise``: divide advantages by the group's standard deviation.
-    The learning rate warms up, stays flat, then falls to zero over the last ``decay`` of the steps (:mod:`.schedule`).
-    ``max_skipped``: optimizer steps in a row whose loss or gradient is not finite that stop the run (:mod:`.steps`).
-    Raises ValueError for numbers outside their range.
+    """The options of a GRPO run. Raises ValueError for numbers outside their range.
+
+    Args:
+        out: folder of the run.
+        questions, group_size: each step draws ``questions`` questions and ``group_size`` episodes of each.
+        max_tokens: tokens that one agent may draw.
+        temperature: of the sampler.
+        steps: rollouts of the run; each is followed by ``minibatches`` optimizer steps on its episodes.
+        batch_tokens: tokens of a packed batch. It bounds memory and does not change the result.
+        cache_tokens: capacity of the sampler's K/V cache in tokens. Episodes that do not fit wait.
+        learning_rate, warmup, decay: see :mod:`.schedule`.
+        clip: largest gradient norm.
+        max_skipped: consecutive optimizer steps without a finite loss and gradient that stop the run (:mod:`.steps`).
+        normalise: divide advantages by the group's standard deviation (:mod:`.advantages`).
+        rule, objective: the reward and the loss.
+        export: folder that always holds the newest weights.
+        plot: draw ``out/curve.png`` with every checkpoint.
     """
 
     out: Path
@@ -30,14 +40,14 @@ class GRPOConfig:
     pool: int = 4
     context: str = "shared"
     join: str = "exact"
-    budget: int = 1024
+    max_tokens: int = 1024
     temperature: float = 1.0
-    prompts: int = 8
-    group: int = 8
+    questions: int = 8
+    group_size: int = 8
     steps: int = 100
     minibatches: int = 1
-    length: int = 8192
-    cached: int = 65536
+    batch_tokens: int = 8192
+    cache_tokens: int = 65536
     learning_rate: float = 1e-4
     warmup: int = 5
     decay: float = 0.0
@@ -56,17 +66,20 @@ class GRPOConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "prompts", "minibatches", "length", "cached", "save_every", "budget", "max_skipped"):
+        positive = ("steps", "questions", "minibatches", "batch_tokens", "cache_tokens", "save_every", "max_tokens")
+        for name in (*positive, "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.group < 2:
-            raise ValueError(f"group: expected at least 2 (an advantage is relative to the others), got {self.group}")
-        if self.prompts < self.minibatches:
-            raise ValueError(f"minibatches: expected at most {self.prompts} (a question each), got {self.minibatches}")
+        if self.group_size < 2:
+            raise ValueError(f"group_size: expected at least 2 (advantages are relative), got {self.group_size}")
+        if self.questions < self.minibatches:
+            raise ValueError(
+                f"minibatches: expected at most {self.questions} (one question each), got {self.minibatches}"
+            )
         check_decay(self.decay)
         check_rates(self.learning_rate, self.weight_decay, self.clip)
         if self.model.bfloat16 is True:
-            raise ValueError("bfloat16: expected False: the sampler would draw in other numbers than the trainer's")
+            raise ValueError("bfloat16: expected False (sampler and trainer must compute in the same dtype), got True")
         if not 0 < self.temperature < inf:
             raise ValueError(f"temperature: expected more than 0, got {self.temperature}")
 

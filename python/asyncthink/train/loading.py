@@ -1,4 +1,4 @@
-"""The model that is trained: random weights or any transformers decoder, all of its weights or adapters."""
+"""The model to train: random weights or any transformers decoder; all of its weights or LoRA adapters."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.train.lora import FOLDER, add_lora, load_adapter
 from asyncthink.train.tokenizer import build_tokenizer
 
-#: Prompts of a model trained from random weights: one token names the role.
+#: Prompts of a model trained from random weights: the role is one token.
 TINY_PROMPTS = PromptFormat("<organizer>{question}\n", "<worker>\n", "<worker>{subquery}\n", "<solo>{question}\n")
 WEIGHTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A Qwen3 decoder from random weights."""
+    """The shape of a Qwen3 decoder with random weights."""
 
     layers: int = 4
     hidden: int = 128
@@ -44,20 +44,20 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """What is trained, and in which numbers.
+    """The model to train, and its dtypes.
 
     Args:
         model: a folder or hub id; None: random weights of ``shape``, by ``seed``, with the number-level tokenizer.
-        bfloat16: multiply matrices in bfloat16 (autocast); all else stays in the weights' dtype. "auto": where that
-            is faster on this machine (:func:`asyncthink.model.auto_dtype.choose_dtype`).
-        weights: dtype the weights are held in. "bfloat16" halves them, their gradients and their moments, but loses
-            updates smaller than 1/256 of a weight; it is meant for LoRA, whose adapters are float32 all the same.
+        bfloat16: multiply matrices in bfloat16 (autocast); everything else stays in the weights' dtype. "auto": if
+            that is faster on this machine (:func:`asyncthink.model.auto_dtype.choose_dtype`).
+        weights: dtype of the stored weights. "bfloat16" halves weights, gradients and moments, but loses updates
+            smaller than 1/256 of a weight. It is meant for LoRA, whose adapters are always float32.
         lora: rank of the adapters; 0 trains all weights. ``lora_alpha``: None means twice the rank. ``lora_targets``:
             "all-linear" or module names, separated by commas.
-        checkpointing: keep only each layer's input for the backward pass and compute the rest again.
-        device: "auto" (this process's GPU, else the CPU), "cpu" or "cuda".
+        checkpointing: keep only each layer's input for the backward pass and recompute the rest.
+        device: "auto" (this process's GPU if there is one, else the CPU), "cpu" or "cuda".
 
-    Raises ValueError for a negative rank, an alpha that is not positive, an unknown dtype, another ``bfloat16``.
+    Raises ValueError for a negative rank, an alpha that is not positive, an unknown dtype or an unknown ``bfloat16``.
     """
 
     model: str | None = None
@@ -84,7 +84,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model on its device with what belongs to it."""
+    """A model on its device, with its tokenizer and prompts."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -93,23 +93,23 @@ class Loaded:
     bfloat16: bool
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The numbers in which matrices are multiplied: bfloat16, or those of the weights."""
+        """The context in which the model computes: autocast to bfloat16, or disabled."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
 
 def bfloat16_for(options: ModelOptions) -> tuple[bool, str]:
-    """Whether "auto" means bfloat16 products for this model on this machine, and why, in one sentence."""
+    """Whether "auto" means bfloat16 products for this model on this machine, and the reason in one sentence."""
     choice = choose_dtype(device_for(options.device), WEIGHTS[options.weights], use="training")
     return choice.dtype is torch.bfloat16, choice.why
 
 
 def load(options: ModelOptions, resume: Path | None = None) -> Loaded:
-    """The model of ``options``, with the weights of the checkpoint folder ``resume`` where there is one.
+    """The model of ``options``, with the weights of the checkpoint folder ``resume`` if it is given.
 
-    Raises ValueError when it cannot be loaded, ImportError when LoRA is asked for without peft.
+    Raises ValueError if the model cannot be loaded, ImportError if LoRA is requested without peft.
     """
     device = device_for(options.device)
-    adapted = options.lora > 0  # what the adapters are added to is the model before the training
+    adapted = options.lora > 0  # adapters are added to the model before the training, also on a resume
     path = options.model if resume is None or adapted else str(resume)
     model, tokenizer, prompts = _open(options, path)
     if adapted:
@@ -130,11 +130,11 @@ def load(options: ModelOptions, resume: Path | None = None) -> Loaded:
 def _open(options: ModelOptions, path: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PromptFormat]:
     dtype = WEIGHTS[options.weights]
     if path is None:
-        small = build_tokenizer()
-        made = random_model(options.shape, small, options.seed)
-        for parameter in made.parameters():  # not its buffers: the angles of RoPE stay float32, as when it is loaded
+        number_tokenizer = build_tokenizer()
+        untrained = random_model(options.shape, number_tokenizer, options.seed)
+        for parameter in untrained.parameters():  # not buffers: RoPE's angles stay float32, as in a loaded model
             parameter.data = parameter.data.to(dtype)
-        return made, small, TINY_PROMPTS
+        return untrained, number_tokenizer, TINY_PROMPTS
     try:
         model, tokenizer = open_weights(path, dtype), load_tokenizer(path)
         return model, tokenizer, prompts_for(tokenizer, saved_prompts(path))

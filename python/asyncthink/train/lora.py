@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft, put into a model where it lies.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) from peft, injected into a model in place.
 
-The model stays an ordinary transformers decoder: the trainer packs it and the sampler decodes from it as from any
-other, with the adapters live. ``W x`` becomes ``W x + (alpha / rank) B A x``; A and B are float32, W is frozen.
+The model stays an ordinary transformers decoder: trainer and sampler use it like any other, with the adapters active.
+``W x`` becomes ``W x + (alpha / rank) B A x``; A and B are float32, W is frozen.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-FOLDER = "adapter"  # in a checkpoint; peft opens it on the model that the training started from
+FOLDER = "adapter"  # inside a checkpoint; peft loads it onto the model that the training started from
 _NAME = "default"
 _WEIGHTS = "adapter_model.safetensors"
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: int, targets: str, seed: int) -> None:
-    """Freeze ``model`` and give its linear layers trainable adapters, A at random by ``seed``, B zero.
+    """Freeze ``model`` and add trainable adapters to its linear layers: A random by ``seed``, B zero.
 
     ``targets``: "all-linear" (all but the output head), or the names of modules, separated by commas. Raises
-    ImportError without peft, ValueError when no module has such a name, when one is not linear, and for an output head
-    whose weight is the input embedding's too: merged, the adapter would have to change both or be lost.
+    ImportError without peft. Raises ValueError if no module has such a name, if one is not linear, and for an output
+    head that is tied to the input embedding: merging its adapter would change both.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -54,7 +54,7 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: int, targets: str, seed: 
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_is_adapter(name))
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # updates are far below a bfloat16's resolution
+            parameter.data = parameter.data.float()  # updates are smaller than bfloat16 can represent
 
 
 def has_lora(model: PreTrainedModel) -> bool:
@@ -70,7 +70,7 @@ def save_adapter(folder: Path, model: PreTrainedModel) -> None:
 
 
 def load_adapter(folder: Path, model: PreTrainedModel) -> None:
-    """Fill the adapters of :func:`add_lora` with those of a checkpoint. Raises ValueError when they do not fit."""
+    """Load the adapters of a checkpoint into those of :func:`add_lora`. Raises ValueError if they do not match."""
     if not (folder / _WEIGHTS).is_file():
         raise ValueError(f"lora: {folder} holds no adapter; the run did not train one")
     tensors, own = load_file(folder / _WEIGHTS), _adapters(model)
@@ -83,9 +83,9 @@ def load_adapter(folder: Path, model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def merged(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The model's own weights with the adapters added, under the names they have without adapters.
+    """The weights with the adapters merged in, under the names they have without adapters.
 
-    Computed beside the live weights: merging in place and taking it back would change their last bits.
+    The model is not changed: merging in place and undoing it would change the last bits of its weights.
     """
     from peft.tuners.lora import Linear
 
@@ -97,8 +97,8 @@ def merged(model: PreTrainedModel) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, Linear):
             weight = tensors[f"{name}.weight"]
-            sum_ = weight.float() + module.get_delta_weight(_NAME).float()
-            tensors[f"{name}.weight"] = sum_.to(weight.dtype).cpu()  # a GPU may have no room for all of them twice
+            merged_weight = weight.float() + module.get_delta_weight(_NAME).float()
+            tensors[f"{name}.weight"] = merged_weight.to(weight.dtype).cpu()  # two copies may not fit on the GPU
     return tensors
 
 

@@ -1,7 +1,8 @@
-"""How much memory a training takes, told from the model's configuration before anything is loaded.
+"""An estimate of a training step's memory from the model's configuration, without loading the model.
 
-Weights, gradients and moments are counted on torch's meta device; so are activations, by running one layer there and
-adding up what autograd keeps. Nothing is measured on a GPU: fragmentation and kernels' scratch come on top.
+Weights, gradients and moments are counted on torch's meta device. So are activations: one layer runs there, and the
+tensors that autograd keeps are added up. Nothing is measured on a GPU: fragmentation and kernel scratch are not
+included.
 """
 
 from __future__ import annotations
@@ -21,40 +22,45 @@ from asyncthink.train.lora import add_lora
 _COUNTED = "asyncthink_counted"
 
 
-def estimate(config: PreTrainedConfig, options: ModelOptions, length: int, cached: int = 0) -> dict[str, int]:
-    """Bytes of a training step of a model with ``config``, by what they are for; "total" is their sum.
+def estimate(
+    config: PreTrainedConfig, options: ModelOptions, batch_tokens: int, cache_tokens: int = 0
+) -> dict[str, int]:
+    """Bytes of a training step of a model with ``config``, by purpose.
 
-    "activations" are those of one packed batch of ``length`` tokens outside of autocast, which can only make them
-    smaller; "logits" the chunk of them that exists at a time, with its gradient; "cache" the K/V of ``cached`` tokens
-    of the sampler (GRPO). AdamW keeps two moments of each trainable weight. Raises ImportError when ``options`` ask
-    for LoRA without peft.
+    * "weights", "gradients", "moments": AdamW keeps two moments of each trainable weight.
+    * "activations": of one packed batch of ``batch_tokens`` tokens without autocast, which can only make them smaller.
+    * "logits": one chunk of them with its gradient.
+    * "cache": the sampler's K/V of ``cache_tokens`` tokens (GRPO).
+    * "total": the sum.
+
+    Raises ImportError if ``options`` request LoRA without peft.
 
     >>> from transformers import Qwen3Config
     >>> small = Qwen3Config(num_hidden_layers=2, hidden_size=64, num_attention_heads=4, num_key_value_heads=2,
     ...                     head_dim=16, intermediate_size=128, vocab_size=1000, tie_word_embeddings=True)
-    >>> estimate(small, ModelOptions(), length=1000)["weights"] == 4 * (1000 * 64 + 2 * (36864 + 160) + 64)
+    >>> estimate(small, ModelOptions(), batch_tokens=1000)["weights"] == 4 * (1000 * 64 + 2 * (36864 + 160) + 64)
     True
     """
     dtype = WEIGHTS[options.weights]
     model = _on_meta(config, options, layers=None)
-    trainable = [each for each in model.parameters() if each.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     layers = int(config.get_text_config().num_hidden_layers)
-    one, two = (_saved(config, options, count, length) for count in (1, 2))
-    layer, outside = two - one, 2 * one - two
-    if options.checkpointing:  # the input of each layer, and all of the one that is computed again
-        inputs = layers * length * int(config.get_text_config().hidden_size) * dtype.itemsize
+    one_layer, two_layers = (_saved(config, options, count, batch_tokens) for count in (1, 2))
+    layer, outside = two_layers - one_layer, 2 * one_layer - two_layers
+    if options.checkpointing:  # the input of each layer, and everything of the layer that is being recomputed
+        inputs = layers * batch_tokens * int(config.get_text_config().hidden_size) * dtype.itemsize
         activations = outside + inputs + layer
     else:
         activations = outside + layers * layer
-    found = {
+    sizes = {
         "weights": _bytes(model.parameters()),
         "gradients": _bytes(trainable),
         "moments": 2 * _bytes(trainable),
         "activations": activations,
         "logits": 4 * CHUNK * torch.float32.itemsize,
-        "cache": cached * _token_bytes(config, dtype),
+        "cache": cache_tokens * _token_bytes(config, dtype),
     }
-    return found | {"total": sum(found.values())}
+    return sizes | {"total": sum(sizes.values())}
 
 
 def _bytes(tensors: Any) -> int:
@@ -69,7 +75,7 @@ def _token_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
 
 
 def _on_meta(config: PreTrainedConfig, options: ModelOptions, layers: int | None) -> Any:
-    """A model that has shapes and no memory; with the first ``layers`` alone, where they are given."""
+    """A model on the meta device: shapes without memory. ``layers`` keeps only the first layers."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
     if layers is not None:

@@ -1,7 +1,7 @@
-"""Attention on a packed batch, in the place of a transformers model's own.
+"""Attention on a packed batch; it replaces the attention of a transformers model.
 
-On a GPU FlexAttention, with one block mask a batch; elsewhere torch's attention row by row. Both see what
-:func:`asyncthink.train.packing.visible` says.
+On a GPU it is FlexAttention with one block mask per batch, elsewhere torch's attention row by row. Both implement the
+mask of :func:`asyncthink.train.packing.visible`.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ ATTENTION = "asyncthink_rows"
 
 @dataclass(frozen=True, eq=False)
 class PackedAttention:
-    """What all layers need to attend within one batch; made once for a forward pass. Masks are made when needed."""
+    """The masks of one batch, shared by all layers of a forward pass and made when first needed."""
 
     batch: Batch
-    seen: list[tuple[nn.Module, Tensor, Tensor]] | None = None  # K and V [T, H, D] of each call are noted here
+    seen: list[tuple[nn.Module, Tensor, Tensor]] | None = None  # records (module, K, V) of each call; K, V [T, H, D]
     _limits: dict[int | None, Limits] = field(default_factory=dict)
     _masks: dict[int | None, list[Tensor | None]] = field(default_factory=dict)
     _blocks: dict[int | None, BlockMask] = field(default_factory=dict)
 
     def limits(self, window: int | None) -> Limits:
-        """What each token sees in a layer with this window."""
+        """The tokens that each token attends to, in a layer with this window."""
         if window not in self._limits:
             self._limits[window] = limits(self.batch, window)
         return self._limits[window]
 
     def masks(self, window: int | None) -> list[Tensor | None]:
-        """For each row of n tokens a mask [n, prefix + n] over its prefix and itself; None: itself alone, causally."""
+        """For each row of n tokens a mask [n, prefix + n] over its prefix and itself; None: causal, without prefix."""
         if window not in self._masks:
             self._masks[window] = [self._mask(span, window) for span in self.batch.spans]
         return self._masks[window]
@@ -79,13 +79,13 @@ class PackedAttention:
         with torch.autocast(device, enabled=False):
             key, value = _moved(module, key, value, self.batch)
             if query.is_cuda:
-                if autocast is not None:  # as it is done to the arguments of torch's own attention
+                if autocast is not None:  # torch's own attention casts its arguments in the same way
                     query, key, value = query.to(autocast), key.to(autocast), value.to(autocast)
                 return flex(query, key, value, self.blocks(window), scale, softcap)
-            # float32 also within an autocast to bfloat16: the CPU's flash attention is slower in bfloat16
-            wide = torch.promote_types(query.dtype, torch.float32)
-            made = self._by_rows(query.to(wide), key.to(wide), value.to(wide), scale, window, softcap)
-            return made.to(query.dtype)
+            # float32 even under an autocast to bfloat16: the CPU's flash attention is slower in bfloat16
+            dtype = torch.promote_types(query.dtype, torch.float32)
+            out = self._by_rows(query.to(dtype), key.to(dtype), value.to(dtype), scale, window, softcap)
+            return out.to(query.dtype)
 
     def _by_rows(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
@@ -110,7 +110,7 @@ class PackedAttention:
 
 
 def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
-    """Attention with scores ``softcap * tanh(scores / softcap)``, which torch's has not."""
+    """Attention with scores ``softcap * tanh(scores / softcap)``, which torch's attention does not support."""
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scores = softcap * torch.tanh(q @ k.transpose(2, 3) * (scale / softcap))
@@ -119,7 +119,7 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, 
 
 
 def _moved(module: nn.Module, key: Tensor, value: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """key, value [1, H, T, D] with the workers' K/V in the places of the appended tokens."""
+    """key, value [1, H, T, D] in which the workers' K/V replace those of the appended tokens."""
     if not batch.moved_to.numel():
         return key, value
     rotary: Rotary | None = getattr(module, "asyncthink_rotary", None)
@@ -195,7 +195,7 @@ def _probe(model: PreTrainedModel) -> list[tuple[nn.Module, Tensor, Tensor]]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode; afterwards each is as it was."""
+    """Put every module in evaluation mode; restore each module's mode on exit."""
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()

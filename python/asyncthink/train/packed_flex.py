@@ -17,10 +17,13 @@ BLOCK = 128
 
 
 def block_mask(limits: Limits, block: int = BLOCK) -> BlockMask:
-    """The blocks [block, block] of ``limits`` that any token sees, and those that all see whole. No [T, T] is made."""
+    """``limits`` as FlexAttention's blocks [block, block]: those partly visible, and those completely visible.
+
+    No [T, T] mask is made.
+    """
     T = limits.own.shape[0]
     blocks = -(-T // block)
-    # Tokens behind the last see nothing: FlexAttention asks for whole blocks.
+    # FlexAttention needs whole blocks: padding tokens attend to nothing.
     padding = (0, blocks * block - T)
     q = torch.arange(blocks * block, device=limits.own.device)
     own = functional.pad(limits.own, padding, value=blocks * block)
@@ -49,7 +52,7 @@ def block_mask(limits: Limits, block: int = BLOCK) -> BlockMask:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """blocks [n, n] bool -> (how many a row has [1,1,n], which, those first [1,1,n,n]), both int32."""
+    """blocks [n, n] bool -> (count per row [1,1,n], block indices per row, visible ones first [1,1,n,n]), int32."""
     counts = blocks.sum(1, dtype=torch.int32)
     order = blocks.to(torch.int8).argsort(dim=1, descending=True, stable=True).to(torch.int32)
     return counts[None, None], order[None, None]
@@ -64,12 +67,14 @@ def _compiled() -> Callable[..., Tensor]:
 def flex(
     query: Tensor, key: Tensor, value: Tensor, blocks: BlockMask, scale: float, softcap: float | None = None
 ) -> Tensor:
-    """query [1,Hq,T,D], key [1,H,T,D], value [1,H,T,Dv] -> [1,Hq,T,Dv]. Compiled on a GPU; eager, without gradients,
-    elsewhere, for comparison."""
+    """query [1,Hq,T,D], key [1,H,T,D], value [1,H,T,Dv] -> [1,Hq,T,Dv].
+
+    Compiled on a GPU. On a CPU it is eager and has no gradients: tests compare with it.
+    """
     attention: Any = _compiled() if query.is_cuda else flex_attention
     cap = None if softcap is None else _cap(softcap)
-    made: Tensor = attention(query, key, value, score_mod=cap, block_mask=blocks, scale=scale, enable_gqa=True)
-    return made
+    out: Tensor = attention(query, key, value, score_mod=cap, block_mask=blocks, scale=scale, enable_gqa=True)
+    return out
 
 
 @functools.cache

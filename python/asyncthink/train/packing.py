@@ -1,9 +1,9 @@
 """Packing: an episode as a tree in one long sequence, where every token is computed once.
 
-Rows lie one behind the other in a single sequence of T tokens. A row attends to itself, causally, and to the first
-tokens of one other row that precede its own: those of its organizer, or of a row that begins alike; to nothing else.
-Gradients of a row's loss thus reach the keys and values of that prefix, exactly as if it had been computed again.
-:func:`visible` says who sees whom; every attention of :mod:`asyncthink.train.packed_attention` follows the same limits.
+Rows are concatenated into a single sequence of T tokens. A row attends to itself, causally, and to a prefix: the first
+tokens of one other row, its organizer's or one with the same beginning. It attends to nothing else. Gradients of a
+row's loss reach the keys and values of the prefix, exactly as if the row had computed the prefix itself.
+:func:`visible` is the mask's specification; every attention of :mod:`asyncthink.train.packed_attention` implements it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ IGNORED = -100  # label of a position without loss
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """An ``append`` join: the K/V of tokens ``[start, stop)`` of row ``row`` stand in for those from ``at`` on here."""
+    """An ``append`` join: the K/V of tokens ``[start, stop)`` of row ``row`` replace this row's from ``at`` on."""
 
     at: int
     row: int
@@ -29,11 +29,10 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One agent's own tokens, and which of them it wrote itself (``learned[k]``: token k is predicted).
+    """One agent's own tokens, and which of them it drew (``learned[k]``: token k is a training target).
 
-    The agent also sees the first ``fork_at`` tokens of another row (``parent`` is its place in the list of
-    :func:`asyncthink.train.traces.rows`; None when it sees none), which precede its own at their true positions. A
-    parent has no parent itself.
+    The agent also sees the first ``fork_at`` tokens of row number ``parent`` of the episode (None: of no row), which
+    precede its own at their true positions. A parent has no parent itself. :func:`.rows.rows` makes the rows.
     """
 
     role: str
@@ -59,9 +58,9 @@ class Span:
 class Batch:
     """``tokens``, ``positions``, ``labels`` are [1, T] int64; ``labels[0, t]`` is the token after t, or IGNORED.
 
-    ``spans`` are the rows in the order they were given, so token k of a row lies at ``span.start + k`` and its
-    prediction at ``span.start + k - 1``. K/V of token ``moved_from[j]`` stand in for those of ``moved_to[j]``, K
-    rotated to its position (both [N] int64).
+    ``spans`` are the rows in their given order, so token k of a row is at ``span.start + k`` and its prediction at
+    ``span.start + k - 1``. The K/V of token ``moved_from[j]``, its K rotated to the new position, replace those of
+    token ``moved_to[j]`` (both [N] int64).
     """
 
     tokens: Tensor
@@ -78,10 +77,10 @@ class Batch:
         return Batch(tokens, positions, labels, self.spans, moved_from, moved_to)
 
 
-def pack(episodes: Iterable[Sequence[Row]], length: int) -> Batch:
-    """Pack whole episodes until ``length`` tokens are reached; the last episode may exceed it.
+def pack(episodes: Iterable[Sequence[Row]], batch_tokens: int) -> Batch:
+    """Pack whole episodes until ``batch_tokens`` tokens are reached; the last episode may exceed it.
 
-    Raises ValueError when there is no episode, and for rows that do not fit together.
+    Raises ValueError if there is no episode, and for rows that do not fit together.
 
     >>> organizer = Row("organizer", "shared", (5, 6, 7, 8), (False, False, True, True))
     >>> worker = Row("worker", "shared", (3, 9), (False, True), parent=0, fork_at=2)
@@ -109,7 +108,7 @@ def pack(episodes: Iterable[Sequence[Row]], length: int) -> Batch:
                 start = spans[base + move.row].start
                 moved_from += range(start + move.start, start + move.stop)
                 moved_to += range(span.start + move.at, span.start + move.at + move.stop - move.start)
-        if end >= length:
+        if end >= batch_tokens:
             break
     if not rows:
         raise ValueError("pack: expected at least one episode, got none")
@@ -156,25 +155,25 @@ def _check(episode: Sequence[Row]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Token q sees tokens ``[own[q], q]`` and ``[prefix[q], prefix_stop[q])``; all [T] int64."""
+    """Token q attends to tokens ``[own[q], q]`` and ``[prefix[q], prefix_stop[q])``; all [T] int64."""
 
     own: Tensor
     prefix: Tensor
     prefix_stop: Tensor
 
     def sees(self, q: Tensor, k: Tensor) -> Tensor:
-        """Whether token q sees the K/V in the place of token k; q and k int64, of shapes that broadcast."""
+        """Whether token q attends to the K/V at index k; q and k int64, of shapes that broadcast."""
         return ((k >= self.own[q]) & (k <= q)) | ((k >= self.prefix[q]) & (k < self.prefix_stop[q]))
 
 
 def limits(batch: Batch, window: int | None = None) -> Limits:
-    """What each token of a batch sees; with a ``window`` only of the last ``window`` positions, its own included."""
+    """The tokens that each token of a batch attends to; with a ``window`` only the last ``window`` positions."""
     device = batch.tokens.device
     sizes = torch.tensor([span.stop - span.start for span in batch.spans], device=device)
     bounds = torch.tensor([(span.start, span.prefix, span.prefix_stop) for span in batch.spans], device=device)
     own, prefix, prefix_stop = bounds.repeat_interleave(sizes, 0).unbind(1)
     if window is not None:
-        # Positions run on without a gap within a row and within a prefix, which begins at position 0.
+        # Positions are consecutive within a row and within a prefix, which begins at position 0.
         q = torch.arange(len(own), device=device)
         own = torch.maximum(own, q - window + 1)
         prefix = torch.maximum(prefix, prefix + batch.positions[0] - window + 1)
@@ -182,9 +181,9 @@ def limits(batch: Batch, window: int | None = None) -> Limits:
 
 
 def visible(batch: Batch, window: int | None = None) -> Tensor:
-    """[T, T] bool: the specification. ``visible[q, k]``: token q sees the K/V in the place of token k.
+    """[T, T] bool, the specification. ``visible[q, k]``: token q attends to the K/V at index k.
 
-    Those are token k's own, but for a place ``moved_to[j]``, which holds the K/V of token ``moved_from[j]``.
+    Those are token k's own, except that index ``moved_to[j]`` holds the K/V of token ``moved_from[j]``.
     """
-    place = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
-    return limits(batch, window).sees(place[:, None], place[None, :])
+    index = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+    return limits(batch, window).sees(index[:, None], index[None, :])

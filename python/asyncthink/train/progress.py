@@ -1,4 +1,4 @@
-"""What a training run says while it goes: a JSON line per report, TensorBoard, and a progress bar or plain lines."""
+"""The reports of a training run: lines in metrics.jsonl, TensorBoard events, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from asyncthink.files import write_whole
 from asyncthink.train import checkpoint
 from asyncthink.train.distributed import World
 
-ALONE = World()
+SINGLE = World()  # one process
 
 
 class Reporter:
-    """Appends reports to ``metrics.jsonl``; those after ``first_step`` (of an interrupted run) are dropped first.
+    """Appends reports to ``metrics.jsonl``, after dropping those later than ``first_step`` (of an interrupted run).
 
-    Each line has ``step``, ``tokens``, ``seconds`` and the figures of the report; one that is not finite is null, for
-    JSON has no NaN. ``tensorboard`` also writes the finite figures as event files in the folder ``tensorboard``
-    beside. Of several processes only the main one writes and speaks.
+    Each line has ``step``, ``tokens``, ``seconds`` and the metrics of the report. A metric that is not finite is null:
+    JSON has no NaN. ``tensorboard`` also writes the finite metrics as event files into the folder ``tensorboard``
+    beside the log. With several processes only rank 0 writes files and prints.
 
-    Raises ValueError when a line of the file, other than a half-written last one, is no report; ImportError when
-    TensorBoard is asked for and not installed.
+    Raises ValueError if a line of the file, other than an incomplete last one, is not a report; ImportError if
+    TensorBoard is requested and not installed.
     """
 
     def __init__(
-        self, path: Path, steps: int, first_step: int, world: World = ALONE, tensorboard: bool = False
+        self, path: Path, steps: int, first_step: int, world: World = SINGLE, tensorboard: bool = False
     ) -> None:
         main = world.is_main
         self._steps = steps
@@ -68,75 +68,75 @@ class Reporter:
         if self._events is not None:
             self._events.close()
 
-    def step(self, progress: checkpoint.Progress, figures: dict[str, Any], shown: str) -> None:
-        """Report ``figures`` (numbers, or dictionaries of numbers) of a step; ``shown`` is what a reader sees."""
+    def step(self, progress: checkpoint.Progress, metrics: dict[str, Any], shown: str) -> None:
+        """Log the ``metrics`` (numbers, or dictionaries of numbers) of a step; the terminal shows ``shown``."""
         speed = f"{progress.tokens / max(progress.seconds, 1e-9):,.0f} tokens/s"
-        self._write(progress, figures)
+        self._write(progress, metrics)
         self._bar.update(self._task, completed=progress.step, shown=f"{shown} {speed}")
         if not self._console.is_terminal:
             left = (self._steps - progress.step) * progress.seconds / progress.step
             times = f"{progress.seconds / 60:.1f} min, {left / 60:.0f} min left"
             self.say(f"step {progress.step}/{self._steps} {shown} {speed} {times}")
 
-    def note(self, progress: checkpoint.Progress, figures: dict[str, Any], shown: str) -> None:
-        """Report figures that do not come with every step, on a line of their own."""
-        self._write(progress, figures)
+    def note(self, progress: checkpoint.Progress, metrics: dict[str, Any], shown: str) -> None:
+        """Log metrics that are not measured at every step, in a line of their own."""
+        self._write(progress, metrics)
         self.say(shown)
 
     def say(self, line: str) -> None:
-        """Show a line, above the progress bar where there is one."""
+        """Print a line, above the progress bar if there is one."""
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-    def _write(self, progress: checkpoint.Progress, figures: dict[str, Any]) -> None:
+    def _write(self, progress: checkpoint.Progress, metrics: dict[str, Any]) -> None:
         if self._file is None:
             return
-        figures = finite(figures)
-        line = {"step": progress.step, "tokens": progress.tokens, "seconds": round(progress.seconds, 2), **figures}
+        metrics = finite(metrics)
+        line = {"step": progress.step, "tokens": progress.tokens, "seconds": round(progress.seconds, 2), **metrics}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         if self._events is not None:
-            for name, value in flat(figures):
+            for name, value in flat(metrics):
                 if value is not None:
                     self._events.add_scalar(name, value, progress.step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The reports in a ``metrics.jsonl``. A last line that a killed process left half-written is no report.
+    """The reports in a ``metrics.jsonl``. An incomplete last line, left by a killed process, is ignored.
 
-    Raises ValueError when another line is no JSON object with a step.
+    Raises ValueError if another line is not a JSON object with a step.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    made = []
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last line feed is empty or half-written
+    reports = []
+    for number, line in enumerate(lines[:-1], 1):  # after the last line feed: nothing, or an incomplete line
         try:
             report = json.loads(line)
         except ValueError:
             report = None
         if not isinstance(report, dict) or not isinstance(report.get("step"), int):
             raise ValueError(f"{path}: expected a JSON object with a step in line {number}, got {line[:80]!r}")
-        made.append(report)
-    return made
+        reports.append(report)
+    return reports
 
 
-def finite(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures with None in place of each number that is not finite.
+def finite(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics with None in place of each number that is not finite.
 
     >>> finite({"loss": float("nan"), "held_out": {"solo/exact": 0.5}})
     {'loss': None, 'held_out': {'solo/exact': 0.5}}
     """
     return {
         name: finite(value) if isinstance(value, dict) else value if math.isfinite(value) else None
-        for name, value in figures.items()
+        for name, value in metrics.items()
     }
 
 
-def flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
-    """(name, number) of every figure; names of nested ones are joined by slashes.
+def flat(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
+    """(name, number) of every metric; names of nested ones are joined by slashes.
 
     >>> dict(flat({"loss": 2.0, "held_out": {"solo/exact": 0.5}}))
     {'loss': 2.0, 'held_out/solo/exact': 0.5}
     """
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{name}/")
         else:

@@ -1,4 +1,4 @@
-"""The learning rate over the steps of a run."""
+"""The learning-rate schedule of a run."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import math
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: float) -> float:
-    """Rate of step 0, 1, ..., ``steps`` - 1: a linear warm-up over ``warmup`` steps, then ``peak``, then a fall to zero
-    as ``peak * (1 - sqrt(progress))`` over the last ``decay`` of the steps (Hägele et al., 2405.18392).
+    """Learning rate of step 0, 1, ..., ``steps`` - 1.
+
+    A linear warm-up over ``warmup`` steps, then ``peak``, then ``peak * (1 - sqrt(progress))`` down to zero over the
+    last ``decay`` of the steps, a share in [0, 1] (Hägele et al., arXiv 2405.18392).
 
     >>> [round(learning_rate(step, 8, 1.0, 2, 0.5), 2) for step in range(8)]
     [0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 0.29, 0.13]
     """
     start = steps * (1 - decay)
-    warm = min(1.0, (step + 1) / max(1, warmup))
-    done = max(0.0, (step - start) / max(1.0, steps - start))
-    return peak * warm * (1 - math.sqrt(done))
+    warmed_up = min(1.0, (step + 1) / max(1, warmup))
+    progress = max(0.0, (step - start) / max(1.0, steps - start))
+    return peak * warmed_up * (1 - math.sqrt(progress))
 
 
 def check_rates(learning_rate: float, weight_decay: float, clip: float) -> None:
-    """Raises ValueError for a rate or weight decay below 0 or without end, and for a clip that is not above 0."""
+    """Raises ValueError for a rate or weight decay that is negative or not finite, and for a clip not above 0."""
     for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
         if not 0 <= value < math.inf:
             raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on cold-start traces, from random weights or any transformers decoder.
+"""Supervised fine-tuning on demonstrations (cold start), from random weights or any transformers decoder.
 
 The data of step k is a pure function of (seed, k) and nothing in the loop is random, so a resumed run repeats the
 uninterrupted one exactly (same thread count, same machine).
@@ -17,6 +17,7 @@ import torch
 from asyncthink.model.files import device_for
 from asyncthink.tasks import tasks
 from asyncthink.train.checkpoint import Progress, load_state, save_checkpoint, save_model
+from asyncthink.train.demonstrations import DemonstrationPacker, Mixture
 from asyncthink.train.distributed import World, gradients
 from asyncthink.train.evaluate import evaluate, held_out_episodes
 from asyncthink.train.loading import Loaded, ModelOptions, load, optimizer
@@ -28,17 +29,23 @@ from asyncthink.train.progress import Reporter
 from asyncthink.train.runs import begin_run, find_run
 from asyncthink.train.schedule import check_decay, check_rates, learning_rate
 from asyncthink.train.steps import Steps
-from asyncthink.train.traces import Cutter, Mixture
 
 
 @dataclass(frozen=True, slots=True)
 class SFTConfig:
-    """``steps`` optimizer steps on ``batches`` packed batches of about ``length`` tokens each.
+    """The options of a supervised run. Raises ValueError for numbers outside their range.
 
-    The learning rate warms up, stays flat, then falls to zero over the last ``decay`` of the steps (:mod:`.schedule`).
-    Several processes share the batches of a step, so their number changes nothing but rounding. ``export``: a
-    folder that always holds the newest weights. ``plot``: draw ``out/curve.png`` with every checkpoint.
-    ``max_skipped``: steps in a row whose loss or gradient is not finite that stop the run (:mod:`.steps`).
+    Args:
+        out: folder of the run.
+        max_tokens: demonstrations in which some agent writes more tokens are left out; None leaves out none.
+        steps, batches, batch_tokens: each of ``steps`` optimizer steps is on ``batches`` packed batches of about
+            ``batch_tokens`` tokens. Several processes share the batches of a step; their number changes only rounding.
+        learning_rate, warmup, decay: see :mod:`.schedule`.
+        clip: largest gradient norm.
+        max_skipped: consecutive steps without a finite loss and gradient that stop the run (:mod:`.steps`).
+        export: folder that always holds the newest weights.
+        plot: draw ``out/curve.png`` with every checkpoint.
+        sampling: suggested sampling parameters, written into the checkpoint.
     """
 
     out: Path
@@ -46,11 +53,11 @@ class SFTConfig:
     model: ModelOptions = field(default_factory=ModelOptions)
     mixture: Mixture = field(default_factory=Mixture)
     pool: int = 4
-    budget: int | None = None
+    max_tokens: int | None = None
     seed: int = 0
     steps: int = 13500
     batches: int = 1
-    length: int = 1200
+    batch_tokens: int = 1200
     learning_rate: float = 2e-3
     warmup: int = 200
     decay: float = 0.3
@@ -69,8 +76,8 @@ class SFTConfig:
     sampling: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 700})
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batches", "length", "evaluate_every", "evaluate_episodes", "save_every", "log_every")
-        for name in (*positive, "threads", "max_skipped"):
+        positive = ("steps", "batches", "batch_tokens", "evaluate_every", "evaluate_episodes", "save_every")
+        for name in (*positive, "log_every", "threads", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         check_decay(self.decay)
@@ -82,61 +89,67 @@ class SFTConfig:
 
 
 def train_sft(config: SFTConfig) -> Path:
-    """Run (or resume) the training; returns the folder of the last checkpoint.
+    """Train, or resume a run; returns the folder of the last checkpoint.
 
-    Writes ``out/config.json``, ``out/metrics.jsonl`` and ``out/step-N``, in the first process alone where torchrun
-    started several. Raises ValueError for a bad configuration, for an ``out`` that already holds a run without
-    ``resume``, for ``resume`` without one, and rather than save a weight that is not finite; RuntimeError after
-    ``max_skipped`` skipped steps in a row.
+    Writes ``out/config.json``, ``out/metrics.jsonl`` and ``out/step-N``; with several processes only rank 0 does.
+    Raises ValueError for a bad configuration, for an ``out`` that already holds a run without ``resume``, for
+    ``resume`` without a run, and instead of saving a weight that is not finite; RuntimeError after ``max_skipped``
+    consecutive skipped steps.
     """
-    found = find_run(config.out, config.resume)
+    newest = find_run(config.out, config.resume)
     if config.plot:
         import asyncthink.train.curve  # noqa: F401 - a missing package must not end a run at its first checkpoint
     with World.start(device_for(config.model.device)) as world:
         if config.batches < world.size:
-            raise ValueError(f"batches: expected one for each of {world.size} processes or more, got {config.batches}")
+            raise ValueError(f"batches: expected at least one for each of {world.size} processes, got {config.batches}")
         torch.set_num_threads(config.threads)
-        model, why = settle(config.model, config.out, config.resume, world)
+        model, dtype_reason = settle(config.model, config.out, config.resume, world)
         config = dataclasses.replace(config, model=model)
-        loaded = load(config.model, found)
+        loaded = load(config.model, newest)
         _check_append(config, loaded)
         use_packed_attention(loaded.model, moves=config.mixture.append > 0)
-        cutter = Cutter(
-            tasks(config.task), loaded.tokenizer, loaded.prompts, config.mixture, config.pool, config.budget
+        packer = DemonstrationPacker(
+            tasks(config.task), loaded.tokenizer, loaded.prompts, config.mixture, config.pool, config.max_tokens
         )
         adam = optimizer(loaded.model, config.learning_rate, config.weight_decay)
-        progress = load_state(found, loaded.model, adam) if found else Progress()
+        progress = load_state(newest, loaded.model, adam) if newest else Progress()
         if progress.step >= config.steps:
             raise ValueError(f"steps: expected more than the {progress.step} that are done, got {config.steps}")
         begin_run(config.out, config, world)
         steps = Steps(adam, config.clip, config.max_skipped, progress.left_out)
-        return _loop(config, world, loaded, cutter, steps, progress, why)
+        return _loop(config, world, loaded, packer, steps, progress, dtype_reason)
 
 
 def _check_append(config: SFTConfig, loaded: Loaded) -> None:
-    """Demonstrations know where a returned text lies only if no token holds a part of it and a part of its tag."""
+    """Raise ValueError if ``append`` demonstrations are impossible: a token may span a returned text and its tag."""
     tag = loaded.tokenizer.tokenize("</RETURN>")
     if config.mixture.append and len(tag) != 1:
         raise ValueError(f"append: expected a tokenizer in which </RETURN> is one token, got {len(tag)}: {tag}")
 
 
 def _loop(
-    config: SFTConfig, world: World, loaded: Loaded, cutter: Cutter, steps: Steps, progress: Progress, why: str
+    config: SFTConfig,
+    world: World,
+    loaded: Loaded,
+    packer: DemonstrationPacker,
+    steps: Steps,
+    progress: Progress,
+    dtype_reason: str,
 ) -> Path:
-    episodes = held_out_episodes(cutter, config.seed, config.evaluate_episodes) if world.is_main else []
+    episodes = held_out_episodes(packer, config.seed, config.evaluate_episodes) if world.is_main else []
     before, start = progress.seconds, time.perf_counter()
     folder = config.out
-    metrics = config.out / "metrics.jsonl"
-    with Reporter(metrics, config.steps, progress.step, world, config.tensorboard) as reporter:
-        reporter.say(why)
+    log = config.out / "metrics.jsonl"
+    with Reporter(log, config.steps, progress.step, world, config.tensorboard) as reporter:
+        reporter.say(dtype_reason)
         for step in range(progress.step, config.steps):
-            figures, tokens = update(config, world, loaded, cutter, steps, step)
+            metrics, tokens = update(config, world, loaded, packer, steps, step)
             seconds = before + time.perf_counter() - start
             progress = Progress(step + 1, progress.tokens + tokens, seconds, steps.left_out)
             last = progress.step == config.steps
             if last or progress.step == 1 or progress.step % config.log_every == 0:
-                shown = f"loss {figures['loss']:.4f} norm {figures['gradient_norm']:.2f}"
-                reporter.step(progress, figures, shown)
+                shown = f"loss {metrics['loss']:.4f} norm {metrics['gradient_norm']:.2f}"
+                reporter.step(progress, metrics, shown)
             if world.is_main and (last or progress.step % config.evaluate_every == 0):
                 held_out = evaluate(loaded.model, episodes, loaded.tokenizer, loaded.device)
                 reporter.note(progress, {"held_out": held_out}, _shown(progress.step, held_out))
@@ -146,40 +159,39 @@ def _loop(
 
 
 def update(
-    config: SFTConfig, world: World, loaded: Loaded, cutter: Cutter, steps: Steps, step: int
+    config: SFTConfig, world: World, loaded: Loaded, packer: DemonstrationPacker, steps: Steps, step: int
 ) -> tuple[dict[str, float], int]:
-    """One optimizer step; returns its figures, and how many tokens all processes trained on.
+    """One optimizer step; returns its metrics, and the number of tokens that all processes trained on.
 
-    The loss is the mean cross-entropy over the tokens that the agents of all ``batches`` wrote themselves, whichever
-    process computed them.
+    The loss is the mean cross-entropy over the tokens that agents drew, in all ``batches`` of all processes.
     """
     rate = config.rate(step)
     for group in steps.optimizer.param_groups:
         group["lr"] = rate
     totals = torch.zeros(3, dtype=torch.float64)  # loss, learned tokens, tokens
     for number in world.mine(range(step * config.batches, (step + 1) * config.batches)):
-        batch = cutter.batch(config.seed, number, config.length).to(loaded.device)
+        batch = packer.batch(config.seed, number, config.batch_tokens).to(loaded.device)
         with loaded.autocast():
             loss = -token_logprobs(loaded.model, batch).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         learned = int((batch.labels != IGNORED).sum())
         totals += torch.tensor([float(loss.detach()), learned, batch.tokens.numel()], dtype=torch.float64)
-    made = gradients(loaded.model.parameters())
+    summed = gradients(loaded.model.parameters())
     totals = totals.to(loaded.device)
-    world.sum_([*made, totals])
+    world.sum_([*summed, totals])
     loss_sum, learned_sum, tokens = totals.tolist()
-    for gradient in made:
+    for gradient in summed:
         gradient /= max(1.0, learned_sum)
     loss = loss_sum / max(1.0, learned_sum)
     norm = steps.take(loss)
-    figures = {
+    metrics = {
         "loss": round(loss, 5),
         "gradient_norm": round(norm, 4),
         "learning_rate": rate,
         "silent": steps.left_out.silent,
         "skipped": steps.left_out.skipped,
     }
-    return figures, int(tokens)
+    return metrics, int(tokens)
 
 
 def _save(config: SFTConfig, world: World, loaded: Loaded, adam: torch.optim.Optimizer, progress: Progress) -> Path:
@@ -193,12 +205,12 @@ def _save(config: SFTConfig, world: World, loaded: Loaded, adam: torch.optim.Opt
             plot_curves({config.out.name: config.out / "metrics.jsonl"}, config.out / "curve.png")
         if config.export:
             save_model(config.export, *parts)
-        folder = save_checkpoint(config.out, *parts, adam, progress)  # last: what it holds is not done again
+        folder = save_checkpoint(config.out, *parts, adam, progress)  # last: a run killed before it repeats all this
     world.barrier()
     return folder
 
 
-def _shown(step: int, figures: dict[str, float]) -> str:
-    names = sorted({name.partition("/")[0] for name in figures})
-    parts = [f"{name} {figures[f'{name}/exact']:.1%}/{figures[f'{name}/final']:.1%}" for name in names]
+def _shown(step: int, held_out: dict[str, float]) -> str:
+    names = sorted({name.partition("/")[0] for name in held_out})
+    parts = [f"{name} {held_out[f'{name}/exact']:.1%}/{held_out[f'{name}/final']:.1%}" for name in names]
     return f"held out after {step} (exact/final): " + ", ".join(parts)

@@ -1,4 +1,4 @@
-"""Optimizer steps, without those that have no gradient and those that would break the weights."""
+"""Optimizer steps that leave out those without a gradient and those that are not finite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Optimizer steps of a run that moved nothing: silent ones, skipped ones, and skipped ones since the last taken."""
+    """Optimizer steps that changed no weight: silent, skipped, and skipped since the last step that was taken."""
 
     silent: int = 0
     skipped: int = 0
@@ -23,14 +23,14 @@ class Steps:
     """Takes the optimizer steps of a run.
 
     A step is *silent* when its gradient is 0: no episode had an advantage, or all ratios were clipped. It is *skipped*
-    when its loss or its gradient norm is not finite. Both leave weights, moments and AdamW's count of steps as they
-    are, so neither weight decay nor momentum moves a weight without a gradient. The learning rate is a function of the
-    run's step and goes on.
+    when its loss or its gradient norm is not finite. Both leave weights, moments and AdamW's step count unchanged, so
+    neither weight decay nor momentum changes a weight without a gradient. The learning rate is a function of the run's
+    step and advances.
 
     Args:
-        optimizer: whose parameters are clipped and stepped.
-        clip: the largest gradient norm; larger ones are scaled down to it.
-        max_skipped: skipped steps in a row that stop the run.
+        optimizer: its parameters are clipped and updated.
+        clip: largest gradient norm; larger gradients are scaled down to it.
+        max_skipped: consecutive skipped steps that stop the run.
         left_out: the counts of the run so far.
 
     >>> weight = nn.Parameter(torch.ones(1))
@@ -55,19 +55,19 @@ class Steps:
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def take(self, loss: float) -> float:
-        """Clip the gradients and step where that is sound; returns the norm before clipping. No gradient is left.
+        """Clip the gradients, update unless silent or skipped, drop the gradients; returns the norm before clipping.
 
-        Where several processes train one model, each must be given the loss and the gradients of all of them. Sums are
-        the same bits in every process, so all of them decide alike.
+        With several processes, ``loss`` and gradients must be the sums over all of them. These are bitwise the same in
+        every process, so all take the same decision.
 
-        Raises RuntimeError at the ``max_skipped``-th skipped step in a row.
+        Raises RuntimeError at the ``max_skipped``-th consecutive skipped step.
         """
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self.clip))
-        silent, skipped, row = self.left_out.silent, self.left_out.skipped, self.left_out.skipped_in_a_row
+        silent, skipped, consecutive = self.left_out.silent, self.left_out.skipped, self.left_out.skipped_in_a_row
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self.left_out = LeftOut(silent, skipped + 1, row + 1)
+            self.left_out = LeftOut(silent, skipped + 1, consecutive + 1)
         elif norm == 0:
-            self.left_out = LeftOut(silent + 1, skipped, row)
+            self.left_out = LeftOut(silent + 1, skipped, consecutive)
         else:
             self.optimizer.step()
             self.left_out = LeftOut(silent, skipped, 0)
@@ -82,7 +82,7 @@ class Steps:
 
 
 def check_finite(what: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Raises ValueError where a tensor of the pairs ``(name, tensor)`` holds a NaN or infinity; names the first one."""
+    """Raises ValueError if a tensor of the pairs ``(name, tensor)`` holds NaN or infinity; names the first one."""
     count, broken = 0, []
     for name, tensor in tensors:
         count += 1

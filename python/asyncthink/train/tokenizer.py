@@ -1,7 +1,7 @@
 """The number-level tokenizer of the shipped checkpoint: a number, a tag, a label or a short word is one token.
 
-Nothing is implicit: the concatenation of the tokens' strings is the text. A number in a list carries its leading
-space (``" 24"``), one in an expression does not (``"24"``).
+The text is the concatenation of the tokens' strings. A number in a list includes its leading space (``" 24"``), a
+number in an expression has none (``"24"``).
 """
 
 from __future__ import annotations

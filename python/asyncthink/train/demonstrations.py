@@ -1,8 +1,7 @@
-"""Cold start: written demonstrations -> episodes of tokens -> training rows."""
+"""Cold start: written demonstrations -> episodes of tokens -> training batches."""
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,32 +15,34 @@ from asyncthink.protocol.parser import Parser
 from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.protocol.tags import Return, join_insert
 from asyncthink.tasks import Demonstration, Script, Task
-from asyncthink.train.packing import Batch, Move, Row, pack
+from asyncthink.train.packing import Batch, Row, pack
+from asyncthink.train.rows import rows
 
 
 def encode(
     demonstration: Demonstration, tokenizer: PreTrainedTokenizerBase, prompts: PromptFormat, join: str = "exact"
 ) -> Episode:
-    """The episode that a sampler would have recorded, had the agents said what the demonstration says.
+    """The episode that a sampler would have recorded if its agents had drawn the demonstration's text.
 
-    Prompts and joins have the ids that the sampler gives them, through the same functions. ``join`` is "exact" or
-    "append": whether the organizer sees its own K/V of a returned text or the worker's. Raises ValueError when the
-    demonstration inserts another text than the worker returned.
+    Prompts and joins get the token ids of the sampler, from the same functions. ``join`` is "exact" or "append":
+    whether the organizer attends to its own K/V of a returned text or to the worker's. Raises ValueError when the
+    demonstration inserts a text that the worker did not return.
     """
     codec = Codec(tokenizer)
-    made = Episode(demonstration.question, demonstration.mode, demonstration.context, join, demonstration.pool)
+    episode = Episode(demonstration.question, demonstration.mode, demonstration.context, join, demonstration.pool)
     for agent, script in enumerate(demonstration.scripts):
-        made.traces.append(Trace(agent, script.role, text=script.text))
-        _extend(made.traces[agent], _prompt(codec, script, demonstration, prompts), sampled=False)
+        trace = Trace(agent, script.role, text=script.text)
+        _extend(trace, _prompt(codec, script, demonstration, prompts), sampled=False)
+        episode.traces.append(trace)
     workers = {
         script.fork_index: trace
-        for script, trace in zip(demonstration.scripts, made.traces, strict=True)
+        for script, trace in zip(demonstration.scripts, episode.traces, strict=True)
         if script.role == "worker"
     }
     for trace in workers.values():
         for piece in demonstration.scripts[trace.agent].pieces:
             _extend(trace, codec.encode([(piece.text, True)], continues=True), sampled=True)
-    for script, trace in zip(demonstration.scripts, made.traces, strict=True):
+    for script, trace in zip(demonstration.scripts, episode.traces, strict=True):
         if script.role == "worker":
             continue
         offsets: list[int] = []  # number of tokens before each piece
@@ -55,7 +56,7 @@ def encode(
             worker_script = demonstration.scripts[worker.agent]
             worker.parent, worker.fork_index = 0, worker_script.fork_index
             worker.fork_at = offsets[worker_script.fork_at]
-    return made
+    return episode
 
 
 def _prompt(codec: Codec, script: Script, demonstration: Demonstration, prompts: PromptFormat) -> list[int]:
@@ -65,7 +66,7 @@ def _prompt(codec: Codec, script: Script, demonstration: Demonstration, prompts:
 
 
 def _insert(codec: Codec, trace: Trace, workers: dict[int | None, Trace], text: str, join: str) -> None:
-    """The runtime's part of a join: ``text`` is what the worker returned and the closing tag."""
+    """Append what the runtime inserts at a join: ``text`` is the returned text and the closing tag."""
     index = int(text.rpartition("-")[2].rstrip(">"))
     worker = workers[index]
     stream, (begin, end) = _replay(codec, worker)
@@ -81,7 +82,7 @@ def _insert(codec: Codec, trace: Trace, workers: dict[int | None, Trace], text: 
 
 
 def _replay(codec: Codec, worker: Trace) -> tuple[TextStream, tuple[int, int]]:
-    """The worker's text as the sampler would have read it, and the characters of it that are its return."""
+    """The worker's text as the sampler would have decoded it, and the range of characters that it returned."""
     stream, parser, start, returned = TextStream(codec), Parser("worker"), 0, (0, 0)
     for token, drawn in zip(worker.tokens, worker.sampled, strict=True):
         piece = stream.push(token)
@@ -100,62 +101,19 @@ def _extend(trace: Trace, tokens: Sequence[int], sampled: bool) -> None:
         trace.add(token, sampled, 0.0, 0)
 
 
-def rows(episode: Episode) -> list[Row]:
-    """One row per trace, in their order: the agent's own tokens, the loss only on what it drew.
-
-    A worker with shared context sees the organizer's tokens up to its fork. Agents that begin a context of their own
-    (isolated workers, the traces of ``parallel`` mode) with many tokens in common see them in the first one's row, so
-    that each is computed once.
-    """
-    made: list[Row] = []
-    skipped: list[int] = []  # tokens of each trace that another row holds
-    for trace in episode.traces:
-        tokens, learned, parent, at = list(trace.tokens), list(trace.sampled), None, 0
-        if trace.parent is not None and episode.context == "shared":
-            parent, at = trace.parent, trace.fork_at
-            if learned[:1] != [False]:  # an empty prompt: the organizer's last token predicts the first one
-                at -= 1
-                tokens, learned = [episode.traces[parent].tokens[at], *tokens], [False, *learned]
-        else:
-            parent, at = _begins_like(trace, episode.traces[: trace.agent], made)
-            tokens, learned = tokens[at:], learned[at:]
-        skipped.append(len(trace.tokens) - len(tokens))
-        made.append(Row(trace.role, episode.context, tuple(tokens), tuple(learned), parent, at))
-    for agent, trace in enumerate(episode.traces):
-        moves = tuple(
-            Move(join.at + join.lead - skipped[agent], join.worker, *(at - skipped[join.worker] for at in join.source))
-            for join in trace.joins
-            if join.source is not None
-        )
-        made[agent] = dataclasses.replace(made[agent], moves=moves)
-    return made
-
-
-_WORTH_SHARING = 32  # given tokens; fewer are sooner computed again than looked up in another row
-
-
-def _begins_like(trace: Trace, others: Sequence[Trace], made: Sequence[Row]) -> tuple[int | None, int]:
-    """(earlier agent, number of its first tokens) that this one may see in place of its own; (None, 0) if few."""
-    for other, row in zip(others, made, strict=True):
-        given = min(_given(trace), _given(other))
-        same = next((k for k in range(given) if trace.tokens[k] != other.tokens[k]), given)
-        if row.parent is None and same > _WORTH_SHARING:
-            return other.agent, same - 1  # one is left: it predicts the first token that is drawn
-    return None, 0
-
-
-def _given(trace: Trace) -> int:
-    """Number of tokens before the first one that the agent drew."""
-    return trace.sampled.index(True) if True in trace.sampled else len(trace.tokens)
-
-
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Shares of demonstrations: one agent alone, one agent on named parts, workers that see the organizer, or not.
+    """Shares of the kinds of demonstrations.
 
-    Of the organized ones, ``append`` is the share in which returns enter by ``append`` instead of ``exact``. In a share
-    of 1 - ``workers`` of the others only the organizer's trace is learned: workers write most of an episode's tokens,
-    and what they do is soon known.
+    Args:
+        solo: one agent alone.
+        part: one agent whose question names the parts to search.
+        shared, isolated: an organizer whose workers see its tokens, or do not.
+        append: share of the organized demonstrations whose returns enter by ``append`` instead of ``exact``.
+        workers: share of the other organized demonstrations in which the workers' traces are learned too. In the rest
+            only the organizer's is: workers write most of an episode's tokens, and their work is learned sooner.
+
+    ``solo`` to ``isolated`` are weights and need not sum to 1. Raises ValueError for a share outside [0, 1].
     """
 
     solo: float = 0.3
@@ -186,11 +144,11 @@ class Mixture:
 
 
 @dataclass(frozen=True, slots=True)
-class Cutter:
-    """Makes demonstrations of tasks into rows for one tokenizer and prompt format.
+class DemonstrationPacker:
+    """Packs demonstrations into training batches, for one tokenizer and prompt format.
 
-    Of several tasks each demonstration takes one at random. ``budget``: demonstrations in which some agent writes more
-    tokens are left out (None: none are).
+    Each demonstration is of a task chosen at random. ``max_tokens`` leaves out demonstrations in which some agent
+    writes more tokens (None: leaves out none).
     """
 
     tasks: Sequence[Task]
@@ -198,10 +156,10 @@ class Cutter:
     prompts: PromptFormat
     mixture: Mixture = field(default_factory=Mixture)
     pool: int = 4
-    budget: int | None = None
+    max_tokens: int | None = None
 
     def stream(self, seed: str, held_out: bool = False) -> Iterator[list[Row]]:
-        """Endless episodes, a pure function of ``seed``; held-out puzzles appear only with ``held_out=True``."""
+        """Endless episodes, a pure function of ``seed``: of held-out puzzles with ``held_out``, else of the others."""
         rng = random.Random(seed)
         while True:
             task = rng.choice(self.tasks)
@@ -209,11 +167,12 @@ class Cutter:
             mode, context, join = self.mixture.draw(rng)
             demonstration = task.demonstrate(puzzle, rng.getrandbits(62), mode, context, self.pool)
             episode = encode(demonstration, self.tokenizer, self.prompts, join)
-            if self.budget is None or max(trace.decoded for trace in episode.traces) <= self.budget:
-                made = rows(episode)
-                whole = rng.random() < self.mixture.workers  # drawn for any join: append moves no other draw
-                yield made if whole or join == "append" else made[:1]
+            if self.max_tokens is None or max(trace.decoded for trace in episode.traces) <= self.max_tokens:
+                episode_rows = rows(episode)
+                # Drawn for every join, so that the share of append changes no other draw.
+                with_workers = rng.random() < self.mixture.workers
+                yield episode_rows if with_workers or join == "append" else episode_rows[:1]
 
-    def batch(self, seed: int, step: int, length: int) -> Batch:
+    def batch(self, seed: int, step: int, batch_tokens: int) -> Batch:
         """The training batch of one step: a pure function of its arguments, so a resumed run sees the same data."""
-        return pack(self.stream(f"batch {seed} {step}"), length)
+        return pack(self.stream(f"batch {seed} {step}"), batch_tokens)

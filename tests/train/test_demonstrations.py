@@ -18,9 +18,10 @@ from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.tasks import Countdown, Demonstration, Script, tasks
 from asyncthink.tasks.countdown import is_held_out
+from asyncthink.train.demonstrations import DemonstrationPacker, Mixture, encode
 from asyncthink.train.loading import TINY_PROMPTS
+from asyncthink.train.rows import rows
 from asyncthink.train.tokenizer import MOST_TAGS, build_tokenizer, tags
-from asyncthink.train.traces import Cutter, Mixture, encode, rows
 from scripted import PROMPTS as SCRIPT_PROMPTS
 from scripted import ScriptedDecoder
 from scripted import tokenizer as char_tokenizer
@@ -89,16 +90,16 @@ def test_rows_are_what_each_agent_sees() -> None:
     assert all(row.parent is None and row.fork_at == 0 for row in rows(episode(0, context="isolated")))
 
 
-def cutter(tokenizer: PreTrainedTokenizerBase = TOKENIZER, prompts: PromptFormat = TINY_PROMPTS) -> Cutter:
-    return Cutter([TASK], tokenizer, prompts, Mixture(solo=0.2, shared=0.4, isolated=0.4))
+def packer(tokenizer: PreTrainedTokenizerBase = TOKENIZER, prompts: PromptFormat = TINY_PROMPTS) -> DemonstrationPacker:
+    return DemonstrationPacker([TASK], tokenizer, prompts, Mixture(solo=0.2, shared=0.4, isolated=0.4))
 
 
 def test_batches_are_functions_of_seed_and_step() -> None:
-    first, again, other = (cutter().batch(seed, 7, 600) for seed in (0, 0, 1))
+    first, again, other = (packer().batch(seed, 7, 600) for seed in (0, 0, 1))
     assert torch.equal(first.tokens, again.tokens)
     assert first.spans == again.spans
     assert not torch.equal(first.tokens[0, :50], other.tokens[0, :50])
-    assert not torch.equal(first.tokens[0, :50], cutter().batch(0, 8, 600).tokens[0, :50])
+    assert not torch.equal(first.tokens[0, :50], packer().batch(0, 8, 600).tokens[0, :50])
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_bad_shares_are_named(shares: dict[str, float]) -> None:
 
 def test_append_joins_are_drawn_apart_from_the_rest() -> None:
     """With and without them the same episodes come, so that a run can add them later."""
-    plain, some = (Cutter([TASK], TOKENIZER, TINY_PROMPTS, Mixture(append=share)) for share in (0.0, 0.5))
+    plain, some = (DemonstrationPacker([TASK], TOKENIZER, TINY_PROMPTS, Mixture(append=share)) for share in (0.0, 0.5))
     pairs = list(itertools.islice(zip(plain.stream("x"), some.stream("x"), strict=False), 40))
     assert all([row.tokens for row in a] == [row.tokens for row in b] for a, b in pairs)
     assert not any(row.moves for a, _ in pairs for row in a)
@@ -135,8 +136,8 @@ def test_an_appended_return_points_at_what_the_worker_wrote() -> None:
 
 
 def test_a_budget_leaves_out_longer_traces() -> None:
-    def longest(budget: int | None) -> list[int]:
-        made = Cutter([TASK], TOKENIZER, TINY_PROMPTS, budget=budget).stream("x")
+    def longest(limit: int | None) -> list[int]:
+        made = DemonstrationPacker([TASK], TOKENIZER, TINY_PROMPTS, max_tokens=limit).stream("x")
         return [max(sum(row.learned) for row in agents) for agents in itertools.islice(made, 60)]
 
     free = longest(None)
@@ -149,7 +150,7 @@ def test_workers_can_be_left_out_of_a_share_of_episodes() -> None:
     """Then the organizer's row comes alone, as it would have with them; a return that is moved needs its worker."""
     half = Mixture(solo=0, isolated=0, append=0.3, workers=0.5)
     some, full = (
-        list(itertools.islice(Cutter([TASK], TOKENIZER, TINY_PROMPTS, mixture).stream("x"), 80))
+        list(itertools.islice(DemonstrationPacker([TASK], TOKENIZER, TINY_PROMPTS, mixture).stream("x"), 80))
         for mixture in (half, dataclasses.replace(half, workers=1.0))
     )
     assert all(agents in (whole, whole[:1]) for agents, whole in zip(some, full, strict=True))
@@ -159,7 +160,7 @@ def test_workers_can_be_left_out_of_a_share_of_episodes() -> None:
 
 
 def test_several_tasks_and_every_kind_of_demonstration_are_mixed() -> None:
-    mixed = Cutter(tasks("countdown-8,sudoku-4"), TOKENIZER, TINY_PROMPTS, Mixture(0.2, 0.3, 0.3, 0.2))
+    mixed = DemonstrationPacker(tasks("countdown-8,sudoku-4"), TOKENIZER, TINY_PROMPTS, Mixture(0.2, 0.3, 0.3, 0.2))
     asked, parts, roles = set(), 0, set()
     for agents in itertools.islice(mixed.stream("x"), 60):
         question = text(agents[0].tokens).partition("\n")[0]
@@ -174,7 +175,7 @@ def test_several_tasks_and_every_kind_of_demonstration_are_mixed() -> None:
 @pytest.mark.parametrize("held_out", [False, True])
 def test_the_stream_keeps_the_split(held_out: bool) -> None:
     kinds = set()
-    for agents in itertools.islice(cutter().stream("split", held_out), 60):
+    for agents in itertools.islice(packer().stream("split", held_out), 60):
         question = text(agents[0].tokens).partition("\n")[0].partition(">")[2]
         assert is_held_out(TASK.parse_prompt(question)) == held_out
         kinds |= {(row.role, row.context) for row in agents}

@@ -1,0 +1,35 @@
+"""Options that the commands under ``asyncthink train`` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path, typer.Option(help="Folder of the run: checkpoints, metrics.jsonl, config.json.")]
+Bfloat16 = Annotated[
+    bool | None,
+    typer.Option("--bfloat16/--no-bfloat16", help="Multiply matrices in bfloat16. Default: the faster choice here."),
+]
+BatchTokens = Annotated[int, typer.Option(help="Tokens of a packed batch; its last episode may exceed them.")]
+Pool = Annotated[int, typer.Option(help="Agents alive at the same time: the organizer and up to POOL - 1 workers.")]
+LearningRate = Annotated[float, typer.Option(help="Peak learning rate, between warm-up and decay.")]
+Decay = Annotated[float, typer.Option(help="Last share of the steps, over which the learning rate falls to zero.")]
+Threads = Annotated[int, typer.Option(help="CPU threads.")]
+SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints.")]
+MaxSkipped = Annotated[
+    int, typer.Option(help="Stop after this many consecutive steps without a finite loss and gradient.")
+]
+Weights = Annotated[str, typer.Option(help="Dtype of the stored weights: float32, or bfloat16 (for LoRA).")]
+Lora = Annotated[int, typer.Option(help="Rank of LoRA adapters; 0 trains all weights.")]
+LoraAlpha = Annotated[int | None, typer.Option(help="Scale of the adapters. Default: twice the rank.")]
+LoraTargets = Annotated[str, typer.Option(help="all-linear, or module names separated by commas.")]
+Checkpointing = Annotated[
+    bool, typer.Option("--checkpointing", help="Recompute activations in the backward pass to save memory.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Export = Annotated[Path | None, typer.Option(help="Folder that always holds the newest model.")]
+Plot = Annotated[bool, typer.Option("--plot", help="Draw OUT/curve.png with every checkpoint.")]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Also write events to OUT/tensorboard.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint in OUT.")]
