@@ -66,7 +66,7 @@ def rooms() -> dict[str, list[str]]:
                 continue
             room = ".".join(parts[: min(2, len(parts) - 1)])
             made.setdefault(room, []).append(".".join((package, *inside)))
-    return made
+    return dict(sorted(made.items()))
 
 
 def defines(path: Path) -> list[str]:
