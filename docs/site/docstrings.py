@@ -27,5 +27,6 @@ def markdown(text: str) -> str:
     text = DOCTEST.sub(r"\1```pycon\n\g<0>\n\1```", text)
     rules = list(RULE.finditer(text))
     if len(rules) >= 2:
-        text = f"{text[: rules[0].start()]}```\n{text[rules[0].start() : rules[-1].end()]}\n```{text[rules[-1].end() :]}"
+        start, end = rules[0].start(), rules[-1].end()
+        text = f"{text[:start]}```\n{text[start:end]}\n```{text[end:]}"
     return text

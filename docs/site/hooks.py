@@ -35,7 +35,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Relative links to files of the repository lead to a page of the site where there is one, else to the repository."""
+    """Links to files of the repository lead to their page of the site, or to the repository where they have none."""
     source = page.file.abs_src_path
     if source is None:
         return markdown
