@@ -1,5 +1,5 @@
-# make dev test lint bench demo: the only commands to learn.
-.PHONY: dev test lint bench demo
+# make dev test lint bench demo: the only commands to learn. make docs builds the site, after pip install -e ".[docs]".
+.PHONY: dev test lint bench demo docs
 
 PYTHON ?= python3
 NATIVE := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/emulator/*.h' 'tests/emulator/*.cpp')
@@ -21,3 +21,6 @@ bench:
 
 demo:
 	asyncthink demo
+
+docs:
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 import asyncthink
 
@@ -25,8 +27,35 @@ def test_licence() -> None:
 
 def test_authors_and_addresses() -> None:
     assert PROJECT["authors"] == [{"name": "The asyncthink-kernels developers"}]
-    assert {"Homepage", "Repository", "Issues", "Documentation"} == PROJECT["urls"].keys()
+    assert {"Homepage", "Repository", "Issues", "Documentation", "Changelog"} == PROJECT["urls"].keys()
     assert all(url.startswith("https://github.com/asyncthink/asyncthink-kernels") for url in PROJECT["urls"].values())
+
+
+def test_one_version_everywhere() -> None:
+    """pyproject.toml has it; what people cite and the newest entry of the changelog follow."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    newest = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    assert citation["version"] == newest == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    assert "2510.26658" in citation["references"][0]["url"]
+
+
+def test_ci_runs_on_every_python_that_is_promised() -> None:
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["run"]
+    promised = [each.rpartition(" ")[2] for each in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", each)]
+    assert job["strategy"]["matrix"]["python"] == promised
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+    for version in promised:
+        assert SpecifierSet(PROJECT["requires-python"]).contains(version)
+
+
+def test_hooks_before_a_commit_are_those_of_make_lint() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    programs = [hook["entry"].split()[0] for hook in repository["hooks"]]
+    assert repository["repo"] == "local"
+    assert programs == ["ruff", "ruff", "clang-format", "mypy"]
+    lint = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    assert all(program in lint for program in programs)
 
 
 @pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)

@@ -1,0 +1,71 @@
+"""The programs of examples/ run as they stand, on a CPU, in seconds, and do what they say."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncthink.tasks import TASKS
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.py"))
+
+
+def run(name: str) -> Any:
+    (path,) = [path for path in EXAMPLES if path.stem == name]
+    return runpy.run_path(str(path))["main"]()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_short_and_takes_no_arguments(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 60
+    assert "argparse" not in text
+    assert "sys.argv" not in text
+
+
+def test_every_example_is_run_here() -> None:
+    assert [path.stem for path in EXAMPLES] == ["generate", "new_task", "stream", "train_loop"]
+
+
+def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
+    task, episodes = TASKS["countdown"], run("generate")
+    shown = capsys.readouterr().out
+    puzzles = {task.prompt(puzzle): puzzle for puzzle in (task.sample(seed, True) for seed in range(2))}
+    assert [episode.question for episode in episodes] == list(puzzles)
+    for episode in episodes:
+        assert task.verify(puzzles[episode.question], episode.answer) == 1
+        assert f"{episode.question}: {episode.answer}" in shown
+
+
+def test_stream_shows_everything_that_was_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    episode = run("stream")
+    shown = capsys.readouterr().out
+    assert episode.finish == "answer"
+    assert all(f"[{kind}]" in shown for kind in ("start", "fork", "join", "return", "answer"))
+    lines = [line for trace in episode.traces if trace.role == "worker" for line in trace.text.split("\n")[:-1]]
+    assert lines
+    assert all(line in shown for line in lines)
+
+
+def test_train_loop_learns_from_what_was_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    log = run("train_loop")
+    assert len(log) == 2
+    for figures in log:
+        assert figures["off_policy"] < 1e-4  # trainer and sampler agree on every token, after an update too
+    assert "step 1" in capsys.readouterr().out
+
+
+def test_new_task(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(TASKS, "sums", None)  # restored afterwards
+    organized = run("new_task")
+    task = TASKS["sums"]
+    puzzle = task.sample(0)
+    assert task.prompt(puzzle) == organized.question
+    for demonstration in (organized, task.demonstrate(puzzle, 0, "sequential")):
+        answer = demonstration.scripts[0].text.rpartition("<ANSWER>")[2].removesuffix("</ANSWER>")
+        assert task.verify(puzzle, answer) == 1
+    assert task.verify(puzzle, None) == 0
+    assert "organizer: <FORK-1>" in capsys.readouterr().out
