@@ -1,4 +1,4 @@
-"""The last gate at load: a small packed fork must give the logits that the model's own attention gives.
+"""The last of three checks at load: a small packed fork must give the logits of the model's own attention.
 
 Letters: T tokens of a branch, V vocabulary.
 """
@@ -15,24 +15,24 @@ from asyncthink.model.layers import Layers
 from asyncthink_kernels.cache import Branch, KVStorage, TreeCache
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 8e-2}
-_SHARED, _AHEAD, _LENGTH = 3, 5, 7  # the child sees 3 tokens of a parent that is at 5; both end with 7
+_SHARED, _AHEAD, _LENGTH = 3, 5, 7  # the child shares 3 tokens with a parent of 5; both end with 7 tokens
 
 
 def check_packed_fork(hooked: HookedModel, layers: Layers, kind: str, page_size: int) -> None:
     """DecoderError unless a parent and a child forked from its middle, packed in one step, get the model's own logits.
 
-    Those are what its users get: the model is called with token ids alone, so positions are its own. Its attention is
-    eager for that: every model has it, and other implementations compute the same or refuse.
+    The model's own logits come from a call with token ids alone, so that it chooses the positions itself, and with
+    eager attention, which every model has.
 
-    The cache is a small one of its own, poisoned with NaN. Parent and child end in the same token, so that confusing
-    them moves the last row of logits. With a 16-bit dtype, whose rounding may send a token to another expert, logits
-    need only be twice as near to their own context's as that movement.
+    The check uses a small cache of its own, poisoned with NaN. Parent and child end in the same token, so their last
+    rows of logits differ only by their contexts. In a 16-bit dtype, rounding may send a token to another expert; there
+    the tolerance is half of that difference, if this is more.
     """
     device = layers.positions.device
     a, b, c, d, e, f, g, h, last = probe_tokens(hooked.model, 9)
     parent, child = [a, b, c, d, e, f, last], [a, b, c, g, h, d, last]
     try:
-        alone = [hooked.call(torch.tensor(one, device=device), "eager").float() for one in (parent, child)]
+        alone = [hooked.call(torch.tensor(tokens, device=device), "eager").float() for tokens in (parent, child)]
     except Exception as error:
         raise DecoderError(f"{kind} cannot run its own eager attention to compare with: {one_line(error)}") from error
     try:
@@ -43,12 +43,12 @@ def check_packed_fork(hooked: HookedModel, layers: Layers, kind: str, page_size:
         raise DecoderError(f"{kind} cannot run a packed fork on our attention: {one_line(error)}") from error
     if not all(logits.isfinite().all() for logits in alone):
         raise DecoderError(f"{kind} gives logits that are not finite when it is called with token ids alone")
-    wanted = torch.cat([alone[0], alone[1][_SHARED:]])
-    errors = (got - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+    expected = torch.cat([alone[0], alone[1][_SHARED:]])
+    errors = (got - expected).norm(dim=-1) / expected.norm(dim=-1)
     limit = _TOLERANCE[layers.dtype]
     if layers.dtype.itemsize == 2:
-        apart = (alone[0][-1] - alone[1][-1]).norm() / alone[0][-1].norm()
-        limit = max(limit, 0.5 * apart.item())
+        difference = (alone[0][-1] - alone[1][-1]).norm() / alone[0][-1].norm()
+        limit = max(limit, 0.5 * difference.item())
     worst = errors.max().item()
     if not worst <= limit:
         raise DecoderError(

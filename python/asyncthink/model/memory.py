@@ -1,4 +1,4 @@
-"""How much memory there is, and what a Decoder takes of it where it is not told."""
+"""The free memory, and the sizes of a Decoder's cache that are chosen by it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from asyncthink.model.layers import Layers
 from asyncthink_kernels.tuning import chunk_tokens
 
 DEFAULT_TOKENS = 65_536
-DEFAULT_SHARE = 0.25  # of the memory that is free
+DEFAULT_SHARE = 0.25  # of the free memory
 
 
 def num_pages_for(
     num_pages: int | None, memory_bytes: int | None, page_size: int, token_bytes: int, device: torch.device
 ) -> int:
+    """Pages of the cache: ``num_pages``, or what fits ``memory_bytes``, or the default. Raises ValueError for both."""
     if num_pages is not None and memory_bytes is not None:
         raise ValueError("give num_pages or memory_bytes, got both")
     if num_pages is not None:
@@ -29,7 +30,7 @@ def num_pages_for(
 
 
 def chunk_for(model: nn.Module, layers: Layers, page_size: int, device: torch.device) -> int:
-    """512 tokens; on a GPU by the heads of the model, for a handful of branches."""
+    """Tokens of an attention item: 512; on a GPU by the heads of the model, for a few branches."""
     if device.type != "cuda":
         return -(-512 // page_size) * page_size
     kv_heads = max(shape.kv_heads for shape in layers.shapes)
@@ -38,7 +39,7 @@ def chunk_for(model: nn.Module, layers: Layers, page_size: int, device: torch.de
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on ``device``."""
+    """Bytes of free memory on ``device``."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with open("/proc/meminfo", encoding="ascii") as lines:
