@@ -1,15 +1,23 @@
-"""Putting tables into a page between their markers."""
+"""``python docs/results/make_page.py docs/results.md [NAME ...]``: make its tables and pictures, all or those named.
+
+The data of a page ``NAME.md`` lies in the folder ``NAME``: ``eval/*.json`` holds what ``asyncthink eval --json`` prints.
+Curves are drawn from the ``metrics.jsonl`` of the training runs, in ``runs/``. Tables stand between
+``<!-- table: NAME -->`` and ``<!-- end -->`` and are replaced there; all other lines of the page stay.
+"""
 
 from __future__ import annotations
 
+import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from asyncthink.files import write_whole
-from asyncthink.results.pictures import PICTURES, draw
-from asyncthink.results.tables import SHEETS, table
+from page_pictures import PICTURES, draw
+from page_tables import SHEETS, table
 
+RUNS = Path(__file__).parents[2] / "runs"
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -28,7 +36,7 @@ def insert(page: str, tables: dict[str, str]) -> str:
     return _BLOCK.sub(lambda m: f"{m[1]}{tables[m[2]]}\n{m[4]}" if m[2] in tables else m[0], page)
 
 
-def update(page: Path, only: Sequence[str] = ()) -> list[str]:
+def update(page: Path, only: Sequence[str] = (), runs: Path = RUNS) -> list[str]:
     """Make the tables and pictures named (all of them, if none is) and put them into ``page`` and beside its data.
 
     Returns their names. Tables are computed before anything is written. Raises ValueError for an unknown name, a
@@ -43,6 +51,26 @@ def update(page: Path, only: Sequence[str] = ()) -> list[str]:
     changed = insert(page.read_text(encoding="utf-8"), tables)
     for name in wanted:
         if name in PICTURES:
-            draw(name, data, data / f"{name}.png")
+            draw(name, data / "eval", runs, data / f"{name}.png")
     write_whole(page, changed)
     return wanted
+
+
+def main() -> int:
+    """Exit code 1 and one line where a file or a marker is missing."""
+    parser = argparse.ArgumentParser(prog="python docs/results/make_page.py", description=__doc__)
+    parser.add_argument("page", type=Path, help="the page; its reports lie in the folder of the same name")
+    parser.add_argument("names", nargs="*", help="tables and pictures; all of them by default")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the training runs (%(default)s)")
+    options = parser.parse_args()
+    try:
+        made = update(options.page, options.names, options.runs)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"make_page.py: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.page}: {', '.join(made)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

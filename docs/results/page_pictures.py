@@ -6,32 +6,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asyncthink.results.reports import Line, read_lines
-from asyncthink.results.tables import SHEETS
 from asyncthink.train.curve import plot_curves
 from asyncthink.view.report import solved
+from page_reports import Line, read_lines
+from page_tables import SHEETS
 
-#: Picture -> the training logs that lie over each other in it (name -> file).
-CURVES: dict[str, dict[str, str]] = {
-    "curves": {mode: f"{mode}.jsonl" for mode in ("sequential", "parallel", "asyncthink")},
-    "ablation-curves": {name: f"{name}.jsonl" for name in ("asyncthink", "no-eta", "no-sft")},
-}
+#: Picture -> the training runs that lie over each other in it.
+CURVES = {"curves": ("sequential", "parallel", "asyncthink"), "ablation-curves": ("asyncthink", "no-eta", "no-sft")}
 FIGURES = ("reward", "accuracy", "solved", "format_errors", "eta", "critical_path_tokens")
 FRONTIER = "frontier"
 PICTURES = (*CURVES, FRONTIER)
 _TABLES_IN_FRONTIER = ("countdown", "ablations")
 
 
-def draw(name: str, data: Path, picture: Path) -> None:
-    """Write the PNG ``name`` from the reports and logs under ``data``. Raises ValueError where one is missing."""
+def draw(name: str, reports: Path, runs: Path, picture: Path) -> None:
+    """Write the PNG ``name`` from the folder of reports or that of runs. Raises ValueError where a file is missing."""
     if name == FRONTIER:
-        _frontier(data / "eval", picture)
+        _frontier(reports, picture)
         return
-    runs = {label: data / "train" / file for label, file in CURVES[name].items()}
-    for path in runs.values():
+    logs = {run: runs / run / "metrics.jsonl" for run in CURVES[name]}
+    for run, path in logs.items():
         if not path.is_file():
-            raise ValueError(f"{path}: expected the metrics.jsonl of a training run, got no file")
-    plot_curves(runs, picture, FIGURES)
+            raise ValueError(f"{path}: expected the log of training run {run}, got no file")
+    plot_curves(logs, picture, FIGURES)
+    _shrink(picture)
+
+
+def _shrink(picture: Path) -> None:
+    """Keep sixteen colours: thin lines over each other make a PNG of all colours five times as large."""
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        image.convert("RGB").quantize(16).save(picture, optimize=True)
 
 
 def _frontier(reports: Path, picture: Path) -> None:

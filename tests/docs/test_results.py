@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,12 +15,15 @@ from typing import Any
 import pytest
 
 from asyncthink.eval.bootstrap import Bootstrap
-from asyncthink.results import page as results
-from asyncthink.results.pictures import CURVES, PICTURES, draw
-from asyncthink.results.tables import SHEETS
 from asyncthink.train import curve
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "docs" / "results"))
+
+import make_page as results  # noqa: E402
+from page_pictures import CURVES, PICTURES, draw  # noqa: E402
+from page_tables import SHEETS  # noqa: E402
+
 ABOUT = {
     "task": "countdown-8", "asked": 4, "puzzles": 4, "first": 0, "questions_sha256": "ab", "pool": 4, "budget": 300,
     "temperature": 1.0, "draws": 2, "seed": 0, "timed_puzzles": 2, "machine": "CPU, 1 thread", "comparisons": [],
@@ -49,10 +53,15 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]], **changed: object
     (folder / name).write_text(json.dumps(ABOUT | changed | {"rows": rows}))
 
 
+def runs_of(data: Path) -> Path:
+    """The folder of training runs that belongs to ``data``."""
+    return data.parent / "runs"
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """The folder of ``results.md`` with everything that any table or picture reads."""
-    reports, logs = tmp_path / "results" / "eval", tmp_path / "results" / "train"
+    """The folder of ``results.md`` with all reports that any table or picture reads; runs lie beside it."""
+    reports = tmp_path / "results" / "eval"
     modes = [
         row("sequential", [0, 0, 0, 1], 200, 0.4), row("parallel union", [0, 1, 0, 1], 200, 0.5),
         row("asyncthink shared exact", [1, 1, 0.5, 1], 150, 0.35),
@@ -66,13 +75,14 @@ def data(tmp_path: Path) -> Path:
     ]
     write(reports, "joins.json", [row(name, [1, 1, 0, 1], 150, 0.4) for name in joins])
     write(reports, "joins-rl.json", [row(name, [1, 0, 0, 1], 140, 0.4) for name in joins[:3]])
-    logs.mkdir()
-    for name in {file for files in CURVES.values() for file in files.values()}:
+    for run in {run for runs in CURVES.values() for run in runs}:
+        log = runs_of(tmp_path / "results") / run / "metrics.jsonl"
+        log.parent.mkdir(parents=True)
         steps = [
             {"step": step, "loss": 0.1 - step / 10, "reward": step / 10, "eta": 0.5, "accuracy": 0.1 * step}
             for step in (1, 2, 3)
         ]
-        (logs / name).write_text("".join(f"{json.dumps(line)}\n" for line in steps))
+        log.write_text("".join(f"{json.dumps(line)}\n" for line in steps))
     return tmp_path / "results"
 
 
@@ -136,8 +146,9 @@ def test_other_tables_have_a_row_a_line(data: Path, name: str) -> None:
 
 def test_everything_at_once_and_again(data: Path) -> None:
     path = page(data, *SHEETS)
-    command = [sys.executable, "-m", "asyncthink.results", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT / "python")
+    command = [sys.executable, str(Path(results.__file__)), str(path), "--runs", str(runs_of(data))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "python")))}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == f"{path}: {', '.join([*SHEETS, *PICTURES])}\n"
     first = path.read_text(encoding="utf-8")
     assert "stale" not in first and first.count("Prose after, 95%.") == len(SHEETS)
@@ -145,7 +156,7 @@ def test_everything_at_once_and_again(data: Path) -> None:
         assert (data / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
     assert results.update(path, ["joins", "countdown"]) == ["joins", "countdown"]
     assert path.read_text(encoding="utf-8") == first
-    assert sorted(each.name for each in data.iterdir()) == sorted(["eval", "train", *(f"{p}.png" for p in PICTURES)])
+    assert sorted(each.name for each in data.iterdir()) == sorted(["eval", *(f"{p}.png" for p in PICTURES)])
 
 
 @pytest.mark.filterwarnings("error")
@@ -153,10 +164,12 @@ def test_curves_show_what_reinforcement_changes(data: Path, monkeypatch: pytest.
     panels: list[str] = []
     panel = curve._panel
     monkeypatch.setattr(curve, "_panel", lambda axis, name, runs: (panels.append(name), panel(axis, name, runs)))
-    draw("curves", data, data / "curves.png")
+    draw("curves", data / "eval", runs_of(data), data / "curves.png")
     assert panels == ["reward", "accuracy", "eta"], "what the logs report, without the loss"
     panels.clear()
-    curve.plot_curves({"one": data / "train" / "asyncthink.jsonl"}, data / "one.png")  # a loss below zero is no warning
+    curve.plot_curves(
+        {"one": runs_of(data) / "asyncthink" / "metrics.jsonl"}, data / "one.png"
+    )  # a loss below zero is no warning
     assert panels == ["loss", "reward", "accuracy", "eta"]
 
 
@@ -170,9 +183,9 @@ def test_nothing_is_written_where_something_is_missing(data: Path) -> None:
     (data / "eval" / "joins.json").unlink()
     with pytest.raises(ValueError, match=r"joins.json: expected a report of `asyncthink eval --json`, got no file"):
         results.update(path, ["countdown", "joins"])
-    (data / "train" / "parallel.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"parallel.jsonl: expected the metrics.jsonl of a training run, got no file"):
-        results.update(path, ["countdown", "curves"])
+    (runs_of(data) / "parallel" / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"metrics.jsonl: expected the log of training run parallel, got no file"):
+        results.update(path, ["countdown", "curves"], runs_of(data))
     assert path.read_text() == before
     path.write_text(2 * PAGE.format("countdown"))
     with pytest.raises(ValueError, match="got 2"):
@@ -211,5 +224,5 @@ def test_the_page_in_the_box_has_a_place_for_every_table_and_picture() -> None:
         assert f"results/{name}.png" in text
     for file in {line.file for sheet in SHEETS.values() for line in sheet.lines}:
         assert file.removesuffix(".json") in recipe, file
-    for file in {file for files in CURVES.values() for file in files.values()}:
-        assert file.removesuffix(".jsonl") in recipe, file
+    for run in {run for runs in CURVES.values() for run in runs}:
+        assert f"train {run} " in recipe, run

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from asyncthink.eval.evaluation import compare
-from asyncthink.results.reports import Line, Lines, read_lines
 from asyncthink.view.report import compared, solved
+from page_reports import Line, Lines, read_lines
 
 Row = dict[str, Any]
 
