@@ -32,7 +32,7 @@ OPS = ("append_kv", "copy_pages", "join_append", "merge_states", "paged_attentio
 #: Shares of all the time, from the start, at which a part is ended; the page needs the rest.
 BUILD, TESTS, WARM, BENCH = 0.25, 0.45, 0.5, 0.96
 #: They test how the repository is built and shipped and what compilers make of it, not the device.
-NOT_HERE = ("test_packaging", "test_readme", "test_native_build", "test_aot")
+NOT_HERE = ("test_packaging", "test_readme", "test_native_build", "test_kernel_report")
 #: In how many processes the sanitizer goes over our kernels: tool, backend and ops. Triton's must be compiled first.
 CHECKS = {
     "memcheck of the ops that write": (

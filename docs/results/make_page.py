@@ -1,6 +1,6 @@
 """``python docs/results/make_page.py docs/results.md [NAME ...]``: make its tables and pictures, all or those named.
 
-The data of a page ``NAME.md`` lies in the folder ``NAME``: ``eval/*.json`` holds what ``asyncthink eval --json`` prints.
+The data of a page ``NAME.md`` lies in the folder ``NAME``: ``eval/*.json`` what ``asyncthink eval --json`` prints.
 Curves are drawn from the ``metrics.jsonl`` of the training runs, in ``runs/``. Tables stand between
 ``<!-- table: NAME -->`` and ``<!-- end -->`` and are replaced there; all other lines of the page stay.
 """

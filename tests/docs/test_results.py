@@ -167,9 +167,7 @@ def test_curves_show_what_reinforcement_changes(data: Path, monkeypatch: pytest.
     draw("curves", data / "eval", runs_of(data), data / "curves.png")
     assert panels == ["reward", "accuracy", "eta"], "what the logs report, without the loss"
     panels.clear()
-    curve.plot_curves(
-        {"one": runs_of(data) / "asyncthink" / "metrics.jsonl"}, data / "one.png"
-    )  # a loss below zero is no warning
+    curve.plot_curves({"one": runs_of(data) / "asyncthink" / "metrics.jsonl"}, data / "one.png")  # no warning
     assert panels == ["loss", "reward", "accuracy", "eta"]
 
 

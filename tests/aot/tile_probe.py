@@ -10,7 +10,7 @@ import json
 import re
 import sys
 
-from asyncthink_kernels.backends.triton import _compile
+import triton_compile
 
 #: The kernel module; the package's attribute of that name is the op.
 MODULE = importlib.import_module("asyncthink_kernels.backends.triton.tree_attention")
@@ -23,7 +23,7 @@ def main(arch: str) -> None:
     for variant in MODULE.variants(arch):
         match = FAMILY.match(variant.name)
         if match:
-            found.setdefault(match[1], {})[match[2]] = LAYOUT.findall(_compile.intermediate(variant, arch))
+            found.setdefault(match[1], {})[match[2]] = LAYOUT.findall(triton_compile.intermediate(variant, arch))
     print(json.dumps(found))
 
 

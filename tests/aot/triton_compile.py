@@ -21,8 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from asyncthink_kernels.backends._resources import Resources, from_amd, from_nvidia
 from asyncthink_kernels.backends.triton._launch import Variant
+from gpu_resources import Resources, from_amd, from_nvidia
 
 #: Part of every key: count up when :class:`Resources` means something else than before.
 _EDITION = 1

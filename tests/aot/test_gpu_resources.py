@@ -1,14 +1,11 @@
-"""Resources of compiled kernels: read from compilers' output as recorded, judged, kept and shown."""
+"""Resources of compiled kernels: read from compilers' output as recorded, and judged."""
 
-import os
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from asyncthink_kernels._aot_records import Record, Records, aligned, detail_rows, page, summary_rows, write_whole
-from asyncthink_kernels.backends._resources import SHARED_LIMIT, Resources, faults, from_amd, from_nvidia
+from gpu_resources import SHARED_LIMIT, Resources, faults, from_amd, from_nvidia
 
 PTXAS_LOG = """\
 ptxas info    : (C7511) Potential Performance Loss: wgmma.mma_async instructions are serialized due to insufficient \
@@ -82,30 +79,3 @@ def test_faults(arch: str) -> None:
     assert re.fullmatch("spills 8 (bytes|registers)", *faults(replace(GOOD, spills=8), arch))
     assert faults(replace(GOOD, local=8), arch) == ["8 bytes of local memory"]
     assert faults(replace(GOOD, tensor=513), arch) == [f"513 columns of tensor memory, {arch} has 512"]
-
-
-def test_tables_and_files(tmp_path: Path) -> None:
-    def record(name: str, arch: str, **changes: object) -> Record:
-        return Record(name, arch, f"key-{name}-{arch}", "_kernel", 4, 2, replace(GOOD, **changes))  # type: ignore[arg-type]
-
-    rows = [
-        record("b", "gfx942", lanes=3),
-        record("b", "sm_80", warnings=("C7511",)),
-        record("a", "sm_100", shared=2560, local=8),
-    ]
-    table = Records.of("3.7.1", rows)
-    assert [(each.name, each.arch) for each in table.records] == [("a", "sm_100"), ("b", "sm_80"), ("b", "gfx942")]
-    path = tmp_path / "table.json"
-    write_whole(path, table.to_text())
-    assert Records.load(path) == table
-    assert len(path.read_text().splitlines()) == len(rows) + 2, "a line a record"
-    assert os.listdir(tmp_path) == ["table.json"]
-
-    summary = aligned(summary_rows(table.records)).splitlines()
-    assert summary[2].split() == ["_kernel", "sm_100", "1", "64", "2.5", "227", "1", "none"]
-    assert len(aligned(detail_rows(table.records)).splitlines()) == 4
-    assert "| b | 4 | 2 | 64 r, 1 K, none, C7511 |  |  | 64 r, 1 K, none, 3 in lanes |" in page(table).splitlines()
-
-    path.write_text('{"triton": "3.7.1", "records": [{"name": "a"}]}')
-    with pytest.raises(ValueError, match=r"table.json is no table of resources: KeyError 'arch'"):
-        Records.load(path)
