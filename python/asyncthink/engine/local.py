@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from asyncthink.engine.agent import Agent
+from asyncthink.engine.labels import label
 from asyncthink.engine.prefix_cache import RoleHeads
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.sampling import draw, drawable
@@ -52,10 +53,12 @@ class LocalEngine:
     def step(self) -> int:
         """One forward pass that advances every runnable agent; returns the number of new tokens computed."""
         try:
-            work = self._schedule()
+            with label("schedule"):
+                work = self._schedule()
             self._advance(work)
-            for run in self.scheduler.running:
-                self._tell(run, run.core.tick)
+            with label("parse"):
+                for run in self.scheduler.running:
+                    self._tell(run, run.core.tick)
         except BaseException:
             self.abandon(list(self.scheduler.running))
             raise
@@ -131,7 +134,8 @@ class LocalEngine:
         """Compute what was chosen, draw for those who are to draw, and tell the episodes."""
         if not work:
             return
-        plan = self.decoder.cache.plan([(agent.branch, count) for _, agent, count in work])
+        with label("plan"):
+            plan = self.decoder.cache.plan([(agent.branch, count) for _, agent, count in work])
         drawing: list[tuple[EpisodeRun, Agent]] = []
         rows: list[int] = []  # of the last token of each agent that draws
         tokens: list[int] = []
@@ -141,9 +145,13 @@ class LocalEngine:
             if draws:
                 drawing.append((run, agent))
                 rows.append(len(tokens) - 1)
-        logits = self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, rows)
-        for (run, agent), drawn in zip(drawing, self._drawn(logits, drawing), strict=True):
-            self._tell(run, _accept, run, agent.speaker.number, drawn)
+        with label("model"):
+            logits = self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, rows)
+        with label("draw"):
+            drawn = self._drawn(logits, drawing)
+        with label("parse"):
+            for (run, agent), one in zip(drawing, drawn, strict=True):
+                self._tell(run, _accept, run, agent.speaker.number, one)
 
     def _drawn(self, logits: Tensor, drawing: Sequence[tuple[EpisodeRun, Agent]]) -> Sequence[tuple[int, float] | None]:
         """(token, log-probability) a row, None for rows that cannot be drawn from; those are looked for on failure."""
