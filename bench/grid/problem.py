@@ -15,10 +15,9 @@ from torch import Tensor
 
 from asyncthink_kernels import tuning
 from asyncthink_kernels.cache import Branch, KVStorage, LayerShape, TreeCache
+from clock import Spread
 
-from .grid import Cell
-from .spread import Spread
-from .timing import synchronize
+from .cells import Cell
 
 PLANS = 12  # timed of each kind
 SLACK = 4  # pages that each leaf may grow by while plans are timed
@@ -141,7 +140,8 @@ class Problem:
             plan = self.cache.plan(self._work)
             planned = time.perf_counter()
             plan.to(self.device)
-            synchronize(self.device)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
             found["fresh"].append(planned - start)
             found["to the device"].append(time.perf_counter() - planned)
         for _ in range(2 * PLANS):

@@ -1,6 +1,6 @@
 """FlashInfer in four variants, each on our own pages through tables of shared page ids.
 
-Written for flashinfer-python 0.6.12. It compiles its kernels with nvcc at first use: `warm` does that ahead.
+Written for flashinfer-python 0.6.12. It compiles its kernels with nvcc at first use.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def workspace(device: torch.device) -> Tensor:
 class FlashInfer(Contestant):
     """What the variants share: `wrapper` is one of its classes, `tables` are what its plan is told."""
 
-    compiles = "once"
+    peer = "flashinfer"
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)

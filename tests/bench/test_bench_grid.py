@@ -1,7 +1,8 @@
-"""The GPU bench where there is no GPU: its grid, its arithmetic, and who takes part in it."""
+"""The grid of trees where there is no GPU: its arithmetic, and who takes part in it."""
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import math
 import sys
@@ -19,18 +20,21 @@ from asyncthink_kernels import tree_attention, tuning, use_backend
 from asyncthink_kernels.testing import widened
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))
+sys.path.append(str(ROOT / "bench"))
 
-from bench.gpu import flashinfer_peers, grid, ours, peers, spread  # noqa: E402
-from bench.gpu.contestant import Contestant  # noqa: E402
-from bench.gpu.problem import Problem, equal_runs  # noqa: E402
+import bench_tree_grid  # noqa: E402
+import clock  # noqa: E402
+import contest  # noqa: E402
+from grid import cells, flashinfer_peers, ours, peers  # noqa: E402
+from grid.contestant import Contestant  # noqa: E402
+from grid.problem import Problem, equal_runs  # noqa: E402
 
 #: A prefix, three levels, a forest, no sharing, leaves of unequal length, a node above the leaves that ends mid-page.
 TREES = ("1,3|64,20", "1,2,4|32,16,7", "2,4|32,16", "3|21", "1,4|32,~9", "2,4|33,5")
 
 
 def small(tree: str, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float32) -> Problem:
-    return Problem(grid.Cell(grid.parse_tree(tree), heads, kv_heads, head_dim=16), "cpu", dtype)
+    return Problem(cells.Cell(cells.parse_tree(tree), heads, kv_heads, head_dim=16), "cpu", dtype)
 
 
 # The grid
@@ -49,13 +53,13 @@ def small(tree: str, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = tor
 )
 def test_a_text_that_is_no_tree(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        grid.parse_tree(text)
+        cells.parse_tree(text)
 
 
 @pytest.mark.parametrize("name", ["32 1|4", "32/0 1|4", "5/2 1|4", "a/b 1|4", "32/8"])
 def test_a_text_that_is_no_cell(name: str) -> None:
     with pytest.raises(ValueError, match="expected"):
-        grid.parse_cell(name)
+        cells.parse_cell(name)
 
 
 @settings(deadline=None, max_examples=40)
@@ -65,7 +69,7 @@ def test_a_tree_counts_as_its_sets_of_tokens_do(levels: list[tuple[int, int]], r
     nodes = [math.prod(factor for factor, _ in levels[: depth + 1]) for depth in range(len(levels))]
     tokens = [count for _, count in levels]
     text = f"{','.join(map(str, nodes))}|{','.join(map(str, tokens[:-1]))}{',' * (len(tokens) > 1)}"
-    tree = grid.parse_tree(f"{text}{'~' * ragged}{tokens[-1]}")
+    tree = cells.parse_tree(f"{text}{'~' * ragged}{tokens[-1]}")
     assert ragged or tree.lengths == tuple((count,) * n for n, count in zip(nodes, tokens, strict=True))
     assert all(1 <= length < 2 * tokens[-1] + 1 for length in tree.lengths[-1])
     seen: list[set[tuple[int, int, int]]] = []
@@ -77,33 +81,33 @@ def test_a_tree_counts_as_its_sets_of_tokens_do(levels: list[tuple[int, int]], r
         seen.append(mine)
     assert tree.contexts == tuple(map(len, seen))
     assert tree.unique_tokens == len(set.union(*seen))
-    cell = grid.Cell(tree, heads=6, kv_heads=2, head_dim=8)
+    cell = cells.Cell(tree, heads=6, kv_heads=2, head_dim=8)
     assert cell.operations == sum(2 * 2 * 6 * 8 for mine in seen for _ in mine)
     assert cell.bytes(2) == 2 * (sum(2 * 2 * 8 for _ in set.union(*seen)) + 2 * len(seen) * 6 * 8)
 
 
-@pytest.mark.parametrize("module", [grid, spread], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [cells, clock], ids=lambda module: module.__name__)
 def test_examples(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0 < doctest.testmod(module).attempted
 
 
 def test_the_grid_is_what_was_asked_for() -> None:
-    names, all_names = grid.quick(), grid.everything()
+    names, all_names = cells.quick(), cells.everything()
     assert len(set(names)) == len(names) and set(names) <= set(all_names)
-    cells = [grid.parse_cell(name) for name in names]
+    found = [cells.parse_cell(name) for name in names]
     heads = {(32, 8), (64, 8), (16, 1), (8, 1), (32, 32)}
     for tree in ("1,10|4000,400", "1,256|256,32", "1,16,64|1024,256,32", "1,4,16,512|1024,256,128,32",
                  "4,16,256|512,32,128", "256|1024"):  # fmt: skip
-        assert {(c.heads, c.kv_heads) for c in cells if c.tree.text == tree} == heads
-    behind_prefix = [cell.tree for cell in cells if len(cell.tree.nodes) == 2 and cell.tree.nodes[0] == 1]
+        assert {(c.heads, c.kv_heads) for c in found if c.tree.text == tree} == heads
+    behind_prefix = [cell.tree for cell in found if len(cell.tree.nodes) == 2 and cell.tree.nodes[0] == 1]
     assert {512, 32768} <= {tree.tokens[0] for tree in behind_prefix}
     assert {1, 64} <= {tree.nodes[1] for tree in behind_prefix}
     assert {32, 128, 512, 2048} <= {tree.tokens[1] for tree in behind_prefix}
     assert any(tree.ragged for tree in behind_prefix)
     assert len(all_names) == 5 * (6 + 7 * 7 * 5)
-    assert [cell.name for cell in grid.chosen("^8/1 256")] == ["8/1 256|1024"]
+    assert [cell.name for cell in cells.chosen("^8/1 256")] == ["8/1 256|1024"]
     with pytest.raises(ValueError, match="finds a cell"):
-        grid.chosen("no such cell")
+        cells.chosen("no such cell")
 
 
 # The problem
@@ -265,6 +269,37 @@ def test_flashinfer_gets_tables_that_say_the_same(variant: str, tree: str, monke
     made.plan()
     assert made.check() < 1e-6
     assert made.detail == {"Cascade": "auto", "CascadeFa2": "fa2"}.get(variant, "")
+
+
+def test_a_cell_is_checked_timed_and_has_its_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "ROUNDS", (2, 2))
+    x, failures = small("1,3|64,20", dtype=torch.bfloat16), contest.Failures(tolerant=True)
+    monkeypatch.setattr(peers.Flex, "plan", lambda self: 1 / 0)
+    found, notes = bench_tree_grid.enter(x, ["sdpa", "flex"], failures)
+    assert list(found) == ["tree_attention", "paged_attention", "torch SDPA (gathered)"]
+    assert "FlashInfer BatchAttention did not run: not asked for" in notes
+    assert "tree_attention, CUDA C++ did not run: only a GPU has them" in notes
+    assert failures == {"FlexAttention (packed unique K/V)": "ZeroDivisionError: division by zero"}
+    cell = bench_tree_grid.grid_cell(x, found)
+    contest.check(cell, failures)
+    times, _ = contest.timed(cell, clock.CpuClock(), 0.0, failures)
+    row = contest.row(cell, times, contest.Limits(1e9, 1e9, math.inf, math.inf))
+    row |= bench_tree_grid.apart(x, found)
+    assert row["shape"] == "4/2 1,3\\|64,20" and row["x torch SDPA (gathered)"] > 0 < row["paged_attention us"]
+    assert {"MB", "chunk", "plan fresh us", "plan in place us", "plan torch SDPA (gathered) us"} <= row.keys()
+
+
+def test_a_wrong_peer_is_named_and_our_own_fault_is_raised() -> None:
+    x, failures = small("1,3|64,20"), contest.Failures(tolerant=True)
+    found, _ = bench_tree_grid.enter(x, ["sdpa"], failures)
+    cell = bench_tree_grid.grid_cell(x, found)
+    zeros = torch.zeros_like(x.q)
+    contest.check(dataclasses.replace(cell, peers={"wrong": lambda part: zeros}), failures)
+    assert failures == {"wrong": "ValueError: wrong result: relative error 1, allowed 0.0001"}
+    with pytest.raises(ValueError, match="wrong result"):
+        contest.check(dataclasses.replace(cell, ours=lambda part: zeros), failures)
+    with pytest.raises(ValueError, match="wrong result"):
+        contest.check(dataclasses.replace(cell, peers={"wrong": lambda part: zeros}), contest.Failures(tolerant=False))
 
 
 def test_flashinfer_says_why_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .problem import Problem
-from .timing import relative_error
 
 #: Largest relative error of a row's output, ||out - expected|| / ||expected||, of whoever is timed. The rounding of
 #: outputs and of softmax weights to the dtype comes to about a quarter of it; a page left out of 100K tokens is more.
 ERROR = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-4}
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """The largest ||actual - expected|| / ||expected|| over rows and heads; [T, Hq, D] both. NaN where one is NaN."""
+    difference = (actual.double() - expected).norm(dim=-1)
+    return float((difference / expected.norm(dim=-1)).max())
 
 
 class Contestant(ABC):
@@ -24,8 +29,7 @@ class Contestant(ABC):
 
     name: ClassVar[str]
     ours: ClassVar[bool] = False
-    #: What compiles so long at its first run that `warm` does it ahead: nothing, "once" for all, each "shape".
-    compiles: ClassVar[Literal["once", "shape"] | None] = None
+    peer: ClassVar[str] = ""  # what `--peers` calls it
     detail = ""  # what ran: a tile, a backend
 
     def __init__(self, problem: Problem) -> None:

@@ -23,6 +23,7 @@ class Sdpa(Contestant):
     G query heads of a kv head as G query rows."""
 
     name = "torch SDPA (gathered)"
+    peer = "sdpa"
 
     def plan(self) -> None:
         """Which slots each batch gathers."""
@@ -52,7 +53,7 @@ class Flex(Contestant):
     """
 
     name = "FlexAttention (packed unique K/V)"
-    compiles = "shape"
+    peer = "flex"
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
