@@ -16,10 +16,10 @@ costs no launch that not sharing would save.
 - all members compile to one matrix instruction, with the warps laid along the tokens in the same way, so sums over
   tokens and over head_dim run in the same order: warpgroup MMA with all warps along the rows on sm_90, warp MMA with
   all four warps along the tokens elsewhere (along the rows where values have no more than 16 dims).
-  tests/kernels/test_tile_families.py reads that off the compiled kernels.
+  tests/aot/test_tile_families.py reads that off the compiled kernels.
 
 Nothing here was measured on a GPU yet; the arithmetic behind each choice is written beside it. That nothing spills was
-the other half of the choice: ``python -m asyncthink_kernels.aot``.
+the other half of the choice: ``python tests/aot/kernel_report.py``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import torch
 
 from asyncthink_kernels import append_kv
 from asyncthink_kernels.testing import normal
-from contest import Cell, caches, parts
+from contest import DEVICE, Cell, caches, parts
 
 PAGE = 16
 
@@ -19,14 +19,14 @@ PAGE = 16
 @pytest.mark.quick(tokens=[5, 1024], dtype=[torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("tokens", [5, 64, 1024])
-def test_append(benchmark, contest, peers, tokens, dtype):
-    H, D = (8, 128) if benchmark.enabled else (2, 16)
+def test_append(timed, contest, peers, tokens, dtype):
+    H, D = (8, 128) if timed else (2, 16)
     bytes_written = 2 * tokens * H * D * dtype.itemsize  # of K and V; as many are read
-    number = parts(2 * bytes_written, benchmark.enabled)
-    k, v = normal((2, number, tokens, H, D), dtype, 0)
+    number = parts(2 * bytes_written, timed)
+    k, v = normal((2, number, tokens, H, D), dtype, 0).to(DEVICE)
     pages = -(-number * tokens // PAGE)
     cache = caches(1, pages, PAGE, H, D, dtype)
-    slots = torch.randperm(pages * PAGE)[: number * tokens].view(number, tokens)
+    slots = torch.randperm(pages * PAGE, device=DEVICE)[: number * tokens].view(number, tokens)
     if tokens > 64:  # a prompt fills its pages from front to back
         slots = slots.sort(dim=1).values
     arguments = [(k[part], v[part], cache[0][0], cache[1][0], slots[part]) for part in range(number)]

@@ -14,10 +14,10 @@ import torch
 
 import machine
 from bench_generation import SHAPE, TINY, columns, random_qwen3
+from clock import Spread
 from engines import MOST_BRANCHES
 from engines.continuous import served
 from engines.ours import Ours
-from gpu.spread import Spread
 
 NEW = {512: 12, 4096: 8}  # tokens of a request; at 4,096 a step of 8 takes continuous batching more than a second
 STEPS = 24  # of ours, half of them before the peer and half behind

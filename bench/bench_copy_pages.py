@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from asyncthink_kernels import copy_pages
-from contest import Cell, caches, parts
+from contest import DEVICE, Cell, caches, parts
 
 PAGE = 16
 
@@ -18,12 +18,12 @@ PAGE = 16
 @pytest.mark.quick(pages=[1, 64], dtype=[torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("pages", [1, 16, 64])
-def test_copy(benchmark, contest, peers, pages, dtype):
-    L, H, D = (28, 8, 128) if benchmark.enabled else (2, 2, 16)
+def test_copy(timed, contest, peers, pages, dtype):
+    L, H, D = (28, 8, 128) if timed else (2, 2, 16)
     bytes_written = 2 * L * pages * PAGE * H * D * dtype.itemsize  # of K and V; as many are read
-    number = parts(2 * bytes_written, benchmark.enabled)
+    number = parts(2 * bytes_written, timed)
     k, v = caches(L, 2 * number * pages, PAGE, H, D, dtype)
-    src, dst = torch.randperm(2 * number * pages).view(2, number, pages)
+    src, dst = torch.randperm(2 * number * pages, device=DEVICE).view(2, number, pages)
     contest(
         Cell(
             shape=f"{pages} pages of {PAGE}, {L} layers, {H} x {D}",

@@ -21,10 +21,10 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import machine
+from clock import Spread
 from engines import NEW, Engine
 from engines.hugging_face import HuggingFace
 from engines.ours import Ours
-from gpu.spread import Spread
 
 SHAPE = {"vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
          "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}  # fmt: skip

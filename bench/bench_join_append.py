@@ -12,7 +12,7 @@ import torch
 
 from asyncthink_kernels import join_append
 from asyncthink_kernels.testing import TOLERANCE, angles
-from contest import Cell, caches, parts
+from contest import DEVICE, Cell, caches, parts
 
 PAGE, SHIFT = 16, 321
 HIDDEN, HEADS, INTERMEDIATE = 1024, 16, 3072  # Qwen3-0.6B
@@ -27,14 +27,14 @@ def prefill_operations(tokens: int, L: int, H: int, D: int) -> int:
 @pytest.mark.quick(dtype=[torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("tokens", [64, 1024])
-def test_join(benchmark, contest, peers, tokens, dtype):
-    L, H, D = (28, 8, 128) if benchmark.enabled else (2, 2, 16)
+def test_join(timed, contest, peers, tokens, dtype):
+    L, H, D = (28, 8, 128) if timed else (2, 2, 16)
     bytes_written = 2 * L * tokens * H * D * dtype.itemsize  # of K and V; as many are read
-    number = parts(2 * bytes_written, benchmark.enabled)
+    number = parts(2 * bytes_written, timed)
     k, v = caches(L, 2 * number * tokens // PAGE, PAGE, H, D, dtype)
     runs = torch.randperm(2 * number * tokens // PAGE)[:, None] * PAGE + torch.arange(PAGE)  # pages lie anywhere
-    src, dst = runs.view(2, number, tokens)
-    turn = angles(torch.full((L,), SHIFT), D // 2)
+    src, dst = runs.view(2, number, tokens).to(DEVICE)
+    turn = [each.to(DEVICE) for each in angles(torch.full((L,), SHIFT), D // 2)]
     contest(
         Cell(
             shape=f"{tokens} tokens, {L} layers, {H} x {D}",

@@ -11,19 +11,19 @@ import torch
 
 from asyncthink_kernels import merge_states
 from asyncthink_kernels.testing import TOLERANCE, normal
-from contest import Cell, parts
+from contest import DEVICE, Cell, parts
 
 
 @pytest.mark.quick(dtype=[torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(("states", "rows"), [(2, 8), (8, 8), (8, 512)])
-def test_merge(benchmark, contest, peers, states, rows, dtype):
-    heads, D = (16, 128) if benchmark.enabled else (2, 16)
+def test_merge(timed, contest, peers, states, rows, dtype):
+    heads, D = (16, 128) if timed else (2, 16)
     one = rows * heads * (D * dtype.itemsize + torch.float32.itemsize)  # bytes of a state: out and LSE
-    number = parts((states + 1) * one, benchmark.enabled)
-    out = normal((number, states, rows, heads, D), dtype, 0)
-    lse = normal((number, states, rows, heads), torch.float32, 1)
-    if not benchmark.enabled:
+    number = parts((states + 1) * one, timed)
+    out = normal((number, states, rows, heads, D), dtype, 0).to(DEVICE)
+    lse = normal((number, states, rows, heads), torch.float32, 1).to(DEVICE)
+    if not timed:
         peers.pop("compiled", None)
     contest(
         Cell(

@@ -13,7 +13,7 @@ import torch
 
 from asyncthink_kernels import paged_attention
 from asyncthink_kernels.testing import TOLERANCE
-from contest import Cell, caches, parts
+from contest import DEVICE, Cell, caches, parts
 from peers import Sequences
 
 H, G, PAGE = 8, 2, 16
@@ -32,17 +32,17 @@ def problem(lengths: list[int], D: int, dtype: torch.dtype) -> Sequences:
     L = M * PAGE
     k, v = (cache.view(B, H, L, D) for cache in caches(1, B * H, L, 1, D, dtype))
     k_cache, v_cache = (cache[0] for cache in caches(1, B * M, PAGE, H, D, dtype))
-    tables = torch.randperm(B * M).view(B, M)
+    tables = torch.randperm(B * M, device=DEVICE).view(B, M)
     for dense, cache in ((k, k_cache), (v, v_cache)):
         cache[tables] = dense.transpose(1, 2).view(B, M, PAGE, H, D)
-    seen = torch.arange(L) < torch.tensor(lengths)[:, None]
-    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)[:, None, None]
+    seen = torch.arange(L, device=DEVICE) < torch.tensor(lengths, device=DEVICE)[:, None]
+    mask = torch.zeros(seen.shape, dtype=dtype, device=DEVICE).masked_fill_(~seen, -torch.inf)[:, None, None]
     return Sequences(
-        q=torch.randn(B, H * G, D).to(dtype),
+        q=torch.randn(B, H * G, D, device=DEVICE).to(dtype),
         k_cache=k_cache,
         v_cache=v_cache,
         tables=tables.int(),
-        lengths=torch.tensor(lengths, dtype=torch.int32),
+        lengths=torch.tensor(lengths, dtype=torch.int32, device=DEVICE),
         k=k,
         v=v,
         mask=None if seen.all() else mask,
@@ -52,8 +52,7 @@ def problem(lengths: list[int], D: int, dtype: torch.dtype) -> Sequences:
 @pytest.mark.quick(batch=["8 x 599..2048"], dtype=[torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("batch", list(BATCHES))
-def test_decoding_step(benchmark, contest, peers, batch, dtype):
-    timed = benchmark.enabled
+def test_decoding_step(timed, contest, peers, batch, dtype):
     lengths, D = (BATCHES[batch], 128) if timed else ([-(-n // 32) for n in BATCHES[batch]], 16)
     tokens = sum(lengths)
     bytes_read = 2 * tokens * H * D * dtype.itemsize

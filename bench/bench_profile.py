@@ -2,8 +2,8 @@
 
 `pytest bench/bench_profile.py --benchmark` runs the Qwen3-0.6B shape (bfloat16, random weights) and, for the planner
 and the scheduler, 1,024 agents of a model of 2 layers (float32). "other" is what is neither a linear layer nor
-attention; the goal is 5% of a step at 8 agents and 15% at 256. Shares are of steps with a clock in them; "step ms" is
-without. Without the flag a tiny model runs, and shares must add up.
+attention; the goal is 5% of a step at 8 agents and 15% at 256. Shares are of steps that a profiler watches; "step ms"
+is without. Without the flag a tiny model runs, and shares must add up.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def test_step(benchmark, table, held, model, agents, prefix, compiled):
         "prefix": prefix,
         "compiled": "yes" if compiled else "no",
         "step ms": found["ms"],
-        "with the clock ms": found["ms_watched"],
+        "watched ms": found["ms_watched"],
         "tokens/s": found["tokens_per_second"],
         "plan and schedule ms": found["parts"]["plan"] + found["parts"]["schedule"],
         "other %": 100 - shares["linear"] - shares["attention"],

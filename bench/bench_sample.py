@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from asyncthink_kernels import sample
-from contest import Cell, parts
+from contest import DEVICE, Cell, parts
 from peers_sample import Draw
 
 V = 151_936
@@ -27,13 +27,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.quick(rows=[4], setting=["top-p 0.95"])
 @pytest.mark.parametrize("setting", list(SETTINGS))
 @pytest.mark.parametrize("rows", [1, 4, 64])
-def test_drawing(benchmark, contest, peers, rows, setting):
-    n = parts(rows * V * 4, benchmark.enabled)
-    draws = [Draw(3 * torch.randn(rows, V), **SETTINGS[setting]) for _ in range(n)]
-    numbers = torch.randint(1 << 40, (3, rows))
+def test_drawing(timed, contest, peers, rows, setting):
+    n = parts(rows * V * 4, timed)
+    draws = [Draw(3 * torch.randn(rows, V, device=DEVICE), **SETTINGS[setting]) for _ in range(n)]
+    numbers = torch.randint(1 << 40, (3, rows), device=DEVICE)
     one = draws[0]
-    shares = torch.tensor([one.temperature, one.top_p, 0.0]).view(3, 1).repeat(1, rows)
-    top_k = torch.full((rows,), one.top_k, dtype=torch.int32)
+    shares = torch.tensor([one.temperature, one.top_p, 0.0]).view(3, 1).repeat(1, rows).to(DEVICE)
+    top_k = torch.full((rows,), one.top_k, dtype=torch.int32, device=DEVICE)
 
     def ours(part: int) -> tuple[torch.Tensor, torch.Tensor]:
         return sample(draws[part].logits, *numbers, shares[0], top_k, shares[1], shares[2])

@@ -19,7 +19,8 @@ from torch import Tensor
 from asyncthink_kernels import tree_attention
 from asyncthink_kernels.cache import KVStorage, LayerShape, TreeCache
 from asyncthink_kernels.testing import TOLERANCE
-from contest import Call, Cell, parts
+from clock import Call
+from contest import DEVICE, Cell, parts
 from peers import Shared
 
 H, G, D, SUFFIX, PAGE = 8, 4, 128, 128, 16
@@ -59,16 +60,17 @@ def problem(
     return lambda layer: tree_attention(q, storage.k(layer), storage.v(layer), plan), peers
 
 
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="bench_tree_grid.py does it there")
 @pytest.mark.quick(branches=[1, 8], prefix=[8192], dtype=[torch.bfloat16])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("branches", BRANCHES)
-def test_decoding_step(benchmark, contest, table, peers, branches, prefix, dtype):
+def test_decoding_step(timed, contest, table, peers, branches, prefix, dtype):
     table.summary = summary
-    if not benchmark.enabled:
+    if not timed:
         prefix //= 64
     context = prefix + SUFFIX
-    ours, layers = problem(branches, prefix, dtype, parts(2 * context * H * D * dtype.itemsize, benchmark.enabled))
+    ours, layers = problem(branches, prefix, dtype, parts(2 * context * H * D * dtype.itemsize, timed))
 
     def on_layer(peer: Callable[[Shared], Tensor]) -> Call:
         return lambda layer: peer(layers[layer])

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import gc
 import json
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
 import contest as contests
 import machine
 import peers as all_peers
+from clock import Clock
 from limits import measured
 
 TABLES = pytest.StashKey[dict[str, "Table"]]()
 PEERS = pytest.StashKey[list[str] | None]()
+DEADLINE = pytest.StashKey[float]()
 OTHERS = pytest.StashKey[machine.Others]()
 
 
@@ -65,12 +69,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="time the benches; without it only results are checked")
     parser.addoption("--results", metavar="FOLDER", help="also write tables of results there, as Markdown and JSON")
     parser.addoption("--quick", action="store_true", help="the fewest cells of each bench: all benches in two minutes")
+    parser.addoption("--budget", type=float, default=math.inf, help="seconds after which no new cell of an op begins")
+    parser.addoption("--cells", default="quick", help="of bench_tree_grid.py: quick, all, or a regular expression")
     parser.addoption("--peers", metavar="NAME,NAME", help=f"compare with these only: {', '.join(all_peers.known())}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "quick(**cells): the values of parameters that --quick keeps")
     config.stash[TABLES] = {}
+    config.stash[DEADLINE] = time.monotonic() + config.getoption("--budget")
     text = config.getoption("--peers")
     try:
         config.stash[PEERS] = None if text is None else all_peers.chosen(text)
@@ -102,10 +109,29 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         session.config.stash[OTHERS] = machine.Others()
 
 
+@pytest.fixture(autouse=True)
+def _memory() -> Iterator[None]:
+    """Give the GPU back what a bench held; graphs keep memory of their own. Ends the run where the device is lost."""
+    yield
+    lost(contests.CLOCK)
+    if contests.DEVICE.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 @pytest.fixture
 def quick(request: pytest.FixtureRequest) -> bool:
     """Whether a bench should take few samples."""
     return bool(request.config.getoption("--quick"))
+
+
+@pytest.fixture
+def timed(request: pytest.FixtureRequest) -> bool:
+    """Whether times are taken. Skips the bench where `--budget` is spent."""
+    left = request.config.stash[DEADLINE] - time.monotonic()
+    if left < 0:
+        pytest.skip("no time left")
+    return bool(request.config.getoption("--benchmark"))
 
 
 @pytest.fixture
@@ -139,22 +165,49 @@ def engines(request: pytest.FixtureRequest, table: Table) -> list[str]:
 
 
 @pytest.fixture
-def contest(benchmark: BenchmarkFixture, table: Table, quick: bool) -> Callable[[contests.Cell], None]:
-    """Check a cell; with `--benchmark` time it and add its row."""
+def failures() -> contests.Failures:
+    """Peers of this cell that failed; ours, and anybody on a CPU, fails the test instead."""
+    return contests.Failures(tolerant=contests.CLOCK.device.type == "cuda")
 
-    def run(cell: contests.Cell) -> None:
-        contests.check(cell)
-        if not benchmark.enabled:
-            benchmark.pedantic(cell.ours, args=(0,))
-            return
-        times = contests.timed_in_turn(benchmark, cell, contests.QUICK_SECONDS if quick else contests.SECONDS)
-        made = contests.row(cell, times)
-        benchmark.extra_info |= made
-        table.add(made)
-        table.note(contests.limits_note())
-        table.more["limits"] = dataclasses.asdict(measured())
+
+@pytest.fixture
+def asked(request: pytest.FixtureRequest) -> list[str] | None:
+    """The names in `--peers`; None where all peers are asked for."""
+    return request.config.stash[PEERS]
+
+
+@pytest.fixture
+def contest(
+    timed: bool, table: Table, quick: bool, failures: contests.Failures
+) -> Callable[[contests.Cell], dict[str, str | float] | None]:
+    """Check a cell; with `--benchmark` time it, add its row to the table and return that."""
+
+    def run(cell: contests.Cell) -> dict[str, str | float] | None:
+        try:
+            contests.check(cell, failures)
+            if not timed:
+                return None
+            limits = measured(contests.CLOCK)
+            seconds = contests.QUICK_SECONDS if quick else contests.SECONDS
+            times, notes = contests.timed(cell, contests.CLOCK, seconds, failures)
+            table.add(made := contests.row(cell, times, limits))
+            table.more["limits"] = dataclasses.asdict(limits)
+            for note in (contests.limits_note(), *notes):
+                table.note(note)
+            return made
+        finally:
+            for name, reason in failures.items():
+                table.note(f"{name} failed in {cell.shape}: {reason}")
 
     return run
+
+
+def lost(clock: Clock) -> None:
+    """End the run where the device answers nothing any more: tables hold what was found by then."""
+    try:
+        clock.synchronize()
+    except Exception as error:
+        pytest.exit(f"the device was lost: {error}", returncode=3)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -1,45 +1,38 @@
-"""One cell of a bench: ours and its peers do the same work; all are checked, then timed in turn.
+"""One cell of a bench: ours and its peers do the same work; all are checked, then timed in turn (clock.py).
 
-Ours is timed by pytest-benchmark, so its JSON, comparisons and histograms hold our times; each peer runs once before
-each of our calls, on the same clock, so that a machine that slows down slows all of them. Call number n works on part
-``n % parts`` of more memory than the chip caches: everybody finds K and V in memory, as in a model.
+On a GPU a peer that fails is left out and named below the table; on a CPU it fails the cell, as we do everywhere.
 """
 
 from __future__ import annotations
 
-import itertools
-import time
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import machine
 from asyncthink_kernels import use_backend
 from asyncthink_kernels.cache import KVStorage, LayerShape
 from asyncthink_kernels.testing import compare
-from gpu.spread import Spread
-from limits import measured
+from clock import Call, Clock, Ready, Spread, clock, first_line, in_turn
+from limits import Limits, measured
 
-MEMORY = 128 << 20  # bytes that the parts of a cell hold at least, several times the largest cache
-ROUNDS = (7, 300)  # fewest and most calls of each
 SECONDS, QUICK_SECONDS = 0.3, 0.1  # of each contestant in a cell
-
-#: Runs on part n of the memory; returns tensors, or None where it writes to ``Cell.memory``.
-Call = Callable[[int], object]
+CLOCK = clock()
+DEVICE = CLOCK.device
 
 
 def parts(bytes_a_call: int, timed: bool) -> int:
     """How many parts of the memory a cell needs; one where nothing is timed."""
-    return 1 + MEMORY // bytes_a_call if timed else 1
+    return CLOCK.parts(bytes_a_call) if timed else 1
 
 
 def caches(L: int, P: int, S: int, H: int, D: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """K and V [L, P, S, H, D] of normal numbers, in memory as the cache's own (huge pages where there are some)."""
-    (group,) = KVStorage([LayerShape(H, D, D)] * L, P, S, dtype).groups
+    (group,) = KVStorage([LayerShape(H, D, D)] * L, P, S, dtype, DEVICE).groups
     return group.k.normal_(), group.v.normal_()
 
 
@@ -49,7 +42,8 @@ class Cell:
 
     ``read`` and ``written`` are the bytes that must move, ``operations`` what must be computed (a multiply-add is two).
     ``memory`` is what calls write to; ``limit`` bounds a peer's and half of it our difference from the reference, with
-    0 for bit by bit. Peers that draw random numbers of their own are not ``compared``. ``more`` are further columns.
+    0 for bit by bit; ``verify`` says instead, by an exception, whether a result is right. Peers that draw random
+    numbers of their own are not ``compared``. ``variants`` are other ways of ours. ``more`` are further columns.
     """
 
     shape: str
@@ -62,11 +56,37 @@ class Cell:
     operations: int = 0
     memory: tuple[Tensor, ...] = ()
     limit: float = 0.0
+    verify: Callable[[Any], object] | None = None
     compared: bool = True
+    variants: Mapping[str, Call] = field(default_factory=dict)
     more: dict[str, str | float] = field(default_factory=dict)
 
+    @property
+    def everybody(self) -> dict[str, Call]:
+        """All calls; ours is named ""."""
+        return {"": self.ours, **self.variants, **self.peers}
 
-def check(cell: Cell) -> None:
+
+class Failures(dict[str, str]):
+    """Who failed, and why. Ours, and anybody on a CPU, raises instead."""
+
+    def __init__(self, tolerant: bool) -> None:
+        super().__init__()
+        self.tolerant = tolerant
+
+    def attempt(self, name: str, call: Callable[[], Any]) -> Any:
+        """What ``call`` returns; None where it fails and that is tolerated."""
+        try:
+            return call()
+        except Exception as error:  # a peer may raise anything; the table says what
+            if not name or not self.tolerant:
+                raise
+            self[name] = f"{type(error).__name__}: {first_line(error)}"
+            CLOCK.synchronize()  # raises where the failure took the device along
+            return None
+
+
+def check(cell: Cell, failures: Failures) -> None:
     """AssertionError unless everybody leaves what the reference leaves, beginning from the same memory."""
     before = [each.clone() for each in cell.memory]
 
@@ -76,67 +96,79 @@ def check(cell: Cell) -> None:
         given: Any = call(0)
         return given if isinstance(given, tuple) else cell.memory if given is None else (given,)
 
-    with use_backend("reference"):
-        expected = [each.clone() for each in left_by(cell.ours)]
-    assert expected
-    for name, call in {"ours": cell.ours, **(cell.peers if cell.compared else {})}.items():
-        limit = cell.limit / 2 if name == "ours" else cell.limit
-        for one, other in zip(left_by(call), expected, strict=True):
+    expected: list[Tensor] = []
+    if cell.verify is None:
+        with use_backend("reference"):
+            expected = [each.clone() for each in left_by(cell.ours)]
+        assert expected
+
+    def checked(name: str, call: Call) -> None:
+        found = left_by(call)
+        if cell.verify is not None:
+            cell.verify(found[0])
+            return
+        limit = cell.limit if name in cell.peers else cell.limit / 2
+        for one, other in zip(found, expected, strict=True):
             assert one.shape == other.shape, f"{name}: shape {list(one.shape)}, expected {list(other.shape)}"
             differ = one != other  # of gigabytes, few numbers
-            compare(one[differ], other[differ], limit=limit, what=name)
+            compare(one[differ], other[differ], limit=limit, what=name or "ours")
+
+    for name, call in cell.everybody.items():
+        if name not in cell.peers or cell.compared:
+            failures.attempt(name, lambda name=name, call=call: checked(name, call))  # type: ignore[misc]
 
 
-def timed_in_turn(benchmark: BenchmarkFixture, cell: Cell, seconds: float) -> dict[str, Spread]:
-    """Times of ours (under "") and of each peer; ours is called in every round, a slow peer in some."""
-    numbers = itertools.count()
-
-    def once(call: Call) -> float:
-        number = next(numbers) % cell.parts
-        start = time.perf_counter()
-        call(number)
-        return time.perf_counter() - start
-
-    def rounds(call: Call) -> int:
-        once(call)
-        return min(max(int(seconds / min(once(call), once(call))), ROUNDS[0]), ROUNDS[1])
-
-    turns = rounds(cell.ours)
-    wanted = {name: min(rounds(call), turns) for name, call in cell.peers.items()}
-    found: dict[str, list[float]] = {name: [] for name in cell.peers}
-    turn = itertools.count()
-
-    def peers_then_ours() -> tuple[tuple[int], dict[str, Any]]:
-        number = next(turn)
-        for name, call in cell.peers.items():
-            if number * wanted[name] // turns >= len(found[name]):
-                found[name].append(once(call))
-        return (next(numbers) % cell.parts,), {}
-
-    benchmark.pedantic(cell.ours, setup=peers_then_ours, rounds=turns)
-    return {"": Spread.of(benchmark.stats.stats.data)} | {name: Spread.of(times) for name, times in found.items()}
+def timed(
+    cell: Cell, clock: Clock, seconds: float, failures: Failures
+) -> tuple[dict[str, dict[str, Spread]], list[str]]:
+    """Times by the clock's ways and by name, and a line for each call that could not be captured."""
+    ready: dict[str, Ready] = {}
+    for name, call in cell.everybody.items():
+        if name not in failures:
+            made = failures.attempt(name, lambda name=name, call=call: prepared(cell, clock, call))  # type: ignore[misc]
+            ready |= {name: made} if made else {}
+    notes = [f"{name or 'ours'} without a graph: {each.reason}" for name, each in ready.items() if each.reason]
+    calls = {name: each.call for name, each in ready.items()}
+    return {way: in_turn(calls, seconds, how, cell.parts) for way, how in clock.ways.items()}, notes
 
 
-def row(cell: Cell, times: Mapping[str, Spread]) -> dict[str, str | float]:
+def prepared(cell: Cell, clock: Clock, call: Call) -> Ready:
+    """The call, warm and captured; what the graph computes is what is timed, so that is verified too."""
+    ready = clock.ready(call)
+    if cell.verify is not None and isinstance(ready.result, Tensor):
+        ready.result.fill_(torch.nan)
+        ready.call(0)
+        cell.verify(ready.result)
+    return ready
+
+
+def row(cell: Cell, times: Mapping[str, Mapping[str, Spread]], limits: Limits) -> dict[str, str | float]:
     """The cell's line of the table; a ratio above 1 says that the peer takes longer."""
-    ours, least = times[""], measured().seconds(cell.read, cell.operations, cell.dtype, cell.written)
+    counted, others = times[""], {way: found for way, found in times.items() if way}
+    ours, least = counted[""], limits.seconds(cell.read, cell.operations, cell.dtype, cell.written)
     made: dict[str, str | float] = {
         "shape": cell.shape,
         "dtype": str(cell.dtype).removeprefix("torch."),
         "median us": 1e6 * ours.median,
         "p20": 1e6 * ours.p20,
         "p80": 1e6 * ours.p80,
-        "GB/s": (cell.read + cell.written) / ours.median / 1e9,
-        "GFLOP/s": cell.operations / ours.median / 1e9,
-        "% of limit": 100 * least / ours.median,
     }
-    made |= {f"x {name}": times[name].median / ours.median for name in cell.peers}
+    made |= {f"{way} us": 1e6 * found[""].median for way, found in others.items()}
+    made["GB/s"] = (cell.read + cell.written) / ours.median / 1e9
+    made["GFLOP/s"] = cell.operations / ours.median / 1e9
+    made["% of limit"] = 100 * least / ours.median
+    made |= {f"{name} us": 1e6 * counted[name].median for name in cell.variants if name in counted}
+    made |= {f"x {name}": counted[name].median / ours.median for name in cell.peers if name in counted}
+    for way, found in others.items():
+        made |= {f"{way} x {name}": found[name].median / found[""].median for name in cell.peers if name in found}
     return made | cell.more | {"device": machine.device(), "threads": machine.threads()}
 
 
 def limits_note() -> str:
     """What the shares in a table are of."""
-    x = measured()
+    x = measured(CLOCK)
+    if math.isinf(x.f32):
+        return f"Limit measured in this run: {x.copy / 1e9:.0f} GB/s copied, L2 flushed; torch {torch.__version__}."
     return (
         f"Limits measured in this run: {x.bandwidth / 1e9:.1f} GB/s read, {x.copy / 1e9:.1f} GB/s copied, "
         f"{x.bf16 / 1e9:.0f} GFLOP/s bfloat16, {x.f32 / 1e9:.0f} GFLOP/s float32; torch {torch.__version__}."

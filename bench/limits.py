@@ -6,6 +6,7 @@ The probes (limits.cpp) are compiled for this machine when first asked for, with
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import subprocess
 import tempfile
@@ -18,6 +19,9 @@ from pathlib import Path
 
 import torch
 
+from clock import Clock, GpuClock, in_turn
+
+GPU_BYTES = 1 << 30  # read by a copy, and as many written
 READ_BYTES = 256 << 20  # of each thread: far beyond any cache
 STEPS = 20_000_000  # of the arithmetic probes: about 100 ms
 TRIALS = 5
@@ -43,7 +47,18 @@ class Limits:
 
 
 @cache
-def measured() -> Limits:
+def measured(clock: Clock) -> Limits:
+    """Of the clock's device. A GPU's only limit here is its largest copy: what a smaller one writes may stay in L2."""
+    if isinstance(clock, GpuClock):
+        source = torch.randint(0, 256, (GPU_BYTES,), dtype=torch.uint8, device=clock.device)
+        target = torch.empty_like(source)
+        ready = clock.ready(lambda part: target.copy_(source))
+        bandwidth = 2 * GPU_BYTES / in_turn({"": ready.call}, 0.2, clock.flushed)[""].median
+        return Limits(bandwidth, bandwidth, math.inf, math.inf)
+    return _processor()
+
+
+def _processor() -> Limits:
     probes, threads = _probes(), torch.get_num_threads()
     memory = [torch.ones(READ_BYTES, dtype=torch.uint8) for _ in range(threads)]
     copies = [torch.zeros_like(each) for each in memory]

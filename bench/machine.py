@@ -24,8 +24,8 @@ def processor() -> str:
 
 
 def device() -> str:
-    """As tables name it."""
-    return f"{processor()} (CPU)"
+    """As tables name it: the GPU where there is one."""
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else f"{processor()} (CPU)"
 
 
 def threads() -> int:

@@ -182,6 +182,9 @@ ENGINES = {"generation": ("transformers", "llama.cpp"), "continuous": ("continuo
 #: Peers that no CPU runs, with their ops; `bash bench/gpu.sh` compares with them.
 GPU_ONLY = {"flashinfer": ("tree_attention", "paged_attention")}
 
+#: Further peers of bench_tree_grid.py.
+GRID = ("flex",)
+
 
 def missing(name: str) -> str | None:
     """Why a peer cannot take part on this machine; None where it can."""
@@ -197,7 +200,7 @@ def missing(name: str) -> str | None:
 
 def known() -> list[str]:
     """Every name that `--peers` may hold."""
-    everyone = [*PEERS.values(), *ENGINES.values(), GPU_ONLY]
+    everyone = [*PEERS.values(), *ENGINES.values(), GPU_ONLY, GRID]
     return list(dict.fromkeys(name for each in everyone for name in each))
 
 

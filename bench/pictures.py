@@ -93,7 +93,7 @@ def roofline_picture(data: dict[str, Any], path: Path) -> bool:
 
 def _save(figure: Any, path: Path) -> bool:
     figure.tight_layout()
-    figure.savefig(path, dpi=110, facecolor="white")
+    figure.savefig(path, dpi=80, facecolor="white")
     pyplot.close(figure)
     return True
 

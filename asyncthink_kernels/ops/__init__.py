@@ -1,6 +1,5 @@
 """The ops: contracts, checks and output allocation. `dispatch` chooses what computes them."""
 
-from asyncthink_kernels.ops._library import wrap_ops
 from asyncthink_kernels.ops.append_kv import append_kv
 from asyncthink_kernels.ops.copy_pages import copy_pages
 from asyncthink_kernels.ops.join_append import join_append
@@ -17,5 +16,4 @@ __all__ = [
     "paged_attention",
     "sample",
     "tree_attention",
-    "wrap_ops",
 ]

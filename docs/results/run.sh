@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything on ../results.md from random weights: `bash docs/results/run.sh`, or one stage: train, eval, page.
 # Runs and reports go to runs/, and what is finished there is not made again: after an interruption the same command goes
-# on. Logs, reports and pictures are copied to this folder.
+# on. Configurations, reports and pictures are copied to this folder; logs stay in runs/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 data=docs/results
@@ -12,7 +12,7 @@ task=countdown-8x4
 max_tokens=300    # tokens that one agent may draw, in training and in every evaluation
 temperature=1.0   # of the rollouts and of the evaluation: the traces of `parallel` must differ
 
-train() {  # NAME KIND OPTIONS...: a run whose log and configuration are kept
+train() {  # NAME KIND OPTIONS...: a run whose configuration is kept
     local name=$1 kind=$2
     shift 2
     if [ ! -e "runs/$name/finished" ]; then
@@ -21,7 +21,6 @@ train() {  # NAME KIND OPTIONS...: a run whose log and configuration are kept
         asyncthink train "$kind" --out "runs/$name" --max-tokens $max_tokens "$@" "${resume[@]}"
         touch "runs/$name/finished"
     fi
-    cp "runs/$name/metrics.jsonl" "$data/train/$name.jsonl"
     cp "runs/$name/config.json" "$data/train/$name.json"
 }
 
@@ -88,7 +87,7 @@ eval_all() {
 }
 
 page() {
-    python -m asyncthink.results docs/results.md
+    python docs/results/make_page.py docs/results.md
 }
 
 case ${1:-all} in

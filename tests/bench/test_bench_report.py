@@ -84,3 +84,25 @@ def test_the_page_in_the_repository_is_that_of_its_tables(tmp_path: Path) -> Non
     for path in (ROOT / "bench" / "results").glob("*"):
         (results / path.name).write_bytes(path.read_bytes())
     assert report.page(results) == (ROOT / "bench" / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_a_gpu(tmp_path: Path) -> None:
+    cells = [("a", 100, 95.0, 1.5), ("b", 20, 50.0, 0.5), ("c", 1, 10.0, 2.0)]
+    rows = [{"shape": shape, "MB": size, "% of limit": share, "x peer": x, "warm x peer": 9.0, "x other": 3.0}
+            for shape, size, share, x in cells]  # fmt: skip
+    write(tmp_path, "tree_grid", rows)
+    text = report.gpu_page(tmp_path)
+    assert "the table of tree_grid" in text and "Not measured" not in text
+    assert goal(text, "at least 90%").endswith("| 1 of 1 cells; median 95%, least 95% (a) | met |")
+    assert goal(text, "at least 70%").endswith("| 0 of 1 cells; median 50%, least 50% (b) | missed |")
+    assert goal(text, "not slower").endswith("| 2 of 3 cells; least 0.50x (b) | missed |")
+    assert goal(text, "1.3x").endswith("| 1.14x over 3 cells | missed |")
+
+
+def test_without_a_gpu_the_page_says_so(tmp_path: Path) -> None:
+    text = report.gpu_page(tmp_path)
+    assert "**Not measured.**" in text and "bash bench/gpu.sh" in text and text.count("| not measured |") == 4
+
+
+def test_the_committed_page_of_a_gpu_is_that_of_its_tables() -> None:
+    assert report.gpu_page(ROOT / "bench/results/gpu") == (ROOT / "bench/RESULTS_GPU.md").read_text(encoding="utf-8")

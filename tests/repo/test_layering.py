@@ -89,7 +89,6 @@ ARROWS: dict[str, set[str]] = {
     "engine": {"episode", "model", "protocol"},
     "eval": {"engine", "episode", "model", "protocol", "tasks"},
     "train": {"engine", "episode", "files", "model", "protocol", "tasks"},
-    "results": {"eval", "files", "train", "view"},
     "cli": {"engine", "episode", "eval", "files", "model", "tasks", "train", "view"},
     "__main__": {"cli"},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,6 +48,7 @@ def profile_step(
     if shape is not None and revision is not None:
         raise ValueError(f"--revision: expected none beside --shape, got {revision!r}")
     console = Console(quiet=as_json)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # else torch's profiler writes two lines of its own to stderr
     with loading(quiet=as_json) as progress:
         from asyncthink import checkpoint_path
         from asyncthink.engine.loaded import LoadedModel

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from asyncthink.engine.agent import Agent
+from asyncthink.engine.labels import label
 from asyncthink.engine.prefix_cache import PrefixCache
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.sampling import draw, drawable
@@ -60,10 +61,13 @@ class LocalEngine:
     def step(self) -> int:
         """One forward pass that advances every runnable agent; returns the number of new tokens computed."""
         try:
-            work = self._schedule()
+            with label("schedule"):
+                work = self._schedule()
             drawing, logits = self._run(work)
-            drawn = self._draw(drawing, logits)
-            self._advance(drawing, drawn)
+            with label("draw"):
+                drawn = self._draw(drawing, logits)
+            with label("parse"):
+                self._advance(drawing, drawn)
         except BaseException:
             self.abandon(list(self.scheduler.running))
             raise
@@ -117,7 +121,8 @@ class LocalEngine:
         """Compute the chosen tokens -> the agents that draw, and their logits [N, V]."""
         if not work:
             return [], torch.empty(0, 0, device="cpu")
-        plan = self.decoder.cache.plan([(agent.branch, count) for _, agent, count in work])
+        with label("plan"):
+            plan = self.decoder.cache.plan([(agent.branch, count) for _, agent, count in work])
         drawing: list[tuple[EpisodeRun, Agent]] = []
         rows: list[int] = []  # of the last token of each agent that draws
         tokens: list[int] = []
@@ -127,7 +132,8 @@ class LocalEngine:
             if draws:
                 drawing.append((run, agent))
                 rows.append(len(tokens) - 1)
-        return drawing, self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, rows)
+        with label("model"):
+            return drawing, self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, rows)
 
     def _draw(self, drawing: Drawing, logits: Tensor) -> Sequence[tuple[int, float] | None]:
         """(token, log-probability) for each row; None for rows that hold NaN or no finite value."""

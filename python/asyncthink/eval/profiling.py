@@ -1,30 +1,27 @@
 """Where the time of a decode step goes: :func:`profile`.
 
-The sampler's own steps are timed, with a clock at the borders of each part: around linear layers, our ops, the planner,
-the scheduler, drawing and parsing. A part's time is its own: what runs inside of it and is
-another part is subtracted, so shares add up to the whole. The same steps are run without the clock first, which shows
-what it costs.
+torch.profiler watches the sampler's own steps. A part is a label of the engine, or one of torch's ops: linear layers,
+attention, appending to the cache. Its time is its own: what runs inside of it and is another part is subtracted, so
+shares add up to the whole. The same steps run without the profiler first, which shows what it costs. Times are the
+host's.
 """
 
 from __future__ import annotations
 
-import functools
 import statistics
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
-from torch import nn
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as torch_profile
 
+from asyncthink.engine.labels import PREFIX, label
 from asyncthink.engine.sampler import ForkJoinSampler
 from asyncthink.engine.sampling import SamplingParams
-from asyncthink.episode.core import EpisodeCore
-from asyncthink.model import linear as model_pack
 from asyncthink.model.decoder import Decoder
 from asyncthink.protocol.prompts import PromptFormat
-from asyncthink_kernels.ops import wrap_ops
 
 PARTS = {
     "linear": "linear layers",
@@ -39,82 +36,61 @@ PARTS = {
 }
 """Key in the result -> what a table calls it."""
 
-_OPS = {"append_kv": "append", "tree_attention": "attention"}
+_STEP = f"{PREFIX}step"
+_EVENTS = {
+    "aten::linear": "linear",
+    "asyncthink::packed_linear": "linear",
+    "mkldnn::_linear_pointwise": "linear",  # what a packed layer runs outside of compiled code
+    "asyncthink::tree_attention": "attention",
+    "asyncthink::append_kv": "append",
+    f"{PREFIX}model": "transformers",
+    _STEP: "rest",
+} | {f"{PREFIX}{part}": part for part in ("plan", "schedule", "draw", "parse")}
+"""Name of an event -> the part that its own time belongs to."""
+
 _WARM = 3  # steps before any is timed
 
 
-class Clock:
-    """Own time of nested parts."""
+def own_times(events: Iterable[Any], counted: list[bool]) -> dict[str, float]:
+    """Milliseconds of each part over the steps that are ``counted``, of a profiler's events.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._open: list[str] = []
-        self._since = 0.0  # when the innermost open part began, or went on
-
-    def enter(self, part: str) -> None:
-        now = time.perf_counter()
-        if self._open:
-            self.seconds[self._open[-1]] += now - self._since
-        self._open.append(part)
-        self._since = now
-
-    def leave(self) -> None:
-        now = time.perf_counter()
-        self.seconds[self._open.pop()] += now - self._since
-        self._since = now
-
-    def around(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """``call``, its time that of ``part``."""
-
-        @functools.wraps(call)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            self.enter(part)
-            try:
-                return call(*args, **kwargs)
-            finally:
-                self.leave()
-
-        return timed
+    The n-th step, by its start, is counted where ``counted[n]``. An event's time goes to its part and is taken from the
+    part around it; an event of no part counts to the part around it.
+    """
+    ordered = sorted(events, key=lambda event: event.time_range.start)
+    steps = [event for event in ordered if event.name == _STEP]
+    kept = {step.id for step, one in zip(steps, counted, strict=True) if one}
+    parts = dict.fromkeys(PARTS, 0.0)
+    for event in ordered:
+        if event.name not in _EVENTS:
+            continue
+        around = [event, *_parents(event)]
+        if not any(one.name == _STEP and one.id in kept for one in around):
+            continue
+        milliseconds = event.time_range.elapsed_us() / 1e3
+        parts[_EVENTS[event.name]] += milliseconds
+        outer = next((one for one in around[1:] if one.name in _EVENTS), None)
+        if outer is not None:
+            parts[_EVENTS[outer.name]] -= milliseconds
+    return parts
 
 
-@contextmanager
-def watched(sampler: ForkJoinSampler, clock: Clock) -> Iterator[None]:
-    """The sampler with a clock at every border; afterwards it is as it was."""
-    with ExitStack() as stack:
-        stack.enter_context(wrap_ops(lambda name, run: clock.around(_OPS[name], run) if name in _OPS else run))
-        for module in sampler.decoder.model.modules() if sampler.decoder.linears is None else ():
-            if isinstance(module, nn.Linear):
-                stack.callback(module.register_forward_pre_hook(lambda *_: clock.enter("linear")).remove)
-                stack.callback(module.register_forward_hook(lambda *_: clock.leave()).remove)
-        places: list[tuple[Any, str, str]] = [
-            (model_pack, "_linear", "linear"),
-            (sampler.decoder, "forward", "transformers"),
-            (sampler.cache, "plan", "plan"),
-            (sampler.scheduler, "admit", "schedule"),
-            (sampler.scheduler, "select", "schedule"),
-            (sampler.scheduler, "retire", "schedule"),
-            (sampler, "_draw", "draw"),
-            (EpisodeCore, "accept", "parse"),
-            (EpisodeCore, "tick", "parse"),
-        ]
-        for owner, name, part in places:
-            own = name in vars(owner)
-            before = getattr(owner, name)
-            setattr(owner, name, clock.around(part, before))
-            stack.callback(*((setattr, owner, name, before) if own else (delattr, owner, name)))
-        yield
+def _parents(event: Any) -> Iterable[Any]:
+    while event.cpu_parent is not None:
+        event = event.cpu_parent
+        yield event
 
 
 def profile(decoder: Decoder, tokenizer: Any, *, agents: int, prefix: int, tokens: int) -> dict[str, Any]:
     """Let ``agents`` agents behind one prompt of at least ``prefix`` words decode ``tokens`` steps, twice.
 
     Returns:
-        agents, steps; ms (median of a step without the clock), tokens_per_second, ms_watched (mean with the clock);
+        agents, prefix, steps; ms (median of a step without the profiler), tokens_per_second, ms_watched (mean with it);
         parts: own milliseconds of a step, by :data:`PARTS`; shares: of the whole, adding up to 1.
 
     Raises:
         ValueError: a number below 1; agents that end before there are steps to time; a compiled decoder whose linear
-            layers are not packed, so that no clock can see them.
+            layers are not packed: the compiler fuses them with others.
     """
     for name, value in (("agents", agents), ("prefix", prefix), ("tokens", tokens)):
         if value < 1:
@@ -129,13 +105,12 @@ def profile(decoder: Decoder, tokenizer: Any, *, agents: int, prefix: int, token
     sampler = ForkJoinSampler(
         decoder, tokenizer, prompts=prompts, mode="sequential", max_rows=max(1024, agents), max_episodes=agents
     )
-    plain = _steps(sampler, agents, tokens)
-    clock = Clock()
-    with watched(sampler, clock):
-        seen = _steps(sampler, agents, tokens, clock)
-    if not plain or not seen:
+    plain = [seconds for seconds, counted in _steps(sampler, agents, tokens) if counted]
+    with torch_profile(activities=[ProfilerActivity.CPU]) as profiler:
+        watched = [counted for _, counted in _steps(sampler, agents, tokens)]
+    if not plain or not any(watched):
         raise ValueError(f"agents ended within {_WARM} steps: nothing to time")
-    parts = {part: 1e3 * clock.seconds[part] / len(seen) for part in PARTS}
+    parts = {part: ms / sum(watched) for part, ms in own_times(profiler.events(), watched).items()}
     whole = sum(parts.values())
     ms = 1e3 * statistics.median(plain)
     return {
@@ -150,38 +125,20 @@ def profile(decoder: Decoder, tokenizer: Any, *, agents: int, prefix: int, token
     }
 
 
-def _steps(sampler: ForkJoinSampler, agents: int, tokens: int, clock: Clock | None = None) -> list[float]:
-    """Seconds of each step in which all agents decode, behind the first few."""
-    params = [SamplingParams(max_tokens=tokens + _WARM + 1, seed=seed) for seed in range(agents)]
-    sampler.engine.prepare_prefixes(["solo"])
-    runs = [sampler._new("5", sampler._prompt("5", "question"), each, None) for each in params]
-    sampler.scheduler.waiting.extend(runs)
-    found: list[float] = []
-    warm = 0
-    try:
-        while len(found) < tokens and not all(run.done for run in runs):
-            before = None if clock is None else clock.seconds.copy()
+def _steps(sampler: ForkJoinSampler, agents: int, tokens: int) -> list[tuple[float, bool]]:
+    """Seconds of each step, and whether it counts: all agents decode in it, and it is none of the first few."""
+    steps: list[tuple[float, bool]] = []
+    decoding = 0
+    with ExitStack() as stack:
+        for seed in range(agents):
+            params = SamplingParams(max_tokens=tokens + _WARM + 1, seed=seed)
+            stack.enter_context(sampler.stream("5", params))
+        while decoding < tokens + _WARM and not sampler.scheduler.idle:
             start = time.perf_counter()
-            if clock is None:
+            with label("step"):
                 rows = sampler.step()
-            else:
-                clock.enter("rest")
-                try:
-                    rows = sampler.step()
-                finally:
-                    clock.leave()
-            passed = time.perf_counter() - start
-            if rows == agents and all(len(run.agents) == 1 for run in sampler.scheduler.running):
-                warm += 1
-                if warm > _WARM:
-                    found.append(passed)
-                    continue
-            if clock is not None and before is not None:
-                clock.seconds = before  # prefill and the first steps are not asked about
-    finally:
-        before = None if clock is None else clock.seconds.copy()
-        for run in runs:
-            sampler.engine.drop(run)
-        if clock is not None and before is not None:
-            clock.seconds = before  # nor is the end
-    return found
+            seconds = time.perf_counter() - start
+            whole = rows == agents and all(len(run.agents) == 1 for run in sampler.scheduler.running)
+            decoding += whole
+            steps.append((seconds, whole and decoding > _WARM))
+    return steps
