@@ -195,7 +195,7 @@ def test_sinks_and_other_reasons_leave_it_to_tree_attention(
         (torch.float16, (24, 16), False, "needs K and V of one head_dim, got 24 and 16"),
         (torch.float16, (264, 264), False, "needs a head_dim that is a multiple of 8 and at most 256, got 264"),
         (torch.bfloat16, (12, 12), False, "needs a head_dim that is a multiple of 8 and at most 256, got 12"),
-        (torch.bfloat16, (64, 64), True, "knows no sinks"),
+        (torch.bfloat16, (64, 64), True, "has no sinks"),
         (torch.bfloat16, (256, 256), False, None),
         (torch.float16, (8, 8), False, None),
     ],
@@ -242,7 +242,7 @@ def test_which_installations_it_takes(
     assert flash.unavailable_reason("cuda") == "ModuleNotFoundError: No module named 'no_such_extension'"
     monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
     flash._load.cache_clear()
-    assert flash.unavailable_reason("cuda") == "flash_attn is there without flash_attn_varlen_func"
+    assert flash.unavailable_reason("cuda") == "flash_attn has no flash_attn_varlen_func"
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     flash._load.cache_clear()
     assert flash.unavailable_reason("cuda") == "flash-attn is not installed"
