@@ -52,7 +52,7 @@ def test_memory_stays_flat(benchmark, table, quick):
 
     benchmark.pedantic(run, rounds=1)
     for sampler in caches.values():
-        sampler.refresh()  # lets go of the prompt heads that stay between episodes
+        sampler.refresh()  # lets go of the prefixes that stay between episodes
     assert served.decoder.cache.used_pages == 0
     start = memory[min(max(len(memory) // 10, 6), len(memory) - 1)]
     assert memory[-1] - start < MOST_GROWTH

@@ -7,7 +7,6 @@ several processes and LoRA.
 from __future__ import annotations
 
 import torch
-from asyncthink.train.traces import rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asyncthink import ForkJoinSampler, PromptFormat, SamplingParams, checkpoint_path
@@ -16,6 +15,7 @@ from asyncthink.tasks.rewards import RewardRule
 from asyncthink.train.logprobs import token_logprobs
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packing import IGNORED, pack
+from asyncthink.train.rows import rows
 
 STEPS, GROUP = 2, 4
 

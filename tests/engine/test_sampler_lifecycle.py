@@ -308,6 +308,11 @@ def test_a_parameter_that_cannot_be_is_named(name, value):
         dataclasses.replace(GREEDY, **{name: value})
 
 
+def test_a_stop_string_that_no_text_can_hold_is_named():
+    with pytest.raises(ValueError, match=r"^stop\[1\]: expected text that UTF-8 can encode, got the lone surrogate"):
+        dataclasses.replace(GREEDY, stop=("a", "\ud83d"))
+
+
 def changed(model):
     with torch.no_grad():
         for weight in model.parameters():

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from asyncthink.protocol.messages import check_text
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -55,6 +57,8 @@ class SamplingParams:
             _expect_number("max_episode_tokens", self.max_episode_tokens, expected, lambda n: n >= 1, whole=True)
         strings = isinstance(self.stop, tuple | list) and all(isinstance(text, str) and text for text in self.stop)
         _expect(strings, "stop", "a tuple of non-empty strings", self.stop)
+        for number, text in enumerate(self.stop):
+            check_text(f"stop[{number}]", text)
         _expect_number("seed", self.seed, "an integer in [0, 2**64)", lambda seed: 0 <= seed < 2**64, whole=True)
         if self.timeout is not None:
             _expect_number("timeout", self.timeout, "> 0 seconds or None", lambda seconds: seconds > 0)
