@@ -39,7 +39,7 @@ def main() -> list[dict[str, float]]:
         drawn = [(logp, a) for t, a in traces for logp, own in zip(t.logprobs, t.sampled, strict=True) if own]
         old, advantage = torch.tensor(drawn).T
 
-        batch = pack([rows(episode) for episode in episodes], length=2**30)  # each prefix is computed once
+        batch = pack([rows(episode) for episode in episodes], batch_tokens=2**30)  # each prefix is computed once
         logp = token_logprobs(model, batch, temperature=1.0)[batch.labels[0] != IGNORED]
         ratio = (logp - old).exp()
         loss = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage).mean()
