@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from asyncthink.episode.options import Context, Mode
 from asyncthink.protocol.tags import Role
 
-MODES = ("asyncthink", "sequential", "parallel", "part")
-CONTEXTS = ("shared", "isolated")
+#: What can be demonstrated: the modes of an episode, and one agent alone on a named part of the problem.
+DEMONSTRATED = (*Mode, "part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Demonstration:
     """
 
     question: str
-    mode: str  # one of MODES
+    mode: str  # one of DEMONSTRATED
     context: str = "shared"
     pool: int = 4
     scripts: list[Script] = field(default_factory=list)
@@ -55,7 +56,7 @@ class Demonstration:
 
 def check_options(mode: str, context: str, pool: int) -> None:
     """Check the options of a task's ``demonstrate``. Raises ValueError naming the one that is wrong."""
-    for name, value, allowed in (("mode", mode, MODES), ("context", context, CONTEXTS)):
+    for name, value, allowed in (("mode", mode, DEMONSTRATED), ("context", context, tuple(Context))):
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
     if mode == "asyncthink" and pool < 2:
