@@ -167,7 +167,8 @@ def test_an_exception_ends_its_own_episode_alone(monkeypatch):
         return prompt(name, subquery)
 
     monkeypatch.setattr(s._texts, "prompt", fails)
-    broken, fine = s.generate(["q", "r"], GREEDY)
+    with pytest.warns(RuntimeWarning, match="an episode failed and was ended: LookupError: no such word"):
+        broken, fine = s.generate(["q", "r"], GREEDY)
     assert broken.finish == "failed" and broken.failures == ["LookupError: no such word"]
     assert fine.answer == "42"
     clean(s)

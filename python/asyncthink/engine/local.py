@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -184,10 +185,12 @@ class LocalEngine:
             victim.release()
 
     def _guard(self, run: EpisodeRun, call: Callable[..., Sequence[Wish] | None], *args: object) -> None:
-        """Call an episode's core and carry out its wishes. An exception ends this episode alone."""
+        """Call an episode's core and carry out its wishes. An exception ends this episode alone, with a warning."""
         try:
             run.carry_out(call(*args) or ())
         except Exception as error:
+            message = f"an episode failed and was ended: {type(error).__name__}: {error}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
             run.core.crash(error)
         if run.done:
             run.release()

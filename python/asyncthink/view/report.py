@@ -16,7 +16,7 @@ _WIDEST = 160  # columns of a table, whatever the terminal's width
 
 
 def print_answer(console: Console, episode: Episode, texts: bool = False) -> None:
-    """The answer, or how the episode ended without one, and its format errors; ``texts`` adds the agents' texts."""
+    """The answer, or how the episode ended without one, its failures and format errors; ``texts`` adds all texts."""
     if episode.answer is None:
         console.print(Text(f"no answer ({episode.finish})", style="bold red"))
         for trace in episode.traces if texts else ():
@@ -24,6 +24,8 @@ def print_answer(console: Console, episode: Episode, texts: bool = False) -> Non
             console.print(Text.assemble((title, "bold"), printable(trace.text.strip()) or "nothing"), soft_wrap=True)
     else:
         console.print(Text.assemble(("answer  ", "bold"), printable(episode.answer.strip())), soft_wrap=True)
+    for failure in episode.failures:
+        console.print(Text(f"failure: {printable(failure)}", style="red"), soft_wrap=True)
     for error in episode.format_errors:
         console.print(Text(f"format error: {printable(error)}", style="red"), soft_wrap=True)
 
