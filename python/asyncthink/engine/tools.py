@@ -42,9 +42,9 @@ class Tool:
     """A function that agents may call.
 
     Its name, the types of its parameters and its docstring (a sentence, then ``Args:`` with a line for each parameter)
-    become the JSON schema that the model reads. It may be called from several threads at once, and must not wait for the sampler
-    that calls it. What it returns is told
-    as text (as JSON if it is no string); what it raises is told as an error.
+    become the JSON schema that the model reads. It may be called from several threads at once, and must not wait for
+    the sampler that calls it. What it returns is told as text (as JSON if it is no string); what it raises is told as
+    an error.
 
     Args:
         function: the function.

@@ -50,8 +50,9 @@ def reply_parts(tokenizer: Any, question: Question, tools: Schemas = ()) -> list
             f"got {len(conversation)} messages"
         )
     said = conversation[0][1]
-    begun = _begun(Codec(tokenizer), said)
-    return [part for part in ((begun.removesuffix(said), True), (said, False)) if part[0]]
+    probe = said or "x"  # of an empty text one could not tell what stands before it from what stands behind
+    begin = _begun(Codec(tokenizer), probe).removesuffix(probe)
+    return [part for part in ((begin, True), (said, False)) if part[0]]
 
 
 def _begun(codec: Codec, template: str) -> str:
