@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from asyncthink.engine.agent import Agent
+from asyncthink.engine.guided import GuidedLogits
 from asyncthink.engine.labels import label
 from asyncthink.engine.prefix_cache import PrefixCache
 from asyncthink.engine.run import EpisodeRun
@@ -41,16 +42,24 @@ class LocalEngine:
     Args:
         decoder: the model and its cache.
         prefixes: prompt prefixes in that cache.
+        guided: takes tokens out of the logits that guides forbid.
         draw: draws the tokens.
         max_rows, max_episodes: see :class:`asyncthink.engine.scheduler.Scheduler`.
     """
 
     def __init__(
-        self, decoder: Decoder, prefixes: PrefixCache, draw: Draw = draw_tokens, *, max_rows: int, max_episodes: int
+        self,
+        decoder: Decoder,
+        prefixes: PrefixCache,
+        guided: GuidedLogits,
+        draw: Draw = draw_tokens,
+        *,
+        max_rows: int,
+        max_episodes: int,
     ) -> None:
         self.decoder, self.prefixes = decoder, prefixes
         self.scheduler = Scheduler(decoder.cache, max_rows=max_rows, max_episodes=max_episodes)
-        self.draw = draw
+        self.draw, self.guided = draw, guided
         self._prefix_weights = decoder.weights_version()  # the weights that the prefixes were computed from
         self.gate.users.add(self.scheduler)
 
@@ -65,6 +74,8 @@ class LocalEngine:
             with label("schedule"):
                 work = self._schedule()
             drawing, logits = self._run(work)
+            with label("guide"):
+                logits = self.guided(logits, drawing)
             with label("draw"):
                 drawn = self._draw(drawing, logits)
             with label("parse"):

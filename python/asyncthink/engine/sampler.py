@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from asyncthink.engine.agent import Agent
 from asyncthink.engine.detokenize import ModelTexts
+from asyncthink.engine.guided import GuidedLogits
 from asyncthink.engine.local import LocalEngine, draw_tokens
 from asyncthink.engine.open import open_model, stop_ids
 from asyncthink.engine.prefix_cache import PrefixCache
@@ -20,7 +21,7 @@ from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.stream import EpisodeStream
 from asyncthink.episode.core import EpisodeCore
 from asyncthink.episode.modes import STRATEGIES
-from asyncthink.episode.options import Aggregate, Context, JoinMode, Mode, Options
+from asyncthink.episode.options import Aggregate, Context, Guide, JoinMode, Mode, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.recorder import Listener
 from asyncthink.episode.records import Episode, Event, TokenEvent
@@ -42,7 +43,7 @@ class ForkJoinSampler:
         tokenizer: the model's fast tokenizer; loaded from the path if ``model`` is one.
         prompts: the four prompt templates; by default those of the model's ``asyncthink.json``, else
             ``asyncthink.DEFAULT_PROMPTS`` in the tokenizer's chat template, or plain where it has none.
-        mode, pool, context, join, aggregate: see :class:`asyncthink.episode.options.Options`.
+        mode, pool, context, join, aggregate, guide, forks: see :class:`asyncthink.episode.options.Options`.
         device, dtype, revision: of a model that is loaded here. "auto": the GPU where there is one; the stored dtype,
             or float32 where this CPU multiplies much faster in it (:meth:`explain` gives the choice and its reason).
         page_size: tokens of a page: 1, 8, 16 (None), 32, 64 or 128.
@@ -88,6 +89,8 @@ class ForkJoinSampler:
         context: str = Context.SHARED,
         join: str = JoinMode.EXACT,
         aggregate: str = Aggregate.VOTE,
+        guide: str = Guide.OFF,
+        forks: int | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
@@ -100,7 +103,7 @@ class ForkJoinSampler:
         pack: bool | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        self.options = Options(mode, pool, context, join, aggregate)
+        self.options = Options(mode, pool, context, join, aggregate, guide, forks)
         sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
         sizes |= {"graphs": graphs, "compile": compile, "pack": pack}
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
@@ -116,7 +119,12 @@ class ForkJoinSampler:
         self.prefixes = PrefixCache(self.prompts, self.codec, self.decoder)
         self._texts = ModelTexts(self.codec, self.prefixes.encode)
         self.engine = LocalEngine(
-            self.decoder, self.prefixes, lambda *rows: self._draw(*rows), max_rows=max_rows, max_episodes=max_episodes
+            self.decoder,
+            self.prefixes,
+            GuidedLogits(self.codec),
+            lambda *rows: self._draw(*rows),
+            max_rows=max_rows,
+            max_episodes=max_episodes,
         )
         self.scheduler = self.engine.scheduler
         self._gate = self.decoder.gate

@@ -38,6 +38,14 @@ class Aggregate(StrEnum):
     UNION = "union"  # their distinct lines, in order
 
 
+class Guide(StrEnum):
+    """What an agent may write, enforced while it draws (:mod:`asyncthink.episode.guides`)."""
+
+    OFF = "off"  # anything; format errors end it
+    LEGAL = "legal"  # no format error can be drawn, and tokens that run out lead to an answer
+    PLAN = "plan"  # the organizer forks, thinks, joins all and answers, whether it was trained to or not
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How an episode is organized. Strings become members of their enumeration.
@@ -48,9 +56,11 @@ class Options:
         context: "shared" (a worker sees the organizer's tokens up to its fork) or "isolated" (its prompt alone).
         join: how a return enters the organizer: "exact", "append" or "link".
         aggregate: parallel answers: "vote" (most frequent, earliest wins a tie) or "union" (distinct lines, in order).
+        guide: "off", "legal" (no format error can be drawn) or "plan" (the organizer forks, joins all, answers).
+        forks: with the guide "plan", the number of its forks; None: two, and more if it writes more, up to pool - 1.
 
     Raises:
-        ValueError: a value that is not one of these.
+        ValueError: a value that is not one of these; forks without a plan, or more than the pool has workers.
     """
 
     mode: str = Mode.ASYNCTHINK
@@ -58,9 +68,11 @@ class Options:
     context: str = Context.SHARED
     join: str = JoinMode.EXACT
     aggregate: str = Aggregate.VOTE
+    guide: str = Guide.OFF
+    forks: int | None = None
 
     def __post_init__(self) -> None:
-        choices = {"mode": Mode, "context": Context, "join": JoinMode, "aggregate": Aggregate}
+        choices = {"mode": Mode, "context": Context, "join": JoinMode, "aggregate": Aggregate, "guide": Guide}
         for name, choice in choices.items():
             try:
                 object.__setattr__(self, name, choice(getattr(self, name)))
@@ -69,6 +81,14 @@ class Options:
                 raise ValueError(f"{name}: expected one of {expected}, got {getattr(self, name)!r}") from None
         if self.pool < 1:
             raise ValueError(f"pool: expected at least 1 (the organizer), got {self.pool}")
+        if self.forks is not None:
+            self._check_forks(self.forks)
+
+    def _check_forks(self, forks: int) -> None:
+        if self.guide != Guide.PLAN or self.mode != Mode.ASYNCTHINK:
+            raise ValueError(f"forks: expected None without the guide 'plan' and an organizer, got {forks}")
+        if not 1 <= forks <= self.pool - 1:
+            raise ValueError(f"forks: expected 1 to {self.pool - 1} (the workers of pool {self.pool}), got {forks}")
 
 
 def combine(answers: Sequence[str], how: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from asyncthink.episode.records import Trace
+from asyncthink.protocol.guide import Rule
 from asyncthink.protocol.parser import Parser
 
 
@@ -65,6 +66,10 @@ class Texts(Protocol):
         """The text of tokens that will follow ``context``."""
         ...
 
+    def literal(self, text: str) -> list[int]:
+        """The tokens of a text of tags and newlines that is inserted into a context; tags may be control tokens."""
+        ...
+
     def insert(self, index: int, stream: Stream, tokens: Sequence[int], returned: tuple[int, int]) -> Insert:
         """The tokens of a join of worker ``index``.
 
@@ -82,6 +87,7 @@ class Speaker:
         self.offset = offset
         self.parser = Parser(trace.role)
         self.waiting_for: Speaker | None = None
+        self.rule: Rule | None = None  # of the token that is being drawn
         self.done = False
         self.prompt_tokens = self.prompt_chars = 0
         self.returned = (0, 0)  # characters of the returned text, within the stream's
@@ -126,6 +132,13 @@ class Speaker:
         """Add an inserted token. Its text never acts as a tag."""
         piece = self.stream.push(token)
         self.parser.insert(piece)
+        self.trace.add(token, False, 0.0, step, piece)
+        return piece
+
+    def force(self, token: int, step: int) -> str:
+        """Add a token that a guide inserts. Its text acts once the parser reads it."""
+        piece = self.stream.push(token)
+        self.trace.forced.append(len(self.trace.tokens))
         self.trace.add(token, False, 0.0, step, piece)
         return piece
 
