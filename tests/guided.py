@@ -36,9 +36,10 @@ class RandomDecoder(Decoder):
         self.table = torch.zeros(size + extra, size + extra)  # the model's V exceeds the tokenizer's
         for tag in _TAGS:
             ids = codec.encode([(tag, False)], continues=True)
-            self.table[:, ids[0]] += 0.7
+            likely = 9.0 if "-" in tag else 7.0  # answers and returns end an agent
+            self.table[:, ids[0]] += likely / 18
             for before, after in itertools.pairwise(ids):
-                self.table[before, after] = 9.0
+                self.table[before, after] = max(likely, float(self.table[before, after]))
         self._limit = max_length
 
     max_length = property(lambda self: self._limit)  # type: ignore[assignment]

@@ -65,7 +65,7 @@ class RuleMasks:
         return row
 
     def _computed(self, rule: Rule, tail: str) -> Bits:
-        if tail and rule.text != Text.FREE:  # only the rest of the tag
+        if tail and rule.text not in (Text.FREE, Text.PLAIN):  # only the rest of the tag
             permitted = np.zeros_like(self._known)
         else:
             permitted = self._without_tags(rule.text).copy()

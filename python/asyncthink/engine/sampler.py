@@ -28,7 +28,7 @@ from asyncthink.episode.records import Episode, Event, TokenEvent
 from asyncthink.model.decoder import Decoder
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import Question, turns
-from asyncthink.protocol.prompts import PromptFormat
+from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PLAN_PROMPTS, PromptFormat
 
 __all__ = ["EpisodeStream", "ForkJoinSampler", "SamplingParams", "TokenEvent"]
 
@@ -42,7 +42,8 @@ class ForkJoinSampler:
             K/V cache.
         tokenizer: the model's fast tokenizer; loaded from the path if ``model`` is one.
         prompts: the four prompt templates; by default those of the model's ``asyncthink.json``, else
-            ``asyncthink.DEFAULT_PROMPTS`` in the tokenizer's chat template, or plain where it has none.
+            ``asyncthink.DEFAULT_PROMPTS`` (with the guide "plan", ``PLAN_PROMPTS``) in the tokenizer's chat template,
+            or plain where it has none.
         mode, pool, context, join, aggregate, guide, forks: see :class:`asyncthink.episode.options.Options`.
         device, dtype, revision: of a model that is loaded here. "auto": the GPU where there is one; the stored dtype,
             or float32 where this CPU multiplies much faster in it (:meth:`explain` gives the choice and its reason).
@@ -107,7 +108,8 @@ class ForkJoinSampler:
         sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
         sizes |= {"graphs": graphs, "compile": compile, "pack": pack}
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
-        opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress)
+        default = PLAN_PROMPTS if guide == Guide.PLAN else DEFAULT_PROMPTS
+        opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress, default=default)
         self.decoder, self.tokenizer, self.prompts, self._prompts_from = opened
         if join not in self.decoder.join_modes:
             raise ValueError(

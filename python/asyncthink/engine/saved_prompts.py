@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from asyncthink.episode.options import Guide
 from asyncthink.model.checks import one_line
 from asyncthink.protocol.prompts import FILE_NAME, PromptFormat
+
+
+def default_guide(path: str | Path, revision: str | None = None) -> str:
+    """ "off" for a model with an ``asyncthink.json``, which was trained in the protocol; else "plan".
+
+    Raises ValueError as :func:`saved_prompts` does.
+    """
+    return Guide.PLAN if saved_prompts(path, revision) is None else Guide.OFF
 
 
 def saved_prompts(path: str | Path, revision: str | None = None) -> PromptFormat | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from asyncthink.episode.guides import GUIDES
 from asyncthink.episode.joins import enter
 from asyncthink.episode.modes import STRATEGIES
-from asyncthink.episode.options import Context, Options
+from asyncthink.episode.options import Context, Guide, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.recorder import Listener, Recorder
 from asyncthink.episode.records import Episode, Trace
@@ -184,7 +184,8 @@ class EpisodeCore:
         trace = Trace(number, "worker", parent.number, action.index, len(parent.trace.tokens))
         worker = self._add(trace, parent.length if shared else 0)
         name = f"worker_{self.options.context}"
-        tokens = self.texts.prompt(name, action.subquery)
+        planned = self.options.guide == Guide.PLAN  # a line of its own, with the newline that ended it
+        tokens = self.texts.prompt(name, action.subquery.strip() if planned else action.subquery)
         worker.prompt(tokens, self.record.step)
         if shared:
             self._wish(Fork(number, parent.number, parent.length), Feed(number, tokens))

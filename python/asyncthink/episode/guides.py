@@ -22,6 +22,7 @@ from asyncthink.protocol.tags import VOCABULARY, Role
 RESERVE = 64
 #: The most tokens of a planned sub-query, and of the organizer's thinking behind its planned forks.
 SUBQUERY, THINKING = 40, 64
+_LONG = len("</FORK-999>")  # the most tokens of a tag
 
 
 class Guided(Protocol):
@@ -188,8 +189,8 @@ class Legal:
 class Plan(Legal):
     """The organizer forks, thinks, joins all and answers; a worker returns. For models that were not trained to.
 
-    Tags are inserted; what stands between them is drawn. A sub-query is a line, and differs from the earlier ones by
-    its last word at the latest. End-of-text closes an answer or a return that is not blank.
+    Tags are inserted; what stands between them is drawn: text without anything like a tag. A sub-query is a line, and
+    differs from the earlier ones by its last word at the latest. End-of-text closes an answer or a return.
     """
 
     name = Guide.PLAN
@@ -217,11 +218,12 @@ class Plan(Legal):
         if opened is not None and opened != _opening(speaker):
             return self._line(speaker, acting, opened)
         if opened is not None:
-            said = bool(parser.inner.strip())
-            return Rule(acting, tags=(_closing(opened),) if said else (), ends=said)
+            if not parser.inner.strip():
+                return Rule(acting, text=Text.FIRST)
+            return Rule(acting, tags=(_closing(opened),), text=Text.PLAIN, ends=True)
         number = len(parser.forked)
         more = number < self.most and not parser.joined and self._seat(speaker)
-        return Rule(acting, tags=(f"<FORK-{number + 1}>",) if more else ())
+        return Rule(acting, tags=(f"<FORK-{number + 1}>",) if more else (), text=Text.LINE)
 
     def due(self, speaker: Speaker) -> str:
         parser, result = speaker.parser, _opening(speaker)
@@ -233,7 +235,11 @@ class Plan(Legal):
         drawn = self._drawn(speaker)
         if opened is not None:
             ended = parser.inner.strip() and parser.inner.endswith("\n")
-            return _closing(opened) if ended or drawn >= self.subquery or self.wraps(speaker) else ""
+            if not (ended or drawn >= self.subquery or self.wraps(speaker)):
+                return ""
+            closing, begun = _closing(opened), parser.tail
+            # A begun closing tag is completed, where the positions do not count.
+            return closing[len(begun) :] if closing.startswith(begun) and self.left(speaker) > _LONG else closing
         number = len(parser.forked)
         break_ = "\n" if number else ""
         if number < self.least and not self.wraps(speaker):

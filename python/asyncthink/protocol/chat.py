@@ -17,18 +17,20 @@ _MARK = "(the organizer's words)"
 _SLOTS = {"organizer": "question", "solo": "question", "worker_isolated": "subquery"}
 
 
-def prompts_for(tokenizer: Any, saved: PromptFormat | None = None) -> PromptFormat:
+def prompts_for(
+    tokenizer: Any, saved: PromptFormat | None = None, default: PromptFormat = DEFAULT_PROMPTS
+) -> PromptFormat:
     """The templates for a model, from its tokenizer alone: no file, no network.
 
-    These are ``saved`` (those of the checkpoint) if given, else the default ones in the tokenizer's chat format. If the
-    tokenizer has no chat template, they are the default ones as plain text, after the tokens that the tokenizer adds to
+    These are ``saved`` (those of the checkpoint) if given, else ``default`` in the tokenizer's chat format. If the
+    tokenizer has no chat template, they are ``default`` as plain text, after the tokens that the tokenizer adds to
     a text (its begin-of-text token), so that the ids are those of ``tokenizer(text)``.
     """
     if saved is not None:
         return saved
     if getattr(tokenizer, "chat_template", None):
-        return chat_prompts(tokenizer, DEFAULT_PROMPTS)
-    codec, p = Codec(tokenizer), DEFAULT_PROMPTS
+        return chat_prompts(tokenizer, default)
+    codec, p = Codec(tokenizer), default
     organizer, isolated, solo = (_begun(codec, text) for text in (p.organizer, p.worker_isolated, p.solo))
     return PromptFormat(organizer, p.worker_shared, isolated, solo)
 

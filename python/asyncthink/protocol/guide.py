@@ -19,6 +19,7 @@ class Text(StrEnum):
     """The text between tags."""
 
     FREE = "free"  # anything that completes no tag
+    PLAIN = "plain"  # nor anything that looks like the beginning of a tag that it must not write
     LINE = "line"  # the rest of a line: newlines at its end alone, and no "<" except in an allowed tag
     BEGUN = "begun"  # as LINE, but it may not end here
     FIRST = "first"  # the beginning of a line: not blank, no newline, no "<"
@@ -58,14 +59,15 @@ class Rule:
         """Whether ``piece`` may follow, where ``tail`` are the characters of a tag that has begun ("" if none has)."""
         if any(piece.startswith(rest) or rest.startswith(piece) for rest in self.unlike):
             return False
-        if self.text != Text.FREE:
+        if self.text not in (Text.FREE, Text.PLAIN):
             return self._in_line(tail, piece)
         read = 0
         while read < len(piece):
             tail, read, match = read_tag(tail, piece, read)
             if match is not None and (match[2] or match[4]) in self.acting:
                 return read == len(piece) and self.may_complete(match[0])
-        return True
+        strange = self.text == Text.PLAIN and len(tail) > len("<") and tail != "</"
+        return not strange or any(tag.startswith(tail) for tag in self.tags)
 
     def _in_line(self, tail: str, piece: str) -> bool:
         text, angle, begun = piece.partition("<")

@@ -151,5 +151,14 @@ Think step by step, then finish with the final answer:
 Problem: {question}
 """
 
+#: For the guide "plan", which writes the tags itself: nothing here speaks of them.
+PLAN_PROMPTS = PromptFormat(
+    organizer="Break this question into smaller questions, one per line. Then use their answers to answer it.\n\n"
+    "Question: {question}",
+    worker_shared="\n\nAnswer briefly: {subquery}\n",
+    worker_isolated="Answer briefly: {subquery}",
+    solo="{question}",
+)
+
 #: Instructions in plain English, for instruct models that were not trained on the protocol.
 DEFAULT_PROMPTS = PromptFormat(_ORGANIZER, _WORKER_SHARED, _WORKER_ISOLATED, _SOLO)
