@@ -36,6 +36,11 @@ def ask(
     join: JoinMode = "exact",
     context: Context = "shared",
     pool: Pool = 4,
+    guide: Annotated[
+        str | None,
+        typer.Option(help="off, legal or plan; plan by default, but off for a model with an asyncthink.json."),
+    ] = None,
+    forks: Annotated[int | None, typer.Option(help="Forks of a plan; two or more by default.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw.")] = 1024,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the random streams.")] = 0,
@@ -54,16 +59,13 @@ def ask(
     console = Console(quiet=as_json)
     with loading(quiet=as_json) as progress:
         from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
-        from asyncthink.engine.saved_prompts import saved_prompts
+        from asyncthink.engine.saved_prompts import defaults
         from asyncthink.view.report import print_answer, print_explanation, print_figures, print_texts
         from asyncthink.view.terminal import watcher
 
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
         agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join}
-        if answer is None:
-            trained = mode == "asyncthink" or saved_prompts(model, revision) is not None
-            answer = "tags" if trained else "text"
-        agents["answer"] = answer
+        agents |= defaults(model, revision, mode=mode, answer=answer, guide=guide) | {"forks": forks}
         loading_options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
         sampler = ForkJoinSampler(model, **agents, **loading_options, progress=progress)
     explanation = sampler.explain() if explain else {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from asyncthink.engine.agent import Agent
+from asyncthink.engine.guided import GuidedLogits
 from asyncthink.engine.labels import label
 from asyncthink.engine.prefix_cache import PrefixCache
 from asyncthink.engine.run import EpisodeRun
@@ -43,19 +44,27 @@ class LocalEngine:
     Args:
         decoder: the model and its cache.
         prefixes: heads of contexts in that cache.
+        guided: takes tokens out of the logits that guides forbid.
         draw: draws the tokens.
         max_rows, max_episodes: see :class:`asyncthink.engine.scheduler.Scheduler`.
     """
 
     def __init__(
-        self, decoder: Decoder, prefixes: PrefixCache, draw: Draw = draw_tokens, *, max_rows: int, max_episodes: int
+        self,
+        decoder: Decoder,
+        prefixes: PrefixCache,
+        guided: GuidedLogits,
+        draw: Draw = draw_tokens,
+        *,
+        max_rows: int,
+        max_episodes: int,
     ) -> None:
         self.decoder, self.prefixes = decoder, prefixes
         heads = prefixes.heads
         self.scheduler = Scheduler(
             decoder.cache, lambda: heads.evictable_pages, max_rows=max_rows, max_episodes=max_episodes
         )
-        self.draw = draw
+        self.draw, self.guided = draw, guided
         self._steps = self._drawn = 0
         self.gate.users.add(self.scheduler)
 
@@ -92,6 +101,8 @@ class LocalEngine:
             with label("schedule"):
                 work = self._schedule()
             drawing, logits = self._run(work)
+            with label("guide"):
+                logits = self.guided(logits, drawing)
             with label("draw"):
                 drawn = self._draw(drawing, logits)
             with label("parse"):

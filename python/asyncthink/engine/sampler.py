@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from asyncthink.engine.agent import Agent
 from asyncthink.engine.detokenize import ModelTexts
+from asyncthink.engine.guided import GuidedLogits
 from asyncthink.engine.local import LocalEngine, draw_tokens
 from asyncthink.engine.open import open_model, stop_ids
 from asyncthink.engine.prefix_cache import PrefixCache
@@ -22,7 +23,7 @@ from asyncthink.engine.stream import EpisodeStream
 from asyncthink.engine.tools import Tool, Toolbox, declared
 from asyncthink.episode.core import EpisodeCore
 from asyncthink.episode.modes import opening
-from asyncthink.episode.options import Aggregate, AnswerForm, Context, JoinMode, Mode, Options
+from asyncthink.episode.options import Aggregate, AnswerForm, Context, Guide, JoinMode, Mode, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.recorder import Listener
 from asyncthink.episode.records import Episode, Event, TokenEvent
@@ -30,7 +31,7 @@ from asyncthink.model.decoder import Decoder
 from asyncthink.protocol.chat import reply_parts
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import Question, turns
-from asyncthink.protocol.prompts import PromptFormat
+from asyncthink.protocol.prompts import ORGANIZE, PLAN, PromptFormat
 
 __all__ = ["EpisodeStream", "ForkJoinSampler", "SamplingParams", "TokenEvent"]
 
@@ -44,8 +45,10 @@ class ForkJoinSampler:
             K/V cache.
         tokenizer: the model's fast tokenizer; loaded from the path if ``model`` is one.
         prompts: the four prompt templates; by default those of the model's ``asyncthink.json``, else
-            ``asyncthink.DEFAULT_PROMPTS`` in the tokenizer's chat template, or plain where it has none.
-        mode, pool, context, join, aggregate, answer: see :class:`asyncthink.episode.options.Options`.
+            ``asyncthink.DEFAULT_PROMPTS`` (with the guide "plan", ``PLAN_PROMPTS``) in the tokenizer's chat template,
+            or plain where it has none.
+        mode, pool, context, join, aggregate, answer, guide, forks: see
+            :class:`asyncthink.episode.options.Options`.
         tools: functions that agents may call, in the model's own format of calls (:mod:`asyncthink.engine.tools`).
             Nothing else is ever called.
         device, dtype, revision: of a model that is loaded here. "auto": the GPU where there is one; the stored dtype,
@@ -97,6 +100,8 @@ class ForkJoinSampler:
         aggregate: str = Aggregate.VOTE,
         answer: str = AnswerForm.TAGS,
         tools: Sequence[Callable[..., Any] | Tool] = (),
+        guide: str = Guide.OFF,
+        forks: int | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
@@ -110,12 +115,16 @@ class ForkJoinSampler:
         pack: bool | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        self.options = Options(mode, pool, context, join, aggregate, answer)
+        self.options = Options(mode, pool, context, join, aggregate, answer, guide, forks)
         sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
         sizes |= {"graphs": graphs, "compile": compile, "pack": pack}
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
-        opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress)
+        if tools and self.options.guide != Guide.OFF:
+            raise ValueError(f"tools: expected none under a guide, which knows only tags, got {len(tools)}")
+        default = PLAN if self.options.guide == Guide.PLAN else ORGANIZE
+        opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress, default=default)
         self.decoder, self.tokenizer, self.prompts, self._prompts_from = opened
+        self.own_prompts = None if self._prompts_from.startswith("default") else self.prompts
         if join not in self.decoder.join_modes:
             raise ValueError(
                 f"join: this model offers {', '.join(self.decoder.join_modes)}, got {str(join)!r}: "
@@ -129,7 +138,12 @@ class ForkJoinSampler:
         self.prefixes = PrefixCache(self.prompts, self.codec, self.decoder, prefix_pages)
         self._texts = ModelTexts(self.codec, self.prefixes.encode)
         self.engine = LocalEngine(
-            self.decoder, self.prefixes, lambda *rows: self._draw(*rows), max_rows=max_rows, max_episodes=max_episodes
+            self.decoder,
+            self.prefixes,
+            GuidedLogits(self.codec),
+            lambda *rows: self._draw(*rows),
+            max_rows=max_rows,
+            max_episodes=max_episodes,
         )
         self.scheduler = self.engine.scheduler
         self._gate = self.decoder.gate

@@ -16,6 +16,7 @@ from typing import Any
 from asyncthink.episode.critical_path import critical_path
 from asyncthink.episode.options import Context, JoinMode, Mode
 from asyncthink.files import write_whole
+from asyncthink.protocol.guide import Rule
 from asyncthink.protocol.tags import Role
 
 #: Kinds of :class:`Event`.
@@ -99,6 +100,9 @@ class Trace:
     ``sampled[k]`` is True when token k was drawn by this agent; ``logprobs[k]`` is then its natural-log probability
     under softmax(logits / temperature), before top-k, top-p and min-p (0.0 when inserted); ``steps[k]`` is the step
     that drew or inserted it; ``pieces[k]`` is the text it added. ``text`` is the text after the prompt.
+
+    Under a guide, ``forced`` are the numbers of the tokens that the guide inserted for the agent: they act as tags, and
+    are no more ``sampled`` than a prompt. ``rules`` are (k, the rule under which token k and later ones were drawn).
     """
 
     agent: int
@@ -116,6 +120,8 @@ class Trace:
     returned: str | None = None
     finish: str = ""  # one of FINISHES
     tools: list[ToolUse] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)
+    rules: list[tuple[int, Rule]] = field(default_factory=list)
 
     def add(self, token: int, sampled: bool, logprob: float, step: int, piece: str = "") -> None:
         self.tokens.append(token)
@@ -123,6 +129,11 @@ class Trace:
         self.logprobs.append(logprob)
         self.steps.append(step)
         self.pieces.append(piece)
+
+    def ruled(self, rule: Rule) -> None:
+        """The next token is drawn under ``rule``."""
+        if not self.rules or self.rules[-1][1] != rule:
+            self.rules.append((len(self.tokens), rule))
 
     @property
     def decoded(self) -> int:
@@ -214,4 +225,5 @@ class Episode:
 def _trace(data: dict[str, Any]) -> Trace:
     joins = [Join(**{**j, "source": tuple(j["source"]) if j["source"] else None}) for j in data.get("joins", [])]
     tools = [ToolUse(**use) for use in data.get("tools", [])]
-    return Trace(**{**data, "joins": joins, "tools": tools})
+    rules = [(first, Rule.from_dict(rule)) for first, rule in data.get("rules", [])]
+    return Trace(**{**data, "joins": joins, "tools": tools, "rules": rules})

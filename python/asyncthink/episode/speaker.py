@@ -8,6 +8,7 @@ from typing import Protocol
 
 from asyncthink.episode.records import Trace
 from asyncthink.protocol.calls import ToolCall
+from asyncthink.protocol.guide import Rule
 from asyncthink.protocol.parser import Parser
 
 
@@ -66,6 +67,10 @@ class Texts(Protocol):
         """The text of tokens that will follow ``context``."""
         ...
 
+    def literal(self, text: str) -> list[int]:
+        """The tokens of a text of tags and newlines that is inserted into a context; tags may be control tokens."""
+        ...
+
     def insert(self, index: int, stream: Stream, tokens: Sequence[int], returned: tuple[int, int]) -> Insert:
         """The tokens of a join of worker ``index``.
 
@@ -84,6 +89,7 @@ class Speaker:
         self.parser = Parser(trace.role)
         self.waiting_for: Speaker | None = None
         self.call: ToolCall | None = None  # the agent waits for its result
+        self.rule: Rule | None = None  # of the token that is being drawn
         self.done = False
         self.prompt_tokens = self.prompt_chars = 0
         self.turn_chars = 0  # characters before what it drew since its prompt, or since the last insertion
@@ -149,6 +155,13 @@ class Speaker:
         """Add an inserted token. Its text never acts as a tag."""
         piece = self.stream.push(token)
         self.parser.insert(piece)
+        self.trace.add(token, False, 0.0, step, piece)
+        return piece
+
+    def force(self, token: int, step: int) -> str:
+        """Add a token that a guide inserts. Its text acts once the parser reads it."""
+        piece = self.stream.push(token)
+        self.trace.forced.append(len(self.trace.tokens))
         self.trace.add(token, False, 0.0, step, piece)
         return piece
 

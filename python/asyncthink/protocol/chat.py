@@ -8,7 +8,7 @@ from typing import Any
 
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import Question, turns
-from asyncthink.protocol.prompts import DEFAULT_INSTRUCTIONS, DEFAULT_PROMPTS, Part, PromptFormat
+from asyncthink.protocol.prompts import ORGANIZE, DefaultPrompts, Part, PromptFormat
 from asyncthink.protocol.rendering import Schemas, provenance, render
 
 _MARK = "(the organizer's words)"
@@ -16,18 +16,19 @@ _SLOTS = {"organizer": "question", "solo": "question", "worker_isolated": "subqu
 _SYSTEM = ("system", "developer")
 
 
-def prompts_for(tokenizer: Any, saved: PromptFormat | None = None) -> PromptFormat:
+def prompts_for(tokenizer: Any, saved: PromptFormat | None = None, default: DefaultPrompts = ORGANIZE) -> PromptFormat:
     """The templates for a model, from its tokenizer alone: no file, no network.
 
-    These are ``saved`` (those of the checkpoint) if given, else the default ones in the tokenizer's chat format. If the
-    tokenizer has no chat template, they are the default ones as plain text, after the tokens that the tokenizer adds to
+    These are ``saved`` (those of the checkpoint) if given, else ``default`` in the tokenizer's chat format, with its
+    instructions as the system turn (:func:`chat_prompts`). If the
+    tokenizer has no chat template, they are ``default`` as plain text, after the tokens that the tokenizer adds to
     a text (its begin-of-text token), so that the ids are those of ``tokenizer(text)``.
     """
     if saved is not None:
         return saved
     if getattr(tokenizer, "chat_template", None):
-        return chat_prompts(tokenizer, DEFAULT_PROMPTS, DEFAULT_INSTRUCTIONS)
-    codec, p = Codec(tokenizer), DEFAULT_PROMPTS
+        return chat_prompts(tokenizer, default.plain, default.instructions)
+    codec, p = Codec(tokenizer), default.plain
     organizer, isolated, solo = (_begun(codec, text) for text in (p.organizer, p.worker_isolated, p.solo))
     return PromptFormat(organizer, p.worker_shared, isolated, solo)
 
@@ -89,7 +90,7 @@ def chat_prompts(
     def opening(name: str) -> list[dict[str, str]]:
         if instructions is None:
             return _messages(["user"], [getattr(prompts, name)])
-        return _messages(["system", "user"], [instructions[name], "{" + _SLOTS[name] + "}"])
+        return _with_instructions(instructions[name], _messages(["user"], ["{" + _SLOTS[name] + "}"]))
 
     def shown(messages: Sequence[Mapping[str, str]]) -> str:
         text = render(tokenizer, messages, tools, enable_thinking=False)
@@ -166,11 +167,19 @@ class ChatPrompts(PromptFormat):
         if self.instructions is None:
             plain = self.plain.fill(name, question=contents[-1], subquery=contents[-1])
             messages[-1] = {"role": "user", "content": plain}
-        elif roles[0] in _SYSTEM:
-            messages[0]["content"] = f"{self.instructions[name]}\n\n{contents[0]}"
         else:
-            messages.insert(0, {"role": "system", "content": self.instructions[name]})
+            messages = _with_instructions(self.instructions[name], messages)
         return render(self.tokenizer, messages, self.tools, enable_thinking=False)
+
+
+def _with_instructions(instructions: str, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """``messages`` with the instructions, if there are any, at the head of the system turn."""
+    if not instructions:
+        return messages
+    first, *later = messages
+    if first["role"] in _SYSTEM:
+        return [first | {"content": f"{instructions}\n\n{first['content']}"}, *later]
+    return [{"role": "system", "content": instructions}, *messages]
 
 
 def _messages(roles: Sequence[str], contents: Sequence[str]) -> list[dict[str, str]]:

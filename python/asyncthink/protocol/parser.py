@@ -12,7 +12,6 @@ from asyncthink.protocol.tags import (
     NO_ANSWER,
     NO_RETURN,
     REPEATED_JOIN,
-    TAG,
     UNCLOSED_TAG,
     UNKNOWN_JOIN,
     VOCABULARY,
@@ -24,7 +23,7 @@ from asyncthink.protocol.tags import (
     Return,
     Role,
     Span,
-    begins_tag,
+    read_tag,
 )
 
 
@@ -60,9 +59,19 @@ class Parser:
         return "".join(self._pieces)
 
     @property
-    def inside(self) -> bool:
-        """Whether a tag is open."""
-        return self._open is not None
+    def tail(self) -> str:
+        """The characters of a tag that has begun, from its "<"; "" if none has."""
+        return self._tag
+
+    @property
+    def open(self) -> str | None:
+        """The opening tag that is not closed yet, such as ``<FORK-1>``."""
+        return None if self._open is None else _written(*self._open[:2])
+
+    @property
+    def inner(self) -> str:
+        """The text behind the opening tag that is not closed yet; "" if there is none."""
+        return "" if self._open is None else self.text[self._open[3] :]
 
     def insert(self, piece: str) -> None:
         """Add text that the runtime inserted. It never acts, and it never completes a tag that has begun."""
@@ -76,20 +85,9 @@ class Parser:
         actions: list[Action] = []
         read = 0  # characters of the piece
         while read < len(piece) and not self.done:
-            if not self._tag:
-                read = piece.find("<", read)
-                if read < 0:
-                    break
-            tag = self._tag + piece[read]
-            read += 1
-            if begins_tag(tag):
-                self._tag = tag
-                continue
-            self._tag = ""
-            if match := TAG.fullmatch(tag):
+            self._tag, read, match = read_tag(self._tag, piece, read)
+            if match is not None:
                 actions += self._act(match, base + read, piece[read:])
-            elif tag[-1] == "<":
-                self._tag = "<"
         return actions
 
     def close(self) -> list[Action]:
@@ -99,6 +97,15 @@ class Parser:
         if self._open is not None:
             return [self.fail(UNCLOSED_TAG, _written(*self._open[:2]))]
         return [self.fail(NO_RETURN if self.role == "worker" else NO_ANSWER)]
+
+    def conclude(self) -> Answer | Return | None:
+        """End the agent inside its answer or return, as if the closing tag stood here; None if it is in neither."""
+        if self.done or self._open is None or self._open[0] not in ("ANSWER", "RETURN"):
+            return None
+        name, _, start, begin = self._open
+        self.done, end = True, self._length
+        span = Span(start, begin, end, end)
+        return (Answer if name == "ANSWER" else Return)(self.text[begin:end], span)
 
     def fail(self, reason: str, detail: str = "") -> FormatError:
         """End the agent with a format error: the parser's own, or one that the episode core detected."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from asyncthink.files import write_whole
 from asyncthink.protocol.messages import Question, turns
@@ -146,6 +147,19 @@ Think step by step, then finish with the final answer:
 #: the turns of a conversation are the same tokens whatever follows them.
 DEFAULT_INSTRUCTIONS = {"organizer": _ORGANIZER, "worker_isolated": _WORKER_ISOLATED, "solo": _SOLO}
 
+_PLANNER = "Break the question into smaller questions, one per line. Then use their answers to answer it."
+
+#: What the prompts of the guide "plan" say beside the question; one agent alone is told nothing.
+PLAN_INSTRUCTIONS = {"organizer": _PLANNER, "worker_isolated": "Answer briefly.", "solo": ""}
+
+#: For the guide "plan", which writes the tags itself: nothing here speaks of them.
+PLAN_PROMPTS = PromptFormat(
+    organizer=f"{_PLANNER}\n\nQuestion: {{question}}",
+    worker_shared="\n\nAnswer briefly: {subquery}\n",
+    worker_isolated="Answer briefly: {subquery}",
+    solo="{question}",
+)
+
 #: Instructions in plain English, for instruct models that were not trained on the protocol.
 DEFAULT_PROMPTS = PromptFormat(
     organizer=f"{_ORGANIZER}\n\nProblem: {{question}}\n",
@@ -153,3 +167,14 @@ DEFAULT_PROMPTS = PromptFormat(
     worker_isolated=f"{_WORKER_ISOLATED}\n\nTask: {{subquery}}\n",
     solo=f"{_SOLO}\n\nProblem: {{question}}\n",
 )
+
+
+class DefaultPrompts(NamedTuple):
+    """Templates of plain text, and what they say beside the question, by their name."""
+
+    plain: PromptFormat
+    instructions: Mapping[str, str]
+
+
+ORGANIZE = DefaultPrompts(DEFAULT_PROMPTS, DEFAULT_INSTRUCTIONS)
+PLAN = DefaultPrompts(PLAN_PROMPTS, PLAN_INSTRUCTIONS)

@@ -158,6 +158,38 @@ def begins_tag(text: str) -> bool:
     return text in _PREFIXES or _INDEXED_PREFIX.fullmatch(text) is not None
 
 
+def read_tag(tag: str, piece: str, read: int) -> tuple[str, int, re.Match[str] | None]:
+    """Read ``piece`` from character ``read`` on, up to the end of the next tag.
+
+    Args:
+        tag: the characters of a tag that has begun before, from its "<"; "" if none has.
+        piece: the text; ``0 <= read < len(piece)``.
+        read: how much of it was read before.
+
+    Returns:
+        The characters of a tag that has begun by then, the number of characters read by then, and the match of
+        :data:`TAG` if a tag ended there; None at the end of the piece.
+
+    >>> read_tag("<JO", "IN-1> and <FO", 0)
+    ('', 5, <re.Match object; span=(0, 8), match='<JOIN-1>'>)
+    >>> read_tag("", "IN-1> and <FO", 5)
+    ('<FO', 13, None)
+    """
+    while read < len(piece):
+        if not tag:
+            read = piece.find("<", read)
+            if read < 0:
+                return "", len(piece), None
+        tag += piece[read]
+        read += 1
+        if begins_tag(tag):
+            continue
+        if match := TAG.fullmatch(tag):
+            return "", read, match
+        tag = "<" if tag[-1] == "<" else ""
+    return tag, read, None
+
+
 def _checked_index(index: int) -> int:
     if not 1 <= index <= 999:
         raise ValueError(f"index: expected 1 to 999, got {index}")
