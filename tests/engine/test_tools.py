@@ -31,8 +31,7 @@ ALONE = {"mode": "sequential", "answer": "text"}
 
 
 def double(x: int) -> int:
-    """
-    Twice a number.
+    """Twice a number.
 
     Args:
         x: The number.
