@@ -58,8 +58,9 @@ def test_stream_shows_everything_that_was_drawn(capsys: pytest.CaptureFixture[st
 def test_tools(capsys: pytest.CaptureFixture[str]) -> None:
     """With a model that follows a script, in place of the one that the program downloads."""
     (path,) = [path for path in EXAMPLES if path.stem == "tools"]
-    program, tok = runpy.run_path(str(path)), chatting(HERMES)
+    program = runpy.run_path(str(path))
     tools = [Tool(program["calculator"]), Tool(program["search"])]
+    tok = chatting(HERMES, *(json.dumps(tool.schema) for tool in tools))
     prompts = prompts_for(tok).with_tools([tool.schema for tool in tools])  # type: ignore[attr-defined]
 
     def used(name: str, result: str, **arguments: str) -> str:
