@@ -1,8 +1,7 @@
 """Tools that agents may call: Python functions, run on threads of their own, beside the steps of the model.
 
 >>> def double(x: int) -> int:
-...     '''
-...     Twice a number.
+...     '''Twice a number.
 ...
 ...     Args:
 ...         x: The number.
