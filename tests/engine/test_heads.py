@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -164,10 +165,8 @@ class HeadsMachine(RuleBasedStateMachine):
     @rule()
     def change_weights(self) -> None:
         self.version += 1
-        try:
+        with contextlib.suppress(OutOfPages):
             self.cache.prepare([])
-        except OutOfPages:
-            pass
         self.kept = set()
 
     # -- what always holds --------------------------------------------------------------------------------------

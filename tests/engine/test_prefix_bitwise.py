@@ -17,7 +17,11 @@ import tiny_models as tm
 from asyncthink import Decoder, ForkJoinSampler, SamplingParams
 from asyncthink.episode.options import Context, JoinMode
 from asyncthink.episode.records import Episode
+from asyncthink.model.files import load_tokenizer
+from asyncthink.protocol.chat import chat_prompts
+from asyncthink.protocol.prompts import PromptFormat
 from scripted import PROMPTS, tokenizer
+from toy_tokenizers import real_model
 
 LONG = "the quick brown fox jumps over the lazy dog "
 PARAMS = SamplingParams(temperature=1.0, max_tokens=30)
@@ -163,3 +167,23 @@ def test_a_pinned_document_changes_bits_for_all_alike() -> None:
         (unpinned,) = plain.generate([questions[k]], params[k])
         for a, b in itertools.product(episode.traces, unpinned.traces):
             assert a.tokens == b.tokens and a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(real_model() is None, reason="SmolLM2-135M-Instruct is not there")
+def test_a_chat_with_a_pretrained_model() -> None:
+    """torch's own matrix products: the same greedy words, log-probabilities to rounding."""
+    decoder = Decoder.load(str(real_model()), dtype="float32", device="cpu", num_pages=128)
+    tok = load_tokenizer(str(real_model()))
+    prompts = chat_prompts(tok, PromptFormat("{question}", "{subquery}", "{subquery}", "{question}"))
+    kept, without = (
+        ForkJoinSampler(decoder, tok, prompts=prompts, mode="sequential", prefix_pages=pages) for pages in (None, 0)
+    )
+    params = SamplingParams(temperature=0.0, max_tokens=24)
+    messages = [{"role": "system", "content": LONG * 10}, {"role": "user", "content": "Which animals are named?"}]
+    for _ in range(2):
+        (one,), (other,) = kept.generate([messages], params), without.generate([messages], params)
+        assert one.traces[0].tokens == other.traces[0].tokens
+        assert one.traces[0].logprobs == pytest.approx(other.traces[0].logprobs, abs=1e-3)
+        messages += [{"role": "assistant", "content": one.traces[0].text}, {"role": "user", "content": "And then?"}]
+    assert one.prefix_tokens > 100 > len(one.traces[0].tokens) - one.traces[0].decoded - one.prefix_tokens
