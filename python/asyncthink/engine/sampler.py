@@ -15,7 +15,7 @@ from asyncthink.engine.detokenize import ModelTexts
 from asyncthink.engine.local import LocalEngine, draw_tokens
 from asyncthink.engine.open import open_model, stop_ids
 from asyncthink.engine.prefix_cache import PrefixCache
-from asyncthink.engine.requests import check_length, check_params, params_for
+from asyncthink.engine.requests import check_length, check_params, check_templates, params_for, worker_templates
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.stream import EpisodeStream
 from asyncthink.episode.core import EpisodeCore
@@ -40,9 +40,9 @@ class ForkJoinSampler:
             optimizer step call :meth:`refresh`); or a :class:`asyncthink.Decoder`, which samplers can share with its
             K/V cache.
         tokenizer: the model's fast tokenizer; loaded from the path if ``model`` is one.
-        prompts: the four prompt templates; by default those of the model's ``asyncthink.json``, else
+        prompts: the prompt templates; by default those of the model's ``asyncthink.json``, else
             ``asyncthink.DEFAULT_PROMPTS`` in the tokenizer's chat template, or plain where it has none.
-        mode, pool, context, join, aggregate: see :class:`asyncthink.episode.options.Options`.
+        mode, pool, context, join, aggregate, depth: see :class:`asyncthink.episode.options.Options`.
         device, dtype, revision: of a model that is loaded here. "auto": the GPU where there is one; the stored dtype,
             or float32 where this CPU multiplies much faster in it (:meth:`explain` gives the choice and its reason).
         page_size: tokens of a page: 1, 8, 16 (None), 32, 64 or 128.
@@ -56,7 +56,8 @@ class ForkJoinSampler:
 
     Raises:
         ValueError: a model that cannot be loaded or served (DecoderError gives the reason), a join mode that the model
-            does not support, options outside their range. Also arguments without effect: ``device``, ``dtype``,
+            does not support, options outside their range, a depth above 1 with prompts that have no templates for
+            workers that may fork. Also arguments without effect: ``device``, ``dtype``,
             ``revision`` with a live module; these and ``page_size``, ``num_pages``, ``graphs``, ``compile``, ``pack``
             with a Decoder.
 
@@ -88,6 +89,7 @@ class ForkJoinSampler:
         context: str = Context.SHARED,
         join: str = JoinMode.EXACT,
         aggregate: str = Aggregate.VOTE,
+        depth: int = 1,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
@@ -100,7 +102,7 @@ class ForkJoinSampler:
         pack: bool | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        self.options = Options(mode, pool, context, join, aggregate)
+        self.options = Options(mode, pool, context, join, aggregate, depth)
         sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
         sizes |= {"graphs": graphs, "compile": compile, "pack": pack}
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
@@ -111,6 +113,7 @@ class ForkJoinSampler:
                 f"join: this model offers {', '.join(self.decoder.join_modes)}, got {str(join)!r}: "
                 f"{self.decoder.unavailable[join]}"
             )
+        check_templates(self.prompts, self.options)
         self.codec = Codec(self.tokenizer, stop_ids(self.decoder.model))
         self.cache = self.decoder.cache
         self.prefixes = PrefixCache(self.prompts, self.codec, self.decoder)
@@ -232,8 +235,8 @@ class ForkJoinSampler:
     @property
     def _templates(self) -> list[str]:
         """Templates whose prefixes are cached for agents; the one that opens an episode comes first."""
-        isolated = self.options.mode == Mode.ASYNCTHINK and self.options.context == Context.ISOLATED
-        return [STRATEGIES[self.options.mode].opening, *(["worker_isolated"] if isolated else [])]
+        isolated = self.options.context == Context.ISOLATED
+        return [STRATEGIES[self.options.mode].opening, *(worker_templates(self.options) if isolated else [])]
 
     def _prompt(self, question: Question, name: str) -> list[int]:
         """The tokens that open an episode. Raises ValueError if the cache or the model cannot hold them."""

@@ -48,6 +48,8 @@ class Options:
         context: "shared" (a worker sees the organizer's tokens up to its fork) or "isolated" (its prompt alone).
         join: how a return enters the organizer: "exact", "append" or "link".
         aggregate: parallel answers: "vote" (most frequent, earliest wins a tie) or "union" (distinct lines, in order).
+        depth: how many levels of workers there may be. 1: the organizer's workers do not fork (the paper). With 2 they
+            may fork and join workers of their own, which do not fork; and so on. The pool counts all that live.
 
     Raises:
         ValueError: a value that is not one of these.
@@ -58,6 +60,7 @@ class Options:
     context: str = Context.SHARED
     join: str = JoinMode.EXACT
     aggregate: str = Aggregate.VOTE
+    depth: int = 1
 
     def __post_init__(self) -> None:
         choices = {"mode": Mode, "context": Context, "join": JoinMode, "aggregate": Aggregate}
@@ -69,6 +72,8 @@ class Options:
                 raise ValueError(f"{name}: expected one of {expected}, got {getattr(self, name)!r}") from None
         if self.pool < 1:
             raise ValueError(f"pool: expected at least 1 (the organizer), got {self.pool}")
+        if self.depth < 1:
+            raise ValueError(f"depth: expected at least 1 (workers that do not fork), got {self.depth}")
 
 
 def combine(answers: Sequence[str], how: str) -> str:

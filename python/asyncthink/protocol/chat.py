@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,12 @@ from asyncthink.protocol.messages import Question, turns
 from asyncthink.protocol.prompts import DEFAULT_PROMPTS, Part, PromptFormat
 
 _MARK = "(the organizer's words)"
-_SLOTS = {"organizer": "question", "solo": "question", "worker_isolated": "subquery"}
+_SLOTS = {
+    "organizer": "question",
+    "solo": "question",
+    "worker_isolated": "subquery",
+    "forking_worker_isolated": "subquery",
+}
 
 
 def prompts_for(tokenizer: Any, saved: PromptFormat | None = None) -> PromptFormat:
@@ -29,8 +35,8 @@ def prompts_for(tokenizer: Any, saved: PromptFormat | None = None) -> PromptForm
     if getattr(tokenizer, "chat_template", None):
         return chat_prompts(tokenizer, DEFAULT_PROMPTS)
     codec, p = Codec(tokenizer), DEFAULT_PROMPTS
-    organizer, isolated, solo = (_begun(codec, text) for text in (p.organizer, p.worker_isolated, p.solo))
-    return PromptFormat(organizer, p.worker_shared, isolated, solo)
+    begun = {name: _begun(codec, getattr(p, name)) for name in _SLOTS if getattr(p, name) is not None}
+    return dataclasses.replace(p, **begun)
 
 
 def _begun(codec: Codec, template: str) -> str:
@@ -49,7 +55,8 @@ def chat_prompts(tokenizer: Any, prompts: PromptFormat) -> ChatPrompts:
     """``prompts`` as chat turns that end with the beginning of the assistant's turn.
 
     A worker with shared context starts in the middle of the organizer's turn. So ``worker_shared`` becomes the end of
-    that turn, a user turn with the instructions, and the beginning of the assistant's turn. Templates with a switch for
+    that turn, a user turn with the instructions, and the beginning of the assistant's turn; so does
+    ``forking_worker_shared``. Templates with a switch for
     the model's own thinking have it off. Raises ValueError if the template alters or drops a turn.
     """
 
@@ -59,14 +66,20 @@ def chat_prompts(tokenizer: Any, prompts: PromptFormat) -> ChatPrompts:
             raise ValueError(f"chat template: expected it to keep the last turn, got {text!r}")
         return text
 
-    shared = render(prompts.organizer, _MARK, prompts.worker_shared)
-    if _MARK not in shared:
-        raise ValueError(f"chat template: expected it to keep the assistant's turn, got {shared!r}")
+    def continued(worker: str) -> str:
+        shared = render(prompts.organizer, _MARK, worker)
+        if _MARK not in shared:
+            raise ValueError(f"chat template: expected it to keep the assistant's turn, got {shared!r}")
+        return shared.partition(_MARK)[2]
+
+    forking = prompts.forking_worker_shared, prompts.forking_worker_isolated
     return ChatPrompts(
         organizer=render(prompts.organizer),
-        worker_shared=shared.partition(_MARK)[2],
+        worker_shared=continued(prompts.worker_shared),
         worker_isolated=render(prompts.worker_isolated),
         solo=render(prompts.solo),
+        forking_worker_shared=None if forking[0] is None else continued(forking[0]),
+        forking_worker_isolated=None if forking[1] is None else render(forking[1]),
         plain=prompts,
         tokenizer=tokenizer,
     )
