@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
+from asyncthink.cli.options import Context, Depth, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
 from asyncthink.files import check_writable, write_whole
 from asyncthink.view.html import timeline_html
 
@@ -29,6 +29,7 @@ def ask(
     join: JoinMode = "exact",
     context: Context = "shared",
     pool: Pool = 4,
+    depth: Depth = 1,
     max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw.")] = 1024,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the random streams.")] = 0,
@@ -51,7 +52,7 @@ def ask(
         from asyncthink.view.terminal import watcher
 
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
-        agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join}
+        agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join, "depth": depth}
         loading_options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
         sampler = ForkJoinSampler(model, **agents, **loading_options, progress=progress)
     explanation = sampler.explain() if explain else {}

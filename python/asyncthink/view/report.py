@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asyncthink.episode.records import Episode, Trace
+from asyncthink.episode import tree
+from asyncthink.episode.records import Episode
 from asyncthink.view.terminal import printable
 
 _WIDEST = 160  # columns of a table, whatever the terminal's width
@@ -20,7 +21,7 @@ def print_answer(console: Console, episode: Episode, texts: bool = False) -> Non
     if episode.answer is None:
         console.print(Text(f"no answer ({episode.finish})", style="bold red"))
         for trace in episode.traces if texts else ():
-            title = f"{_agent(trace)}  "
+            title = f"{tree.name(episode.traces, trace.agent)}  "
             console.print(Text.assemble((title, "bold"), printable(trace.text.strip()) or "nothing"), soft_wrap=True)
     else:
         console.print(Text.assemble(("answer  ", "bold"), printable(episode.answer.strip())), soft_wrap=True)
@@ -28,12 +29,6 @@ def print_answer(console: Console, episode: Episode, texts: bool = False) -> Non
         console.print(Text(f"failure: {printable(failure)}", style="red"), soft_wrap=True)
     for error in episode.format_errors:
         console.print(Text(f"format error: {printable(error)}", style="red"), soft_wrap=True)
-
-
-def _agent(trace: Trace) -> str:
-    if trace.role == "solo":
-        return f"agent {trace.agent + 1}"
-    return trace.role if trace.fork_index is None else f"worker {trace.fork_index}"
 
 
 def print_explanation(console: Console, explanation: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncthink.episode.records import Event, TokenEvent
+from asyncthink.episode.tree import worker_name
 
 _COLOURS = ("bright_blue", "cyan", "yellow", "magenta", "green", "bright_cyan", "red", "bright_magenta")
 _TAG = re.compile(r"</?(?:FORK|JOIN)-\d{1,3}>|</?(?:ANSWER|RETURN)>")
@@ -52,7 +53,7 @@ class PlainLines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._names: dict[int, str] = {0: "organizer"}
+        self._paths: dict[int, tuple[int, ...]] = {0: ()}  # as of :func:`asyncthink.episode.tree.path`
 
     def __enter__(self) -> Self:
         return self
@@ -63,16 +64,18 @@ class PlainLines:
     def show(self, event: Event | TokenEvent) -> None:
         if isinstance(event, TokenEvent):
             return
-        if event.kind == "fork" and event.peer is not None:
-            self._names[event.peer] = f"worker {event.index}"
-        name = self._names.get(event.agent, f"agent {event.agent + 1}")
-        line = Text(f"{event.step:5d}  {name:10}  {printable(_sentence(event))}")
+        path = self._paths.get(event.agent)
+        if event.kind == "fork" and event.peer is not None and event.index is not None:
+            self._paths[event.peer] = (*(path or ()), event.index)
+        name = f"agent {event.agent + 1}" if path is None else worker_name(path) if path else "organizer"
+        line = Text(f"{event.step:5d}  {name:10}  {printable(_sentence(event, path or ()))}")
         self._console.print(line, soft_wrap=True, highlight=False)
 
 
-def _sentence(event: Event) -> str:
+def _sentence(event: Event, path: tuple[int, ...]) -> str:
+    """What an agent with this path did."""
     text = " ".join(event.text.split())
-    worker = f"worker {event.index}"
+    worker = worker_name((*path, event.index or 0))
     return {
         "start": f"begins: {text}",
         "fork": f"forks {worker}: {text}",
@@ -92,6 +95,9 @@ class _Lane:
     state: str = "thinking"
     pieces: list[tuple[str, bool]] = field(default_factory=list)
     drawn: int = 0
+    lineage: tuple[int, ...] = ()  # as of :func:`asyncthink.episode.tree.lineage`
+    path: tuple[int, ...] = ()
+    workers: dict[int, str] = field(default_factory=dict)  # the colours of its workers, by the i of <FORK-i>
 
 
 class LiveLanes:
@@ -124,23 +130,26 @@ class LiveLanes:
             self._drawn_at = time.perf_counter()
 
     def _take(self, event: Event | TokenEvent) -> None:
-        lane = self._lanes.setdefault(event.agent, self._new_lane(event.agent, "organizer"))
+        lane = self._lanes.setdefault(event.agent, self._new_lane(event.agent))
         if isinstance(event, TokenEvent):
             lane.pieces.append((event.text, event.sampled))
             lane.drawn += event.sampled
-        elif event.kind == "fork" and event.peer is not None:
-            self._lanes[event.peer] = self._new_lane(event.peer, f"worker {event.index}")
+        elif event.kind == "fork" and event.peer is not None and event.index is not None:
+            worker = self._lanes[event.peer] = self._new_lane(event.peer, lane, event.index)
+            lane.workers[event.index] = worker.colour
         elif event.kind == "wait":
-            lane.state = f"waits for worker {event.index}"
+            lane.state = f"waits for {worker_name((*lane.path, event.index or 0))}"
         elif event.kind == "join":
             lane.state = "thinking"
         elif event.kind != "start":
             lane.state = {"return": "done", "answer": "done", "error": "format error", "stop": "stopped"}[event.kind]
 
-    def _new_lane(self, agent: int, title: str) -> _Lane:
-        return _Lane(
-            title if agent == 0 or title != "organizer" else f"agent {agent + 1}", _COLOURS[agent % len(_COLOURS)]
-        )
+    def _new_lane(self, agent: int, parent: _Lane | None = None, index: int = 0) -> _Lane:
+        colour = _COLOURS[agent % len(_COLOURS)]
+        if parent is None:
+            return _Lane("organizer" if agent == 0 else f"agent {agent + 1}", colour, lineage=(agent,))
+        path = (*parent.path, index)
+        return _Lane(worker_name(path), colour, lineage=(*parent.lineage, agent), path=path)
 
     def _picture(self) -> RenderableType:
         if not self._lanes:
@@ -152,7 +161,8 @@ class LiveLanes:
         grid = Table.grid(expand=True)
         for _ in range(columns):
             grid.add_column(ratio=1)
-        lanes = [_panel(self._console, lane, width // columns - 4, lines) for lane in self._lanes.values()]
+        ordered = sorted(self._lanes.values(), key=lambda lane: lane.lineage)
+        lanes = [_panel(self._console, lane, width // columns - 4, lines) for lane in ordered]
         for row in _rows(lanes, columns):
             grid.add_row(*row)
         return grid
@@ -189,4 +199,4 @@ def _panel(console: Console, lane: _Lane, width: int, lines: int) -> Panel:
 def _tag_colour(tag: str, lane: _Lane) -> str:
     """The colour of the worker that a tag names, else of the lane."""
     index = tag.strip("</>").partition("-")[2]
-    return _COLOURS[int(index) % len(_COLOURS)] if index else lane.colour
+    return lane.workers.get(int(index), lane.colour) if index else lane.colour
