@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
+from asyncthink.cli.options import Context, Depth, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
 from asyncthink.files import check_writable, write_whole
 from asyncthink.view.html import timeline_html
 
@@ -41,6 +41,7 @@ def ask(
         typer.Option(help="off, legal or plan; plan by default, but off for a model with an asyncthink.json."),
     ] = None,
     forks: Annotated[int | None, typer.Option(help="Forks of a plan; two or more by default.")] = None,
+    depth: Depth = 1,
     max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw.")] = 1024,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the random streams.")] = 0,
@@ -64,7 +65,7 @@ def ask(
         from asyncthink.view.terminal import watcher
 
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
-        agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join}
+        agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join, "depth": depth}
         agents |= defaults(model, revision, mode=mode, answer=answer, guide=guide) | {"forks": forks}
         loading_options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
         sampler = ForkJoinSampler(model, **agents, **loading_options, progress=progress)

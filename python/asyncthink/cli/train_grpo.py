@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from asyncthink.cli.options import Depth
 from asyncthink.cli.train_options import (
     Checkpointing,
     Decay,
@@ -33,6 +34,7 @@ def grpo(
     task: Annotated[str, typer.Option(help="Task, or several separated by commas.")] = "countdown",
     mode: Annotated[str, typer.Option(help="asyncthink, or a baseline: sequential, parallel.")] = "asyncthink",
     pool: Pool = 4,
+    depth: Depth = 1,
     context: Annotated[str, typer.Option(help="What a worker sees: shared or isolated.")] = "shared",
     join: Annotated[str, typer.Option(help="How a return enters the organizer: exact, append or link.")] = "exact",
     max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw.")] = 1024,
@@ -107,6 +109,7 @@ def grpo(
         task=task,
         mode=mode,
         pool=pool,
+        depth=depth,
         context=context,
         join=join,
         max_tokens=max_tokens,

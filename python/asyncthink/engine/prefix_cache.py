@@ -70,13 +70,14 @@ class PrefixCache:
         self._live: list[Agent] = []  # those that began a context of their own and hold it
 
     def encode(self, name: str, *, question: Question = "", subquery: str = "") -> list[int]:
-        """Tokens of template ``name`` with its slots filled; those of ``worker_shared`` continue other tokens.
+        """Tokens of template ``name`` with its slots filled; those of a worker with shared context continue others.
 
         Raises ValueError for a prompt without tokens, because the first draw needs the logits of one.
         """
         parts = self._prompts.parts(name, question=question, subquery=subquery)
-        tokens = self._codec.encode(parts, continues=name == "worker_shared")
-        if not tokens and name != "worker_shared":
+        continues = name.endswith("worker_shared")
+        tokens = self._codec.encode(parts, continues=continues)
+        if not tokens and not continues:
             raise ValueError(f"prompt {name!r}: expected at least one token, got none")
         return tokens
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from asyncthink.episode.options import Mode, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.protocol.messages import Question
+from asyncthink.protocol.prompts import PromptFormat, worker_template
 from asyncthink_kernels.cache import TreeCache
 
 
@@ -29,6 +31,27 @@ def check_params(params: object, name: str) -> None:
     """Raises ValueError unless ``params`` are SamplingParams."""
     if not isinstance(params, SamplingParams):
         raise ValueError(f"{name}: expected SamplingParams, got {type(params).__name__}")
+
+
+def worker_templates(options: Options) -> list[str]:
+    """The names of the templates that an episode's workers may get: those that may not fork first.
+
+    >>> worker_templates(Options(depth=2, context="isolated")), worker_templates(Options("sequential"))
+    (['worker_isolated', 'forking_worker_isolated'], [])
+    """
+    if options.mode != Mode.ASYNCTHINK:
+        return []
+    return [worker_template(str(options.context), may_fork) for may_fork in (False, True)[: options.depth]]
+
+
+def check_templates(prompts: PromptFormat, options: Options) -> None:
+    """Raises ValueError if the prompts lack a template that an episode's workers may get."""
+    for name in worker_templates(options):
+        if getattr(prompts, name) is None:
+            raise ValueError(
+                f"depth: expected 1, as the prompts have no template {name!r} for workers that may fork, "
+                f"got {options.depth}"
+            )
 
 
 def check_length(prompt: Sequence[int], name: str, cache: TreeCache, max_length: int | None) -> None:

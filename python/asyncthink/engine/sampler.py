@@ -16,7 +16,7 @@ from asyncthink.engine.guided import GuidedLogits
 from asyncthink.engine.local import LocalEngine, draw_tokens
 from asyncthink.engine.open import open_model, stop_ids
 from asyncthink.engine.prefix_cache import PrefixCache
-from asyncthink.engine.requests import check_length, check_params, params_for
+from asyncthink.engine.requests import check_length, check_params, check_templates, params_for, worker_templates
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.stats import EngineStats
 from asyncthink.engine.stream import EpisodeStream
@@ -44,10 +44,10 @@ class ForkJoinSampler:
             optimizer step call :meth:`refresh`); or a :class:`asyncthink.Decoder`, which samplers can share with its
             K/V cache.
         tokenizer: the model's fast tokenizer; loaded from the path if ``model`` is one.
-        prompts: the four prompt templates; by default those of the model's ``asyncthink.json``, else
+        prompts: the prompt templates; by default those of the model's ``asyncthink.json``, else
             ``asyncthink.DEFAULT_PROMPTS`` (with the guide "plan", ``PLAN_PROMPTS``) in the tokenizer's chat template,
             or plain where it has none.
-        mode, pool, context, join, aggregate, answer, guide, forks: see
+        mode, pool, context, join, aggregate, answer, guide, forks, depth: see
             :class:`asyncthink.episode.options.Options`.
         tools: functions that agents may call, in the model's own format of calls (:mod:`asyncthink.engine.tools`).
             Nothing else is ever called.
@@ -66,7 +66,8 @@ class ForkJoinSampler:
 
     Raises:
         ValueError: a model that cannot be loaded or served (DecoderError gives the reason), a join mode that the model
-            does not support, options outside their range. Also arguments without effect: ``device``, ``dtype``,
+            does not support, options outside their range, a depth above 1 with prompts that have no templates for
+            workers that may fork. Also arguments without effect: ``device``, ``dtype``,
             ``revision`` with a live module; these and ``page_size``, ``num_pages``, ``graphs``, ``compile``, ``pack``
             with a Decoder.
 
@@ -102,6 +103,7 @@ class ForkJoinSampler:
         tools: Sequence[Callable[..., Any] | Tool] = (),
         guide: str = Guide.OFF,
         forks: int | None = None,
+        depth: int = 1,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
@@ -115,7 +117,7 @@ class ForkJoinSampler:
         pack: bool | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        self.options = Options(mode, pool, context, join, aggregate, answer, guide, forks)
+        self.options = Options(mode, pool, context, join, aggregate, answer, guide, forks, depth)
         sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
         sizes |= {"graphs": graphs, "compile": compile, "pack": pack}
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
@@ -130,6 +132,7 @@ class ForkJoinSampler:
                 f"join: this model offers {', '.join(self.decoder.join_modes)}, got {str(join)!r}: "
                 f"{self.decoder.unavailable[join]}"
             )
+        check_templates(self.prompts, self.options)
         self.codec = Codec(self.tokenizer, stop_ids(self.decoder.model))
         self.cache = self.decoder.cache
         self.toolbox = Toolbox.of(tools, self.tokenizer, self.codec, thinks=self.options.answer == AnswerForm.TEXT)
@@ -289,8 +292,8 @@ class ForkJoinSampler:
         """Templates whose prefixes are cached for agents; the one that opens an episode comes first."""
         if self.options.answer == AnswerForm.TEXT:
             return []  # a conversation as its users write it
-        isolated = self.options.mode == Mode.ASYNCTHINK and self.options.context == Context.ISOLATED
-        return [opening(self.options), *(["worker_isolated"] if isolated else [])]
+        isolated = self.options.context == Context.ISOLATED
+        return [opening(self.options), *(worker_templates(self.options) if isolated else [])]
 
     def _prompt(self, question: Question, name: str) -> list[int]:
         """The tokens that open an episode. Raises ValueError if the cache or the model cannot hold them."""

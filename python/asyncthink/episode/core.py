@@ -21,6 +21,7 @@ from asyncthink.episode.tools import ToolTexts
 from asyncthink.episode.wishes import Begin, Call, Feed, Fork, Release, Wish
 from asyncthink.protocol.calls import ToolCall
 from asyncthink.protocol.guide import Rule
+from asyncthink.protocol.prompts import worker_template
 from asyncthink.protocol.tags import BUDGET_EXCEEDED, POOL_OVERFLOW, Action, Answer, FormatError, Return
 from asyncthink.protocol.tags import Fork as ForkTag
 from asyncthink.protocol.tags import Join as JoinTag
@@ -61,10 +62,10 @@ class EpisodeCore:
     ) -> None:
         self.params, self.options, self.strategy = params, options, STRATEGIES[options.mode]
         organized = (str(options.mode), str(options.context), str(options.join))
-        self.episode = Episode(question, *organized, options.pool, params.seed)
+        self.episode = Episode(question, *organized, options.pool, params.seed, depth=options.depth)
         self.record = Recorder(self.episode, listener, clock)
         self.speakers: list[Speaker] = []
-        self.workers: dict[int, Speaker] = {}  # by the i of <FORK-i>
+        self.workers: dict[tuple[int, int], Speaker] = {}  # by the parent's number and the i of <FORK-i>
         self.done = False
         self.prompt, self.texts, self.max_length, self._tools = prompt, texts, max_length, tools
         self._wishes: list[Wish] = []
@@ -122,7 +123,7 @@ class EpisodeCore:
 
     def may_fork(self, speaker: Speaker) -> bool:
         """Whether this agent may have workers."""
-        return speaker.trace.role == "organizer"
+        return speaker.parser.may_fork
 
     def free_seats(self) -> int:
         """How many more workers may live now."""
@@ -172,7 +173,7 @@ class EpisodeCore:
         if isinstance(action, ForkTag):
             self._fork(speaker, action)
         elif isinstance(action, JoinTag):
-            worker = speaker.waiting_for = self.workers[action.index]
+            worker = speaker.waiting_for = self.workers[speaker.number, action.index]
             if worker.done:
                 self._join(speaker)
             else:
@@ -197,7 +198,7 @@ class EpisodeCore:
         number, shared = len(self.speakers), self.options.context == Context.SHARED
         trace = Trace(number, "worker", parent.number, action.index, len(parent.trace.tokens))
         worker = self._add(trace, parent.length if shared else 0)
-        name = f"worker_{self.options.context}"
+        name = worker_template(str(self.options.context), worker.parser.may_fork)
         planned = self.options.guide == Guide.PLAN  # a line of its own, with the newline that ended it
         tokens = self.texts.prompt(name, action.subquery.strip() if planned else action.subquery)
         worker.prompt(tokens, self.record.step)
@@ -205,7 +206,7 @@ class EpisodeCore:
             self._wish(Fork(number, parent.number, parent.length), Feed(number, tokens))
         else:
             self._wish(Begin(number, tokens, name))
-        self.workers[action.index] = worker
+        self.workers[parent.number, action.index] = worker
         self.record.event("fork", parent, action.index, number, action.subquery)
         if self.guide is not None:
             self._lead(worker) if self.guide.fits(worker) else self._give_up(worker, "length")
@@ -330,7 +331,7 @@ class EpisodeCore:
         self.strategy.gave_up(self, speaker, reason)
 
     def _end(self, speaker: Speaker, reason: str) -> None:
-        """End the agent. An organizer that waits for it gets its return, which may be empty."""
+        """End the agent and its own workers. A parent that waits for it gets its return, which may be empty."""
         if speaker.done:
             return
         speaker.done = True
@@ -340,13 +341,25 @@ class EpisodeCore:
         speaker.trace.text = speaker.text
         if speaker.trace.parent is None or self.done:
             return
+        self._cancel_workers(speaker)
         if not speaker.trace.returned:  # no join can read its context
             self._wish(Release(speaker.number))
         parent = self.speakers[speaker.trace.parent]
+        if parent.done:  # it has cancelled this worker
+            return
         self.record.event("return", speaker, speaker.trace.fork_index, parent.number, speaker.trace.returned or "")
         if parent.waiting_for is speaker:
             self._join(parent)
             self._lead(parent)
+
+    def _cancel_workers(self, parent: Speaker) -> None:
+        """``parent`` has ended: nobody joins its workers any more, as nobody does when the organizer has answered."""
+        for worker in [self.workers[number, i] for number, i in self.workers if number == parent.number]:
+            if not worker.done:
+                self.record.event("stop", worker, worker.trace.fork_index, text="cancelled")
+                self._end(worker, "cancelled")
+            else:
+                self._wish(Release(worker.number))
 
     def finish(self, reason: str, answer: str | None = None) -> None:
         """End the episode. Agents that still run end as "cancelled"; all contexts are released."""
@@ -381,8 +394,9 @@ class EpisodeCore:
     # -- bookkeeping ----------------------------------------------------------------------------------------------
 
     def _add(self, trace: Trace, offset: int) -> Speaker:
-        before = [] if trace.parent is None or not offset else self.speakers[trace.parent].trace.tokens
-        speaker = Speaker(trace, self.texts.stream(before), offset)
+        parent = None if trace.parent is None else self.speakers[trace.parent]
+        before = parent.trace.tokens if parent is not None and offset else []
+        speaker = Speaker(trace, self.texts.stream(before), offset, parent, self.options.depth)
         self.speakers.append(speaker)
         self.episode.traces.append(trace)
         return speaker

@@ -67,6 +67,8 @@ class Options:
             is the answer, the prompt has no instructions, and tags are text).
         guide: "off", "legal" (no format error can be drawn) or "plan" (the organizer forks, joins all, answers).
         forks: with the guide "plan", the number of its forks; None: two, and more if it writes more, up to pool - 1.
+        depth: how many levels of workers there may be. 1: the organizer's workers do not fork (the paper). With 2 they
+            may fork and join workers of their own, which do not fork; and so on. The pool counts all that live.
 
     Raises:
         ValueError: a value that is not one of these; answer="text" with mode="asyncthink", whose tags are needed, or
@@ -81,6 +83,7 @@ class Options:
     answer: str = AnswerForm.TAGS
     guide: str = Guide.OFF
     forks: int | None = None
+    depth: int = 1
 
     def __post_init__(self) -> None:
         choices = {
@@ -102,6 +105,8 @@ class Options:
             )
         if self.answer == AnswerForm.TEXT and self.guide != Guide.OFF:
             raise ValueError(f"guide: expected 'off' with answer='text', which has no tags, got {str(self.guide)!r}")
+        if self.depth < 1:
+            raise ValueError(f"depth: expected at least 1 (workers that do not fork), got {self.depth}")
         if self.forks is not None:
             self._check_forks(self.forks)
 

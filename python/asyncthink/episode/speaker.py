@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from asyncthink.episode.records import Trace
+from asyncthink.episode.tree import worker_name
 from asyncthink.protocol.calls import ToolCall
 from asyncthink.protocol.guide import Rule
 from asyncthink.protocol.parser import Parser
@@ -80,13 +81,23 @@ class Texts(Protocol):
 
 
 class Speaker:
-    """An agent of a running episode. ``offset`` tokens of its parent's context stand in front of ``trace.tokens``."""
+    """An agent of a running episode. ``offset`` tokens of its parent's context stand in front of ``trace.tokens``.
 
-    def __init__(self, trace: Trace, stream: Stream, offset: int) -> None:
+    ``parent`` is the agent that forked it, None for those that begin an episode. ``depth`` is the most levels of
+    workers: a worker below that level may fork.
+    """
+
+    def __init__(
+        self, trace: Trace, stream: Stream, offset: int, parent: Speaker | None = None, depth: int = 1
+    ) -> None:
         self.trace = trace
         self.stream = stream
         self.offset = offset
-        self.parser = Parser(trace.role)
+        self.parent = parent
+        self.path: tuple[int, ...] = ()  # the i of the <FORK-i> from the organizer down to this agent
+        if parent is not None and trace.fork_index is not None:
+            self.path = (*parent.path, trace.fork_index)
+        self.parser = Parser(trace.role, may_fork=len(self.path) < depth)
         self.waiting_for: Speaker | None = None
         self.call: ToolCall | None = None  # the agent waits for its result
         self.rule: Rule | None = None  # of the token that is being drawn
@@ -101,8 +112,8 @@ class Speaker:
 
     @property
     def name(self) -> str:
-        """The agent's name in format errors."""
-        return f"worker {self.trace.fork_index}" if self.trace.role == "worker" else self.trace.role
+        """The agent's name in format errors: "organizer", "worker 2", and "worker 2.1" for worker 1 of worker 2."""
+        return worker_name(self.path) if self.trace.role == "worker" else self.trace.role
 
     @property
     def length(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,12 @@ from asyncthink.protocol.prompts import ORGANIZE, DefaultPrompts, Part, PromptFo
 from asyncthink.protocol.rendering import Schemas, provenance, render
 
 _MARK = "(the organizer's words)"
-_SLOTS = {"organizer": "question", "solo": "question", "worker_isolated": "subquery"}
+_SLOTS = {
+    "organizer": "question",
+    "solo": "question",
+    "worker_isolated": "subquery",
+    "forking_worker_isolated": "subquery",
+}
 _SYSTEM = ("system", "developer")
 
 
@@ -29,8 +35,8 @@ def prompts_for(tokenizer: Any, saved: PromptFormat | None = None, default: Defa
     if getattr(tokenizer, "chat_template", None):
         return chat_prompts(tokenizer, default.plain, default.instructions)
     codec, p = Codec(tokenizer), default.plain
-    organizer, isolated, solo = (_begun(codec, text) for text in (p.organizer, p.worker_isolated, p.solo))
-    return PromptFormat(organizer, p.worker_shared, isolated, solo)
+    begun = {name: _begun(codec, getattr(p, name)) for name in _SLOTS if getattr(p, name) is not None}
+    return dataclasses.replace(p, **begun)
 
 
 def reply_parts(tokenizer: Any, question: Question, tools: Schemas = ()) -> list[Part]:
@@ -80,9 +86,9 @@ def chat_prompts(
     plain template.
 
     A worker with shared context starts in the middle of the organizer's turn. So ``worker_shared`` becomes the end of
-    that turn, a user turn with the instructions, and the beginning of the assistant's turn. Templates with a switch for
-    the model's own thinking have it off. ``tools`` are declared as the chat template does. Raises ValueError if the
-    template alters or drops a turn.
+    that turn, a user turn with the instructions, and the beginning of the assistant's turn; so does
+    ``forking_worker_shared``. Templates with a switch for the model's own thinking have it off. ``tools`` are declared
+    as the chat template does. Raises ValueError if the template alters or drops a turn.
     """
     if instructions is not None and not _has_system_turn(tokenizer):
         instructions = None
@@ -98,15 +104,21 @@ def chat_prompts(
             raise ValueError(f"chat template: expected it to keep the last turn, got {text!r}")
         return text
 
-    later = _messages(["assistant", "user"], [_MARK, prompts.worker_shared])
-    shared = shown([*opening("organizer"), *later])
-    if _MARK not in shared:
-        raise ValueError(f"chat template: expected it to keep the assistant's turn, got {shared!r}")
+    def continued(worker: str) -> str:
+        later = _messages(["assistant", "user"], [_MARK, worker])
+        shared = shown([*opening("organizer"), *later])
+        if _MARK not in shared:
+            raise ValueError(f"chat template: expected it to keep the assistant's turn, got {shared!r}")
+        return shared.partition(_MARK)[2]
+
+    forking = prompts.forking_worker_shared, prompts.forking_worker_isolated
     return ChatPrompts(
         organizer=shown(opening("organizer")),
-        worker_shared=shared.partition(_MARK)[2],
+        worker_shared=continued(prompts.worker_shared),
         worker_isolated=shown(opening("worker_isolated")),
         solo=shown(opening("solo")),
+        forking_worker_shared=None if forking[0] is None else continued(forking[0]),
+        forking_worker_isolated=None if forking[1] is None else shown(opening("forking_worker_isolated")),
         plain=prompts,
         tokenizer=tokenizer,
         instructions=instructions,

@@ -35,15 +35,22 @@ class Parser:
     rest of its last piece. After an Answer, a Return or a FormatError the parser is :attr:`done` and reports nothing
     more.
 
+    Args:
+        role: an organizer may fork, a solo agent may not.
+        may_fork: whether a worker may fork and join workers of its own.
+
+    Raises ValueError for another role.
+
     >>> parser = Parser("organizer")
     >>> parser.feed("<FORK-1>7 + 5</FORK") + parser.feed("-1> meanwhile")
     [Fork(index=1, subquery='7 + 5', span=Span(start=0, begin=8, end=13, stop=22, overrun=' meanwhile'))]
     """
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, may_fork: bool = False) -> None:
         if role not in VOCABULARY:
             raise ValueError(f"role: expected one of {', '.join(VOCABULARY)}, got {role!r}")
         self.role = role
+        self.may_fork = role == "organizer" or (role == "worker" and may_fork)
         self.done = False
         self.forked: set[int] = set()
         self.joined: set[int] = set()
@@ -127,7 +134,7 @@ class Parser:
         start = stop - len(match[0])
         if closing:
             return [self._close_tag(name, index, match[0], Span(start, start, start, stop, overrun))]
-        if self._open is not None or (self.role == "worker" and family):
+        if self._open is not None or (self.role == "worker" and family and not self.may_fork):
             return [self.fail(NESTED_TAG, match[0])]
         if name == "JOIN":
             return [self._join(index, Span(start, stop, stop, stop, overrun))]

@@ -3,8 +3,8 @@
 ========================================= ======================================== ==================
 text                                      what happens                             who may write it
 ========================================= ======================================== ==================
-``<FORK-i>sub-query</FORK-i>``            worker i starts on the sub-query         organizer
-``<JOIN-i>``                              the runtime inserts worker i's return    organizer
+``<FORK-i>sub-query</FORK-i>``            worker i starts on the sub-query         organizer, and a
+``<JOIN-i>``                              the runtime inserts worker i's return    worker that may fork
                                           and ``</JOIN-i>``
 ``<ANSWER>text</ANSWER>``                 the episode ends                         organizer, solo
 ``<RETURN>text</RETURN>``                 the worker ends                          worker
@@ -12,9 +12,9 @@ text                                      what happens                          
 
 i is 1 to 999 without leading zeros, names are upper case, a tag holds no spaces: ``<FORK-0>``, ``<FORK-01>``,
 ``<fork-1>``, ``<JOIN - 1>`` and ``<b>`` are text. A tag of another role is text too (``<RETURN>`` from an organizer,
-``<FORK-1>`` from a solo agent; any tag in a reply, whose whole text is the answer), with one exception: a worker cannot
-fork or join, so there FORK and JOIN tags are the format error :data:`NESTED_TAG`. Source: AsyncThink, arXiv
-2510.26658, section 2.
+``<FORK-1>`` from a solo agent; any tag in a reply, whose whole text is the answer), with one exception: in the text of
+a worker that may not fork, FORK and JOIN tags are the format error :data:`NESTED_TAG`. Each agent numbers its own
+workers. Source: AsyncThink, arXiv 2510.26658, section 2, where no worker may fork.
 """
 
 from __future__ import annotations

@@ -21,13 +21,17 @@ class Piece:
 
 @dataclass(slots=True)
 class Script:
-    """One agent's text. A worker (``role="worker"``) is forked after the organizer's first ``fork_at`` pieces."""
+    """One agent's text. A worker (``role="worker"``) is forked after the first ``fork_at`` pieces of script ``parent``.
+
+    ``parent`` is that script's number in the demonstration, 0: the organizer.
+    """
 
     role: Role
     fork_index: int | None = None
     fork_at: int = 0
     subquery: str = ""
     pieces: list[Piece] = field(default_factory=list)
+    parent: int = 0
 
     def say(self, text: str) -> None:
         self.pieces.append(Piece(text))
@@ -42,8 +46,9 @@ class Script:
 
 @dataclass(slots=True)
 class Demonstration:
-    """One solved question: the organizer's (or the solo) script first, then the workers' in the order of their forks.
+    """One solved question: the organizer's (or the solo) script first, then the workers', each behind its parent.
 
+    Workers stand in the order of their forks; ``depth`` is the most levels of workers.
     Scripts do not contain prompts: prompts belong to a checkpoint, not to a task.
     """
 
@@ -52,6 +57,7 @@ class Demonstration:
     context: str = "shared"
     pool: int = 4
     scripts: list[Script] = field(default_factory=list)
+    depth: int = 1
 
 
 def check_options(mode: str, context: str, pool: int) -> None:

@@ -80,6 +80,7 @@ class Trainer:
             prompts=self.loaded.prompts,
             mode=config.mode,
             pool=config.pool,
+            depth=config.depth,
             context=config.context,
             join=config.join,
             num_pages=-(-config.cache_tokens // 16),

@@ -38,6 +38,7 @@ class GRPOConfig:
     task: str = "countdown"
     mode: str = "asyncthink"
     pool: int = 4
+    depth: int = 1
     context: str = "shared"
     join: str = "exact"
     max_tokens: int = 1024

@@ -54,7 +54,8 @@ def timeline_html(episode: Episode, sequential: Episode | None = None) -> str:
     versus = timeline(sequential) if sequential else None
     scale = _Scale(drawn, versus)
     lanes = "".join(_lane(scale, lane, drawn, versus=False) for lane in drawn.lanes)
-    links = "".join(_link(scale, link) for link in drawn.links)
+    places = {lane.agent: place for place, lane in enumerate(drawn.lanes)}
+    links = "".join(_link(scale, link, places) for link in drawn.links)
     alone = "".join(_lane(scale, lane, versus, versus=True) for lane in versus.lanes) if versus else ""
     body = [
         _header(episode),
@@ -156,7 +157,7 @@ def _lane(scale: _Scale, lane: Lane, drawn: Timeline, *, versus: bool) -> str:
 
 
 def _segment(scale: _Scale, lane: Lane, title: str, segment: Segment, drawn: Timeline) -> str:
-    hue = f";--h:{_hue(segment.index)}" if segment.index and segment.kind in ("fork", "join", "joined") else ""
+    hue = f";--h:{_hue(segment.peer)}" if segment.peer else ""
     steps = (
         f"step {segment.begin}" if segment.end - segment.begin <= 1 else f"steps {segment.begin} to {segment.end - 1}"
     )
@@ -182,8 +183,8 @@ def _segment(scale: _Scale, lane: Lane, title: str, segment: Segment, drawn: Tim
     )
 
 
-def _link(scale: _Scale, link: Link) -> str:
-    style = f"--h:{_hue(link.worker)};--p:{link.parent};--w:{link.worker}"
+def _link(scale: _Scale, link: Link, places: dict[int, int]) -> str:
+    style = f"--h:{_hue(link.worker)};--p:{places[link.parent]};--w:{places[link.worker]}"
     tone = f"{link.kind} crit" if link.critical else link.kind
     held = ""
     if link.kind == "join" and link.step > link.ready:
@@ -211,7 +212,7 @@ def _legend(name: str, text: str, colour: str) -> str:
 
 def _transcript(lane: Lane) -> str:
     spans = "".join(
-        f'<span class="p-{s.kind}"{f" style=--h:{_hue(s.index)}" if s.index else ""}>{escape(s.text)}</span>'
+        f'<span class="p-{s.kind}"{f" style=--h:{_hue(s.peer)}" if s.peer else ""}>{escape(s.text)}</span>'
         for s in lane.segments
         if s.text
     )

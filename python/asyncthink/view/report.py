@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asyncthink.episode.records import Episode, Trace
+from asyncthink.episode import tree
+from asyncthink.episode.records import Episode
 from asyncthink.view.terminal import colour, printable
 
 _WIDEST = 160  # columns of a table, whatever the terminal's width
@@ -20,7 +21,9 @@ def print_texts(console: Console, episode: Episode) -> None:
     subqueries = {event.peer: " ".join(event.text.split()) for event in episode.events if event.kind == "fork"}
     for trace in episode.traces:
         counted = f"{trace.decoded} token{'s' * (trace.decoded != 1)}, {trace.finish}"
-        title = Text.assemble((agent_name(trace), f"bold {colour(trace.agent)}"), (f"  {counted}", "dim"))
+        title = Text.assemble(
+            (tree.name(episode.traces, trace.agent), f"bold {colour(trace.agent)}"), (f"  {counted}", "dim")
+        )
         if subquery := printable(subqueries.get(trace.agent, "")):
             title.append(f"  {subquery}", style="dim italic")
             title.truncate(console.width, overflow="ellipsis")
@@ -40,13 +43,6 @@ def print_answer(console: Console, episode: Episode) -> None:
         console.print(Text(f"failure: {printable(failure)}", style="red"), soft_wrap=True)
     for error in episode.format_errors:
         console.print(Text(f"format error: {printable(error)}", style="red"), soft_wrap=True)
-
-
-def agent_name(trace: Trace) -> str:
-    """The agent's name, such as "worker 2"."""
-    if trace.role in ("solo", "reply"):
-        return f"agent {trace.agent + 1}"
-    return trace.role if trace.fork_index is None else f"worker {trace.fork_index}"
 
 
 def print_explanation(console: Console, explanation: dict[str, str]) -> None:

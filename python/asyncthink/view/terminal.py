@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncthink.episode.records import Event, TokenEvent
+from asyncthink.episode.tree import worker_name
 
 _COLOURS = ("bright_blue", "cyan", "yellow", "magenta", "green", "bright_cyan", "red", "bright_magenta")
 _TAG = re.compile(r"</?(?:FORK|JOIN)-\d{1,3}>|</?(?:ANSWER|RETURN)>")
@@ -58,9 +59,9 @@ class PlainLines:
     """One line per event, as it happens; with ``texts`` also one for each line that an agent has written."""
 
     def __init__(self, console: Console, texts: bool = False, first: str = "organizer") -> None:
-        self._console, self._texts = console, texts
+        self._console, self._texts, self._first = console, texts, first
         self._written: dict[int, str] = {}  # the line that each agent is writing
-        self._names: dict[int, str] = {0: first}
+        self._paths: dict[int, tuple[int, ...]] = {0: ()}  # as of :func:`asyncthink.episode.tree.path`
         self._step = 0
 
     def __enter__(self) -> Self:
@@ -79,23 +80,26 @@ class PlainLines:
                     self._write(event.agent, line)
             return
         self._write(event.agent, self._written.pop(event.agent, ""))
-        if event.kind == "fork" and event.peer is not None:
-            self._names[event.peer] = f"worker {event.index}"
-        self._print(event.agent, _sentence(event), "")
+        path = self._paths.get(event.agent, ())
+        if event.kind == "fork" and event.peer is not None and event.index is not None:
+            self._paths[event.peer] = (*path, event.index)
+        self._print(event.agent, _sentence(event, path), "")
 
     def _write(self, agent: int, line: str) -> None:
         if line.strip():
             self._print(agent, f"| {line}", "dim")
 
     def _print(self, agent: int, line: str, style: str) -> None:
-        name = self._names.get(agent, f"agent {agent + 1}")
+        path = self._paths.get(agent)
+        name = f"agent {agent + 1}" if path is None else worker_name(path) if path else self._first
         shown = Text.assemble(f"{self._step:5d}  {name:10}  ", (printable(line), style))
         self._console.print(shown, soft_wrap=True, highlight=False)
 
 
-def _sentence(event: Event) -> str:
+def _sentence(event: Event, path: tuple[int, ...]) -> str:
+    """What an agent with this path did."""
     text = " ".join(event.text.split())
-    worker = f"worker {event.index}"
+    worker = worker_name((*path, event.index or 0))
     return {
         "start": f"begins: {text}",
         "fork": f"forks {worker}: {text}",
@@ -117,6 +121,9 @@ class _Lane:
     state: str = "thinking"
     pieces: list[tuple[str, bool]] = field(default_factory=list)
     drawn: int = 0
+    lineage: tuple[int, ...] = ()  # as of :func:`asyncthink.episode.tree.lineage`
+    path: tuple[int, ...] = ()
+    workers: dict[int, str] = field(default_factory=dict)  # the colours of its workers, by the i of <FORK-i>
 
 
 class LiveLanes:
@@ -156,10 +163,11 @@ class LiveLanes:
         if isinstance(event, TokenEvent):
             lane.pieces.append((event.text, event.sampled))
             lane.drawn += event.sampled
-        elif event.kind == "fork" and event.peer is not None:
-            self._lanes[event.peer] = self._new_lane(event.peer, f"worker {event.index}")
+        elif event.kind == "fork" and event.peer is not None and event.index is not None:
+            worker = self._lanes[event.peer] = self._new_lane(event.peer, lane, event.index)
+            lane.workers[event.index] = worker.colour
         elif event.kind == "wait":
-            lane.state = f"waits for worker {event.index}"
+            lane.state = f"waits for {worker_name((*lane.path, event.index or 0))}"
         elif event.kind == "call":
             lane.state = "waits for a tool"
         elif event.kind in ("join", "tool"):
@@ -167,8 +175,11 @@ class LiveLanes:
         elif event.kind != "start":
             lane.state = {"return": "done", "answer": "done", "error": "format error", "stop": "stopped"}[event.kind]
 
-    def _new_lane(self, agent: int, title: str = "") -> _Lane:
-        return _Lane(title or (f"agent {agent + 1}" if agent else self._first), colour(agent))
+    def _new_lane(self, agent: int, parent: _Lane | None = None, index: int = 0) -> _Lane:
+        if parent is None:
+            return _Lane(f"agent {agent + 1}" if agent else self._first, colour(agent), lineage=(agent,))
+        path = (*parent.path, index)
+        return _Lane(worker_name(path), colour(agent), lineage=(*parent.lineage, agent), path=path)
 
     def _picture(self) -> RenderableType:
         if not self._lanes:
@@ -180,7 +191,8 @@ class LiveLanes:
         grid = Table.grid(expand=True)
         for _ in range(columns):
             grid.add_column(ratio=1)
-        lanes = [_panel(self._console, lane, width // columns - 4, lines) for lane in self._lanes.values()]
+        ordered = sorted(self._lanes.values(), key=lambda lane: lane.lineage)
+        lanes = [_panel(self._console, lane, width // columns - 4, lines) for lane in ordered]
         for row in _rows(lanes, columns):
             grid.add_row(*row)
         return grid
@@ -217,4 +229,4 @@ def _panel(console: Console, lane: _Lane, width: int, lines: int) -> Panel:
 def _tag_colour(tag: str, lane: _Lane) -> str:
     """The colour of the worker that a tag names, else of the lane."""
     index = tag.strip("</>").partition("-")[2]
-    return _COLOURS[int(index) % len(_COLOURS)] if index else lane.colour
+    return lane.workers.get(int(index), lane.colour) if index else lane.colour
