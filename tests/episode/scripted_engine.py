@@ -22,6 +22,9 @@ class Characters:
     def prompt(self, name: str, subquery: str) -> list[int]:
         return tokens("W:" if name == "worker_shared" else f"I:{subquery}")
 
+    def literal(self, text: str) -> list[int]:
+        return tokens(text)
+
     def stream(self, context: Sequence[int]) -> CharacterStream:
         return CharacterStream()
 
@@ -113,6 +116,7 @@ class ScriptedEngine:
             for speaker in list(self.core.speakers):
                 turn = order[(step + speaker.number) % len(order)] if order else 1
                 if speaker.draws and turn and not self.core.done:
+                    self.core.rule(speaker.number)
                     self.carry_out(self.core.accept(speaker.number, self._next(speaker.number), -1.0))
                     self.check()
             self.carry_out(self.core.tick())

@@ -18,7 +18,7 @@ class Segment:
     """Consecutive tokens of one kind, drawn or inserted during the steps ``[begin, end)``.
 
     ``kind`` is "prompt", "think", "fork", "join" (the tag), "joined" (the inserted return), "answer", "return", or
-    "wait" (no tokens). ``index`` is the i of FORK-i.
+    "wait" (no tokens). ``index`` is the i of FORK-i. ``forced`` of the tokens were inserted by the episode's guide.
     """
 
     kind: str
@@ -27,6 +27,7 @@ class Segment:
     text: str = ""
     tokens: int = 0
     index: int | None = None
+    forced: int = 0
 
 
 @dataclass(slots=True)
@@ -42,7 +43,7 @@ class Lane:
 
     @property
     def drawn(self) -> int:
-        return sum(s.tokens for s in self.segments if s.kind not in ("prompt", "joined", "wait"))
+        return sum(s.tokens - s.forced for s in self.segments if s.kind not in ("prompt", "joined", "wait"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,8 @@ def _lane(episode: Episode, trace: Trace) -> Lane:
         begin, end = trace.steps[start], trace.steps[stop - 1] + 1
         if lane.segments and begin > lane.segments[-1].end:
             lane.segments.append(Segment("wait", lane.segments[-1].end, begin))
-        lane.segments.append(Segment(kind, begin, end, "".join(trace.pieces[start:stop]), stop - start, index))
+        text, forced = "".join(trace.pieces[start:stop]), sum(start <= token < stop for token in trace.forced)
+        lane.segments.append(Segment(kind, begin, end, text, stop - start, index, forced))
         start = stop
     return lane
 
@@ -124,16 +126,16 @@ def _title(episode: Episode, trace: Trace) -> str:
 
 
 def _labels(trace: Trace) -> list[tuple[str, int | None]]:
-    """(kind, index) of every token, from the tags that the agent drew itself."""
+    """(kind, index) of every token, from the tags that the agent drew itself, or a guide for it."""
     parser = Parser(trace.role)
     joining: int | None = None
     labels: list[tuple[str, int | None]] = []
     ends: list[int] = []
-    size = 0
-    for piece, drawn in zip(trace.pieces, trace.sampled, strict=True):
+    size, forced = 0, set(trace.forced)
+    for token, (piece, drawn) in enumerate(zip(trace.pieces, trace.sampled, strict=True)):
         size += len(piece)
         ends.append(size)
-        if not drawn:
+        if not drawn and token not in forced:
             parser.insert(piece)
             labels.append(("joined", joining) if joining else ("prompt", None))
             continue
