@@ -36,7 +36,7 @@ class RandomDecoder(Decoder):
         self.table = torch.zeros(size + extra, size + extra)  # the model's V exceeds the tokenizer's
         for tag in _TAGS:
             ids = codec.encode([(tag, False)], continues=True)
-            likely = 9.0 if "-" in tag else 7.0  # answers and returns end an agent
+            likely = 10.5 if "<JOIN" in tag else 9.0 if "-" in tag else 7.0  # answers and returns end an agent
             self.table[:, ids[0]] += likely / 18
             for before, after in itertools.pairwise(ids):
                 self.table[before, after] = max(likely, float(self.table[before, after]))

@@ -26,6 +26,9 @@ class Characters:
         own = "W:" if name.endswith("worker_shared") else f"I:{subquery}"
         return tokens("F" + own if name.startswith("forking") else own)
 
+    def literal(self, text: str) -> list[int]:
+        return tokens(text)
+
     def stream(self, context: Sequence[int]) -> CharacterStream:
         return CharacterStream()
 
@@ -117,6 +120,7 @@ class ScriptedEngine:
             for speaker in list(self.core.speakers):
                 turn = order[(step + speaker.number) % len(order)] if order else 1
                 if speaker.draws and turn and not self.core.done:
+                    self.core.rule(speaker.number)
                     self.carry_out(self.core.accept(speaker.number, self._next(speaker.number), -1.0))
                     self.check()
             self.carry_out(self.core.tick())

@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from asyncthink.episode.guides import GUIDES
 from asyncthink.episode.joins import enter
 from asyncthink.episode.modes import STRATEGIES, opening
 from asyncthink.episode.options import Context, Guide, Options
 from asyncthink.episode.params import SamplingParams
+from asyncthink.episode.plan import GUIDES
 from asyncthink.episode.recorder import Listener, Recorder
 from asyncthink.episode.records import Episode, ToolUse, Trace
 from asyncthink.episode.speaker import Speaker, Texts

@@ -165,7 +165,8 @@ def _segment(scale: _Scale, lane: Lane, title: str, segment: Segment, drawn: Tim
     if (seconds := drawn.seconds(segment.begin)) is not None:
         facts.append(f"at {_seconds(seconds)}")
     if segment.tokens:
-        facts.insert(0, f"{segment.tokens} token{'s' * (segment.tokens > 1)}")
+        inserted = f", {segment.forced} inserted by the guide" if segment.forced else ""
+        facts.insert(0, f"{segment.tokens} token{'s' * (segment.tokens > 1)}{inserted}")
     label = escape(f"{title} {_VERBS[segment.kind]} | {', '.join(facts)}")
     text = escape(segment.text)
     if segment.kind in ("prompt", "joined", "tool"):

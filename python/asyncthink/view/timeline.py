@@ -20,7 +20,7 @@ class Segment:
 
     ``kind`` is "prompt", "think", "fork", "join" (the tag), "joined" (the inserted return), "tool" (the inserted result
     of a tool), "answer", "return", or "wait" (no tokens). ``index`` is the i of FORK-i, ``peer`` that worker's number,
-    None if it was not forked.
+    None if it was not forked. ``forced`` of the tokens were inserted by the episode's guide.
     """
 
     kind: str
@@ -30,6 +30,7 @@ class Segment:
     tokens: int = 0
     index: int | None = None
     peer: int | None = None
+    forced: int = 0
 
 
 @dataclass(slots=True)
@@ -49,7 +50,8 @@ class Lane:
 
     @property
     def drawn(self) -> int:
-        return sum(s.tokens for s in self.segments if s.kind not in ("prompt", "joined", "tool", "wait"))
+        inserted = ("prompt", "joined", "tool", "wait")
+        return sum(s.tokens - s.forced for s in self.segments if s.kind not in inserted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,8 @@ def _lane(episode: Episode, trace: Trace) -> Lane:
         if lane.segments and begin > lane.segments[-1].end:
             lane.segments.append(Segment("wait", lane.segments[-1].end, begin))
         text, peer = "".join(trace.pieces[start:stop]), workers.get(index)
-        lane.segments.append(Segment(kind, begin, end, text, stop - start, index, peer))
+        forced = sum(start <= token < stop for token in trace.forced)
+        lane.segments.append(Segment(kind, begin, end, text, stop - start, index, peer, forced))
         start = stop
     return lane
 
@@ -133,17 +136,17 @@ def _title(episode: Episode, trace: Trace) -> str:
 
 
 def _labels(trace: Trace, may_fork: bool) -> list[tuple[str, int | None]]:
-    """(kind, index) of every token, from the tags that the agent drew itself."""
+    """(kind, index) of every token, from the tags that the agent drew itself, or a guide for it."""
     parser = Parser(trace.role, may_fork)
     told = {k for use in trace.tools for k in range(use.at, use.at + use.length)}
     joining: int | None = None
     labels: list[tuple[str, int | None]] = []
     ends: list[int] = []
-    size = 0
+    size, forced = 0, set(trace.forced)
     for number, (piece, drawn) in enumerate(zip(trace.pieces, trace.sampled, strict=True)):
         size += len(piece)
         ends.append(size)
-        if not drawn:
+        if not drawn and number not in forced:
             parser.insert(piece)
             inserted = ("joined", joining) if joining else ("prompt", None)
             labels.append(("tool", None) if number in told else inserted)
