@@ -85,7 +85,7 @@ class HeadsMachine(RuleBasedStateMachine):
         if length is None:
             assert agent.source is not None
             leader, promised = agent.source
-            assert leader.computed < promised == common(leader.trace.tokens[: len(leader.opening.tokens)], [*tokens])
+            assert leader.computed < promised == common(leader.opening.tokens, tokens[:-1])
             return
         shared, expected = self.layout(tokens), self.expected(tokens)
         ready = [common(self.text(a.branch)[: a.computed], tokens[:-1]) for a in self.agents if a.layout[1] == shared]

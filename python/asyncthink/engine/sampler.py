@@ -71,12 +71,14 @@ class ForkJoinSampler:
             ``revision`` with a live module; these and ``page_size``, ``num_pages``, ``graphs``, ``compile``, ``pack``
             with a Decoder.
 
-    A seed makes an episode reproducible in any batch: every agent has its own random stream, and the attention of a
-    branch is bitwise independent of the other branches. The matrix products of the linear layers are the platform's,
-    and may round differently when the number of rows changes (measured on a CPU in float32: 4e-7 relative for one
-    product, 2e-6 for the logits of a small model). That changes a token only if the draw is that close to the border
-    between two tokens. The same holds for flash-attn on a GPU: it prefills prompts without a shared prefix, while our
-    kernel prefills them when other branches are in the step.
+    A seed makes an episode reproducible in any batch, whatever the cache holds: every agent has its own random stream,
+    the attention of a branch is bitwise independent of the other branches, and a prompt whose head was computed before
+    lies in the cache as if it had not been (:class:`.prefix_cache.PrefixCache` has the exact guarantee). The matrix
+    products of the linear layers are the platform's, and may round differently when the number of rows changes
+    (measured on a CPU in float32: 4e-7 relative for one product, 2e-6 for the logits of a small model). That changes a
+    token only if the draw is that close to the border between two tokens. The same holds for flash-attn on a GPU: it
+    prefills prompts without a shared prefix, while our kernel prefills them when other branches are in the step; for
+    an episode of workers that was paused; and for :meth:`pin`, which decides how the prompts that begin so are laid out.
 
     Python's garbage collector sometimes visits the objects of all imported libraries (170 ms were measured within a
     step). A server should call ``gc.freeze()`` after its models are loaded.
