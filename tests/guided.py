@@ -50,6 +50,10 @@ class RandomDecoder(Decoder):
     def join(self, dst, src, start, stop, mode):  # type: ignore[no-untyped-def, override]
         self.cache.join(dst, src, start, stop, mode)
 
+    def copy(self, dst, src, start, stop):  # type: ignore[no-untyped-def, override]
+        self.cache.check_copy(dst, src, start, stop)
+        self.cache.join(dst, src, start, stop, "append")
+
 
 def random_sampler(tok: Any, max_length: int | None = None, **options: object) -> ForkJoinSampler:
     return ForkJoinSampler(RandomDecoder(tok, max_length), tok, prompts=PROMPTS, **options)  # type: ignore[arg-type]

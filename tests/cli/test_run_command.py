@@ -140,8 +140,8 @@ def test_replies_of_models_that_were_not_trained_in_the_protocol_are_their_answe
     for options, role in (
         (("--mode", "sequential"), "reply"),
         (("--mode", "parallel", "--pool", 2), "reply"),
-        (("--mode", "sequential", "--answer", "tags"), "solo"),
-        ((), "organizer"),
+        (("--mode", "sequential", "--answer", "tags", "--guide", "off"), "solo"),
+        (("--guide", "off"), "organizer"),
     ):
         told = json.loads(run(*base, *options).stdout)
         assert told["traces"][0]["role"] == role
@@ -155,7 +155,7 @@ def test_replies_of_models_that_were_not_trained_in_the_protocol_are_their_answe
 def test_a_system_prompt_is_a_turn_of_the_models_own_chat(tmp_path: Path) -> None:
     chat = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
     folder = save_untrained(tmp_path, prompts=None, chat_template=chat)
-    base = ("--model", folder, "2 from 1 1", "--max-tokens", 2)
+    base = ("--model", folder, "2 from 1 1", "--max-tokens", 2, "--guide", "off")
     shown = run(*base, "--system", "Be brief.")
     assert shown.exit_code == 0, shown.output
     assert "begins: 2 from 1 1" in shown.stdout
