@@ -27,11 +27,12 @@ PROMPTS = PromptFormat("{question}", "W:", "{subquery}", "{question}")
 
 
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level, without merges: the 256 bytes, an end, and random words of letters, some with a "<" in them."""
+    """Byte-level, without merges: the 256 bytes, an end, and random words of letters, a few with a "<"."""
     rng = random.Random(0)
     words = dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>"])
     while len(words) < vocabulary:
-        words["".join(rng.choices("abcdefghijklmnopqrstuvwxyz<>\u0120", k=rng.randint(2, 9)))] = None
+        angle = rng.choice("<>") if rng.random() < 0.005 else ""  # as in Qwen3's vocabulary
+        words[angle + "".join(rng.choices("abcdefghijklmnopqrstuvwxyz\u0120", k=rng.randint(2, 9)))] = None
     backend = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, []))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
