@@ -16,10 +16,9 @@ from asyncthink.protocol.codec import Codec
 from asyncthink_kernels.cache import TreeCache
 from scripted import PROMPTS
 
-#: Tags that random episodes are about to spell now and then, the illegal ones among them.
-_TAGS = [
-    f"<{slash}{name}>" for name in ("FORK-1", "FORK-2", "JOIN-1", "JOIN-2", "ANSWER", "RETURN") for slash in ("", "/")
-]
+#: Tags that random episodes spell, the illegal ones among them, and how likely: answers and returns end an agent.
+_TAGS = {"<FORK-1>": 9.5, "</FORK-1>": 9.5, "<JOIN-1>": 9.5, "</JOIN-1>": 7.5, "<FORK-2>": 8.5, "</FORK-2>": 8.5,
+         "<JOIN-2>": 8.5, "<ANSWER>": 7.0, "</ANSWER>": 8.0, "<RETURN>": 7.5, "</RETURN>": 8.0}  # fmt: skip
 
 
 class RandomDecoder(Decoder):
@@ -34,12 +33,12 @@ class RandomDecoder(Decoder):
         codec = Codec(tok)
         size = max(tok.get_vocab().values()) + 1
         self.table = torch.zeros(size + extra, size + extra)  # the model's V exceeds the tokenizer's
-        for tag in _TAGS:
-            ids = codec.encode([(tag, False)], continues=True)
-            likely = 10.5 if "<JOIN" in tag else 9.0 if "-" in tag else 7.0  # answers and returns end an agent
-            self.table[:, ids[0]] += likely / 18
+        spelled = {tag: codec.encode([(tag, False)], continues=True) for tag in _TAGS}
+        for tag, ids in spelled.items():
+            self.table[:, ids[0]] += _TAGS[tag] / 18
+            self.table[[other[-1] for other in spelled.values()], ids[0]] = _TAGS[tag] - 1  # tag behind tag
             for before, after in itertools.pairwise(ids):
-                self.table[before, after] = max(likely, float(self.table[before, after]))
+                self.table[before, after] = max(_TAGS[tag], float(self.table[before, after]))
         self._limit = max_length
 
     max_length = property(lambda self: self._limit)  # type: ignore[assignment]

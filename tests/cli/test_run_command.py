@@ -194,3 +194,15 @@ def test_a_terminal_sees_the_stages_in_a_spinner(monkeypatch: pytest.MonkeyPatch
     with loading(quiet=True) as progress:
         progress("checking the model")
     assert "checking" not in shown.getvalue()
+
+
+def test_a_model_without_a_protocol_of_its_own_is_led_through_a_plan(tmp_path: Path, untrained: Path) -> None:
+    folder = save_untrained(tmp_path, prompts=None, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
+    base = ("--model", folder, "2 from 1 1", "--max-tokens", 12, "--json")
+    planned = json.loads(run(*base, "--forks", 2).stdout)
+    assert (planned["finish"], planned["format_errors"], len(planned["traces"])) == ("answer", [], 3)
+    free = json.loads(run("--model", untrained, "2 from 1 1", "--max-tokens", 12, "--json").stdout)
+    assert not free["traces"][0]["forced"]
+    refused = run(*base, "--guide", "legal", "--forks", 2)
+    assert refused.exit_code == 1
+    assert "forks: expected None without the guide 'plan'" in refused.output

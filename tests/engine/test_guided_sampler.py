@@ -23,7 +23,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 
 def params(seed: int, least: int) -> SamplingParams:
     """Budgets from the smallest on: of an agent, of the episode."""
-    tokens, episode = (least, 6, 25, 60, 200)[seed % 5], (None, 4 * least, 50, 300)[seed // 5 % 4]
+    tokens, episode = (least, 6, 25, 60, 300)[seed % 5], (None, None, 4 * least, 60)[seed // 5 % 4]
     return SamplingParams(seed=seed, max_tokens=tokens, max_episode_tokens=episode)
 
 

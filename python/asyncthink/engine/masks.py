@@ -44,7 +44,8 @@ class RuleMasks:
         self._stops = [token for token in codec.stop_ids if token < vocabulary]
         self._known = np.zeros(-(-vocabulary // 32) * 32, bool)  # tokens with a text that may be drawn
         self._by_first: dict[str, list[int]] = defaultdict(list)
-        self._angled: list[int] = []
+        self._angled: list[int] = []  # tokens that may write a tag
+        self._spacing: list[int] = []  # others that may end a line, or are blank
         for token, text in enumerate(self.texts):
             if not text or token in codec.stop_ids or (codec.control([token]) and not is_tag(text.strip())):
                 continue
@@ -52,7 +53,8 @@ class RuleMasks:
             self._by_first[text[0]].append(token)
             if "<" in text:
                 self._angled.append(token)
-        self._plain: dict[str, np.ndarray] = {}  # kind of text -> tokens that it permits where no tag has begun
+            elif "\n" in text or not text.strip():
+                self._spacing.append(token)
         self._rows: dict[tuple[Rule, str], Bits] = {}
 
     def row(self, rule: Rule, tail: str) -> Bits:
@@ -65,10 +67,12 @@ class RuleMasks:
         return row
 
     def _computed(self, rule: Rule, tail: str) -> Bits:
-        if tail and rule.text not in (Text.FREE, Text.PLAIN):  # only the rest of the tag
-            permitted = np.zeros_like(self._known)
-        else:
-            permitted = self._without_tags(rule.text).copy()
+        in_line = rule.text not in (Text.FREE, Text.PLAIN)
+        # Within a tag, a line permits the rest of the tag alone.
+        permitted = np.zeros_like(self._known) if tail and in_line else self._known.copy()
+        if in_line and not tail:
+            for token in self._spacing:
+                permitted[token] = rule.permits("", self.texts[token])
         for token in self._doubtful(rule, tail):
             permitted[token] = rule.permits(tail, self.texts[token])
         permitted[self._stops] = rule.ends
@@ -83,11 +87,3 @@ class RuleMasks:
         for first in firsts:
             tokens += self._by_first.get(first, [])
         return tokens
-
-    def _without_tags(self, kind: str) -> np.ndarray:
-        if kind not in self._plain:
-            rule, permitted = Rule((), text=kind), np.zeros_like(self._known)
-            for token in np.flatnonzero(self._known):
-                permitted[token] = rule.permits("", self.texts[token])
-            self._plain[kind] = permitted
-        return self._plain[kind]

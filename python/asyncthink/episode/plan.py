@@ -72,7 +72,7 @@ class Plan(Legal):
         break_ = "\n" if number else ""
         if number < self.least and not self.wraps(speaker):
             return f"{break_}<FORK-{number + 1}>"
-        thinks = parser.tail or (drawn < self.thinking and not self._line_ended(speaker))
+        thinks = parser.tail or (drawn < self.thinking and not self._line_ended(speaker))  # or is within a tag
         if thinks and not parser.joined and not self.wraps(speaker):
             return ""
         open_joins = sorted(parser.forked - parser.joined)
