@@ -70,7 +70,7 @@ class ForkJoinSampler:
     (measured on a CPU in float32: 4e-7 relative for one product, 2e-6 for the logits of a small model). That changes a
     token only if the draw is that close to the border between two tokens. The same holds for flash-attn on a GPU: it
     prefills prompts without a shared prefix, while our kernel prefills them when other branches are in the step; for
-    an episode of workers that was paused; and for :meth:`pin`, which decides how the prompts that begin so are laid out.
+    an episode of workers that was paused; and for :meth:`pin`, which decides how prompts that begin so are laid out.
 
     Python's garbage collector sometimes visits the objects of all imported libraries (170 ms were measured within a
     step). A server should call ``gc.freeze()`` after its models are loaded.
