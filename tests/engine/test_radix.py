@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -64,6 +64,7 @@ class Tree(RuleBasedStateMachine):
 
 
 TestTree = Tree.TestCase
+TestTree.settings = settings(max_examples=40, deadline=None)
 
 
 def test_refusals() -> None:
