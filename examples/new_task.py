@@ -30,9 +30,15 @@ class Sums:
         return float((answer or "").strip() == str(sum(puzzle)))
 
     def demonstrate(
-        self, puzzle: Numbers, seed: int, mode: str = "asyncthink", context: str = "shared", pool: int = 4
+        self,
+        puzzle: Numbers,
+        seed: int,
+        mode: str = "asyncthink",
+        context: str = "shared",
+        pool: int = 4,
+        depth: int = 1,  # the most levels of workers: here there is one
     ) -> Demonstration:
-        check_options(mode, context, pool)
+        check_options(mode, context, pool, depth)
         first, rest, total = sum(puzzle[:2]), sum(puzzle[2:]), sum(puzzle)
         scripts = [agent := Script("organizer" if mode == "asyncthink" else "solo")]
         if mode == "asyncthink":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -13,12 +15,17 @@ from test_packed_attention import exact
 
 from asyncthink import ForkJoinSampler, SamplingParams
 from asyncthink.episode.options import Context, JoinMode
+from asyncthink.episode.tree import path
 from asyncthink.model.decoder import Decoder
+from asyncthink.tasks import Countdown, Demonstration, Script
+from asyncthink.train.demonstrations import DemonstrationPacker, Mixture, encode
+from asyncthink.train.loading import TINY_PROMPTS, ModelOptions, Shape, load
 from asyncthink.train.logprobs import logits_of, token_logprobs
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packed_flex import block_mask
 from asyncthink.train.packing import Batch, Move, Row, limits, pack, visible
-from scripted import PROMPTS, tokenizer
+from asyncthink.train.tokenizer import build_tokenizer
+from scripted import PROMPTS, ScriptedDecoder, tokenizer
 from tiny_models import TAGS, tiny
 
 
@@ -176,3 +183,62 @@ def test_log_probabilities_agree_per_token(family: str, join: Any, context: str)
         read = [j.source is not None for t in episode.traces for j in t.joins]
         assert all(read) if join != "exact" else not any(read)
     assert_agreement(model, episodes, 0.8)
+
+
+# -- demonstrations ---------------------------------------------------------------------------------------------------
+
+TOKENIZER, TASK = build_tokenizer(), Countdown()
+
+
+@pytest.mark.parametrize("context", Context)
+@pytest.mark.parametrize("join", ["exact", "append"])
+def test_the_sampler_would_have_recorded_the_demonstration(context: str, join: str) -> None:
+    """A model that says what a demonstration of three levels says makes the same tokens, marks and joins."""
+    demonstrations = (TASK.demonstrate(TASK.sample(k), k, context=context, pool=8, depth=3) for k in range(200))
+    made = next(d for d in demonstrations if len(d.scripts) > 4 and any(d.scripts[s.parent].parent for s in d.scripts))
+    expected = encode(made, TOKENIZER, TINY_PROMPTS, join)
+    by_path = {path(expected.traces, k): trace for k, trace in enumerate(expected.traces)}
+    scripts = []
+    for trace in expected.traces:
+        seen, top = list(trace.tokens), trace
+        while top.parent is not None and context == "shared":
+            fork_at, top = top.fork_at, expected.traces[top.parent]
+            seen = top.tokens[:fork_at] + seen
+        scripts.append(TOKENIZER.decode(seen))
+    decoder = ScriptedDecoder(TOKENIZER, scripts, 2000)
+    options: Any = {"context": context, "join": join, "pool": 8, "depth": 3}
+    sampler = ForkJoinSampler(decoder, TOKENIZER, prompts=TINY_PROMPTS, **options)
+    (drawn,) = sampler.generate([made.question], SamplingParams(temperature=0.0, max_tokens=2000))
+    assert drawn.format_errors == [] and drawn.answer is not None
+    assert {path(drawn.traces, k) for k in range(len(drawn.traces))} == by_path.keys()
+    for number, theirs in enumerate(drawn.traces):
+        ours = by_path[path(drawn.traces, number)]
+        assert (ours.tokens, ours.sampled, ours.fork_at) == (theirs.tokens, theirs.sampled, theirs.fork_at)
+        columns = [[(j.index, j.at, j.length, j.source, j.lead) for j in trace.joins] for trace in (ours, theirs)]
+        assert columns[0] == columns[1]
+    assert (drawn.critical_path_tokens, drawn.depth) == (expected.critical_path_tokens, 3)
+
+
+def test_a_packer_with_depth_packs_trees_and_needs_their_templates() -> None:
+    mixture = Mixture(solo=0, shared=1, isolated=0)
+    packer = DemonstrationPacker([TASK], TOKENIZER, TINY_PROMPTS, mixture, pool=8, depth=2)
+    episodes = list(itertools.islice(packer.stream("x"), 12))
+    assert any(episode[row.parent].parent is not None for episode in episodes for row in episode if row.parent)
+    batch = pack(episodes, 10**9)
+    assert (visible(batch).sum(1) == batch.positions[0] + 1).all()
+    with pytest.raises(ValueError, match="expected a template 'forking_worker_shared'"):
+        list(itertools.islice(dataclasses.replace(packer, prompts=TINY_PROMPTS.for_depth(1)).stream("y"), 12))
+
+
+def test_checkpoints_keep_the_templates_that_were_trained() -> None:
+    loaded = load(ModelOptions(shape=Shape(1, 16, 2, 1)))
+    flat, deep = (loaded.for_depth(depth, ["shared", "isolated"]).prompts for depth in (1, 2))
+    assert deep == TINY_PROMPTS and flat.forking_worker_shared is flat.forking_worker_isolated is None
+    with pytest.raises(ValueError, match="depth: expected 1, as the prompts have no template"):
+        dataclasses.replace(loaded, prompts=flat).for_depth(2, ["isolated"])
+
+
+def test_a_worker_script_in_front_of_its_parent_is_refused() -> None:
+    scripts = [Script("organizer"), Script("worker", 1, 0, "x", parent=1)]
+    with pytest.raises(ValueError, match=r"scripts\[1\]: expected a parent before it, got script 1"):
+        encode(Demonstration("q", "asyncthink", scripts=scripts), TOKENIZER, TINY_PROMPTS)

@@ -80,6 +80,12 @@ class PromptFormat:
         parts = [(values[piece], False) if k % 2 else (piece, True) for k, piece in enumerate(pieces)]
         return [part for part in parts if part[0]]
 
+    def for_depth(self, depth: int) -> PromptFormat:
+        """These templates without those that a model trained with at most ``depth`` levels of workers never sees."""
+        if depth > 1:
+            return self
+        return dataclasses.replace(self, forking_worker_shared=None, forking_worker_isolated=None)
+
     def fill(self, name: str, *, question: Question = "", subquery: str = "") -> str:
         """The text of :meth:`parts`.
 

@@ -60,10 +60,12 @@ class Demonstration:
     depth: int = 1
 
 
-def check_options(mode: str, context: str, pool: int) -> None:
+def check_options(mode: str, context: str, pool: int, depth: int = 1) -> None:
     """Check the options of a task's ``demonstrate``. Raises ValueError naming the one that is wrong."""
     for name, value, allowed in (("mode", mode, DEMONSTRATED), ("context", context, tuple(Context))):
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    if depth < 1:
+        raise ValueError(f"depth: expected at least 1 (workers that do not fork), got {depth}")
     if mode == "asyncthink" and pool < 2:
         raise ValueError(f"pool: expected at least 2 (an organizer and a worker), got {pool}")

@@ -155,6 +155,7 @@ class DemonstrationPacker:
     mixture: Mixture = field(default_factory=Mixture)
     pool: int = 4
     max_tokens: int | None = None
+    depth: int = 1
 
     def stream(self, seed: str, held_out: bool = False) -> Iterator[list[Row]]:
         """Endless episodes, a pure function of ``seed``: of held-out puzzles with ``held_out``, else of the others."""
@@ -163,7 +164,7 @@ class DemonstrationPacker:
             task = rng.choice(self.tasks)
             puzzle = task.sample(rng.getrandbits(62), held_out)
             mode, context, join = self.mixture.draw(rng)
-            demonstration = task.demonstrate(puzzle, rng.getrandbits(62), mode, context, self.pool)
+            demonstration = task.demonstrate(puzzle, rng.getrandbits(62), mode, context, self.pool, self.depth)
             episode = encode(demonstration, self.tokenizer, self.prompts, join)
             if self.max_tokens is None or max(trace.decoded for trace in episode.traces) <= self.max_tokens:
                 episode_rows = rows(episode)

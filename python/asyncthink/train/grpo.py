@@ -54,7 +54,7 @@ def train_grpo(config: GRPOConfig) -> Path:
         torch.set_num_threads(config.threads)
         if config.model.bfloat16 == "auto":  # the sampler decodes in the dtype of the weights
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, bfloat16=False))
-        trainer = Trainer(config, load(config.model, newest), world, newest)
+        trainer = Trainer(config, load(config.model, newest).for_depth(config.depth, [config.context]), world, newest)
         begin_run(config.out, config, world)
         return trainer.train()
 

@@ -148,9 +148,10 @@ def _lane(scale: _Scale, lane: Lane, drawn: Timeline, *, versus: bool) -> str:
     title = "one agent alone" if versus else lane.title
     note = escape(" - ".join(filter(None, (lane.subquery, _ENDS.get(lane.finish)))))
     segments = "".join(_segment(scale, lane, title, segment, drawn) for segment in lane.segments)
+    indent = f' style="padding-left:{14 * (lane.level - 1)}px"' if lane.level > 1 else ""
     runs = "".join(f'<div class="run" style="{scale.box(*run)}"></div>' for run in ([] if versus else lane.critical))
     return (
-        f'<div class="lane" style="{style}"><div class="cap"><b>{escape(title)}</b>'
+        f'<div class="lane" style="{style}"><div class="cap"><b{indent}>{escape(title)}</b>'
         f'<span class="sub">{note}</span><span class="num">{lane.drawn} tokens</span></div>'
         f'<div class="track">{segments}{runs}</div></div>'
     )
