@@ -27,7 +27,7 @@ ISOLATED = [WHOLE, "J:a\n" + MIDDLE, "I:b\none, long<RETURN>xyz</RETURN>", "I:c\
 
 def clean(s):
     s.cache.check()
-    assert len(s.cache.branches) == len(s.prefixes._branches)
+    assert len(s.cache.branches) == len(s.prefixes.heads.branches)
     s.prefixes.clear()
     assert s.cache.used_pages == 0
 

@@ -40,6 +40,7 @@ def test_a_conversation_is_continued_as_its_users_write_it() -> None:
     assert (first.answer, second.answer) == ("<ANSWER>it</ANSWER> is t", "later")
     assert (first.finish, second.finish) == ("budget", "end")
     assert not first.format_errors
+    sampler.prefixes.clear()
     assert sampler.cache.free_pages == sampler.cache.num_pages
 
 

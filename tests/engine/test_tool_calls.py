@@ -67,6 +67,7 @@ class Scripted:
         self.decoder.scripts = [self.opening() + script for script in scripts]
         (episode,) = self.sampler.generate(["q"], SamplingParams(temperature=0.0, max_tokens=400), **given)
         self.sampler.engine.prefixes.clear()
+        self.sampler.prefixes.clear()
         assert self.sampler.cache.free_pages == self.sampler.cache.num_pages
         return episode
 
