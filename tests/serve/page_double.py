@@ -25,7 +25,11 @@ def chunks(items: list[Item], episode: Episode) -> Iterator[dict[str, Any]]:
             said = {"agent": item.agent, "step": item.step, "sampled": False, "event": asdict(item)}
             answer = {"content": item.text} if item.kind == "answer" else {}
             yield {"choices": [{"index": 0, "delta": {**answer, "asyncthink": said}}]}
-    yield {"choices": [], "usage": {"completion_tokens": episode.total_tokens}, "asyncthink": {"record": episode.to_dict()}}
+    yield {
+        "choices": [],
+        "usage": {"completion_tokens": episode.total_tokens},
+        "asyncthink": {"record": episode.to_dict()},
+    }
 
 
 class PageDouble(ThreadingHTTPServer):

@@ -16,7 +16,7 @@ function note(text = "") {
 
 function messages(asked) {
   const told = value("system") ? [{ role: "system", content: value("system") }] : [];
-  for (const turn of turns)
+  for (const turn of value("earlier") ? turns : [])
     if (turn.asked !== undefined && turn.answer)
       told.push({ role: "user", content: turn.asked }, { role: "assistant", content: turn.answer });
   return [...told, { role: "user", content: asked }];
@@ -46,7 +46,8 @@ function take(turn, chunk, outcome) {
   if (chunk.asyncthink?.record) outcome.record = chunk.asyncthink.record;
   const delta = chunk.choices?.[0]?.delta;
   if (!delta) return;
-  const { agent = 0, event, step = turn.episode.step + 1, sampled = true, forced = false } = delta.asyncthink ?? {};
+  const { agent = 0, event, step = turn.episode.step + 1, sampled = true } = delta.asyncthink ?? {};
+  const forced = !sampled; // a stream has no prompts: what is inserted is a return, a tool's result, or a guide's text
   if (event) turn.add({ agent, step, event });
   const thought = delta.reasoning_content ?? "";
   if (thought) turn.add({ agent, step, text: thought, sampled, forced });

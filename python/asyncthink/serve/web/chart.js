@@ -2,7 +2,7 @@
    It looks like the static timeline (asyncthink.view.html). Places are custom properties, in steps; --span scales all. */
 
 const VERBS = {
-  prompt: "was told", think: "thinks", fork: "forks", join: "asks to join", joined: "is given", answer: "answers",
+  prompt: "was told", think: "thinks", fork: "forks", join: "asks to join", joined: "is given", tool: "is told by a tool", answer: "answers",
   return: "returns", wait: "waits",
 };
 const SHOWN_IN_BLOCK = 240; // characters
@@ -82,13 +82,14 @@ class Chart {
   block(run) {
     const lane = this.lanes.get(run.agent);
     if (!run.element) {
-      run.element = run.kind === "prompt" || run.kind === "joined" ? this.dot(run) : this.segment(run);
+      run.element = ["prompt", "joined", "tool"].includes(run.kind) ? this.dot(run) : this.segment(run);
       run.element.run = run;
+      run.element.setAttribute("aria-label", this.told(run));
       run.element.tabIndex = this.plot.querySelector("[tabindex='0']") ? -1 : 0;
       lane.track.append(run.element);
     }
     const after = run.agent.runs[run.agent.runs.indexOf(run) + 1];
-    const place = run.kind === "prompt" ? (after?.begin ?? run.end) : run.kind === "joined" ? run.end : run.begin;
+    const place = run.kind === "prompt" ? (after?.begin ?? run.end) : run.kind === "joined" || run.kind === "tool" ? run.end : run.begin;
     run.element.style.setProperty("--b", place);
     run.element.style.setProperty("--e", run.end);
     if (run.hue !== undefined) run.element.style.setProperty("--h", HUES[run.hue]);
@@ -105,8 +106,8 @@ class Chart {
   }
 
   dot(run) {
-    const prompt = run.kind === "prompt";
-    return h(`button.dot.${prompt ? "told" : "joined"}`, { type: "button" }, prompt ? "" : `${run.index}`);
+    const joined = run.kind === "joined";
+    return h(`button.dot.${joined ? "joined" : "told"}`, { type: "button" }, joined ? `${run.index}` : "");
   }
 
   link({ kind, parent, worker, step, ready }) {
@@ -170,9 +171,13 @@ class Chart {
     const seconds = this.seconds(run.begin);
     if (seconds !== null) facts.push(`at ${inSeconds(seconds)}`);
     if (run.tokens) facts.unshift(count(run.tokens, "token"));
-    const told = `${run.agent.name} ${VERBS[run.kind]}`;
+    const told = this.told(run);
     block.setAttribute("aria-label", `${told}, ${facts.join(", ")}`);
     peek.show(block, told, facts.join(", "), run.kind === "wait" ? "" : run.text);
+  }
+
+  told(run) {
+    return `${run.agent.name} ${VERBS[run.kind]}`;
   }
 
   key(event) {

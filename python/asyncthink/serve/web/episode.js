@@ -13,7 +13,8 @@ class Agent {
   clock = 0; // drawn tokens on the longest chain that leads here
   children = new Map(); // by the i of FORK-i
   tags = new Tags();
-  waiting = null;
+  waiting = null; // the run that grows while it waits
+  calling = false; // a tool's words come next
   subquery = "";
   loose = 0; // tokens whose text is held back
 
@@ -64,6 +65,8 @@ class Episode {
     const agent = this.agent(number);
     this.resume(agent, step);
     if (sampled) {
+      agent.tags.joining = null;
+      agent.calling = false;
       agent.drawn += 1;
       agent.clock += 1;
       this.drawn += 1;
@@ -71,14 +74,14 @@ class Episode {
     agent.loose += 1;
     const emit = (kind, index, said, from) => this.say(agent, kind, index, said, from, step);
     if (answer) emit("answer", null, text, step);
-    else if (sampled || forced) agent.tags.feed(text, step, emit);
+    else if (sampled || (forced && agent.tags.joining === null && !agent.calling)) agent.tags.feed(text, step, emit);
     else this.insert(agent, text, step, emit);
   }
 
   insert(agent, text, step, emit) {
     agent.tags.flush(emit);
     const index = agent.tags.joining;
-    emit(index === null ? "prompt" : "joined", index, text, step);
+    emit(index !== null ? "joined" : agent.calling ? "tool" : "prompt", index, text, step);
     if (index !== null && agent.last.text.endsWith(`</JOIN-${index}>`)) agent.tags.joining = null;
   }
 
@@ -100,7 +103,8 @@ class Episode {
   event({ kind, agent: number, step, index, peer, text }) {
     const agent = this.agent(number);
     if (kind === "fork" && peer !== null && peer !== undefined) this.fork(agent, step, index, peer, text);
-    else if (kind === "wait") this.wait(agent, step, index);
+    else if (kind === "wait") this.wait(agent, `waits for ${agent.children.get(index)?.name ?? `worker ${index}`}`);
+    else if (kind === "call") this.wait(agent, "waits for a tool", true);
     else if (kind === "join") this.join(agent, step, index);
     else if (kind === "answer" || kind === "return" || kind === "error" || kind === "stop") this.close(agent, kind);
   }
@@ -120,10 +124,9 @@ class Episode {
     this.links.push({ kind: "fork", parent, worker, step: step + 1 });
   }
 
-  wait(agent, step, index) {
+  wait(agent, state, calling = false) {
     agent.tags.flush((...said) => this.say(agent, ...said, step));
-    const worker = agent.children.get(index);
-    agent.state = `waits for ${worker?.name ?? `worker ${index}`}`;
+    Object.assign(agent, { state, calling });
     agent.waiting = { agent, kind: "wait", index: null, begin: agent.end, end: agent.end, text: "", tokens: 0, shown: 0 };
     agent.runs.push(agent.waiting);
   }

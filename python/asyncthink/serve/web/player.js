@@ -19,6 +19,7 @@ class Player {
     if (turn.record) turn.controls.append(this.saver());
     turn.controls.hidden = false;
     this.button.onclick = () => (this.playing ? this.pause() : this.play());
+    this.speed.onchange = () => this.begin();
     this.slider.oninput = () => (this.go(Number(this.slider.value)), this.pause());
     this.tell();
   }
@@ -35,11 +36,11 @@ class Player {
 
   play() {
     if (this.at >= this.steps) this.go(0);
+    this.begin();
     let before = performance.now();
     const frame = (now) => {
-      const passed = (now - before) / 1000;
+      this.go(this.later((now - before) / 1000));
       before = now;
-      this.go(this.later(passed));
       if (this.at < this.steps) this.playing = requestAnimationFrame(frame);
       else this.pause();
     };
@@ -47,15 +48,17 @@ class Player {
     this.tell();
   }
 
+  begin() {
+    this.time = this.turn.seconds(Math.floor(this.at)); // of the record, while it plays as recorded
+  }
+
   /* The place ``passed`` seconds later. */
   later(passed) {
     const speed = Number(this.speed.value);
     if (speed) return this.at + speed * passed;
-    const times = this.turn.record.step_times;
-    const now = this.turn.seconds(Math.floor(this.at)) + passed;
-    const step = times.findIndex((time) => time > now);
-    const begin = Math.floor(this.at), length = (times[begin] ?? 0) - this.turn.seconds(begin);
-    return step < 0 ? this.steps : step > begin ? step : this.at + (length > 0 ? passed / length : 1);
+    this.time += passed;
+    const next = this.turn.record.step_times.findIndex((end) => end > this.time);
+    return next < 0 ? this.steps : next;
   }
 
   pause() {

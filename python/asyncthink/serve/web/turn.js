@@ -125,7 +125,7 @@ class Turn {
 
   /* Steps of the whole episode. */
   get steps() {
-    return Math.max(0, ...new Set(this.items.map((item) => item.step))) + 1;
+    return this.items.reduce((most, { step }) => Math.max(most, step), 0) + 1;
   }
 
   /* Whether all of a finished episode is shown. */
