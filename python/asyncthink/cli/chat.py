@@ -155,7 +155,7 @@ class Chat:
         given = question if len(conversation) == 1 else conversation
         # What is no terminal is not told of events: its console is quiet for them.
         screen = watcher(self.console if self.console.is_terminal else Console(quiet=True), fold=True)
-        with self.sampler.stream(given, self.params) as stream, _interruptible() as interrupted, screen:
+        with self.sampler.stream(given, self.params) as stream, _no_echo(), _interruptible() as interrupted, screen:
             for event in stream:
                 screen.show(event)
                 if interrupted:
@@ -242,3 +242,23 @@ def _interruptible() -> Iterator[list[int]]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _no_echo() -> Iterator[None]:
+    """At a terminal, keys that are pressed meanwhile (Ctrl-C too) are not written into the lanes."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    try:
+        import termios
+    except ImportError:  # a platform whose terminals are no such files
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)

@@ -99,8 +99,9 @@ class _Lane:
         return self.state in ("done", "format error", "stopped")
 
     def line(self) -> Text:
-        """The agent in one line: its last words."""
-        said = _TAG.sub(" ", "".join(piece for piece, _ in self.pieces).rpartition("<RETURN>")[2][-_KEPT:])
+        """The agent in one line: what it returned or answered, else its last line."""
+        *_, last = re.split(r"<(?:RETURN|ANSWER)>|\n", "".join(piece for piece, _ in self.pieces).strip())
+        said = _TAG.sub(" ", last)
         return Text.assemble(
             (f"{self.title}  ", f"bold {self.colour}"), (f"{self.state} · {self.drawn} tokens  ", "dim"),
             printable(" ".join(said.split())), overflow="ellipsis", no_wrap=True,
