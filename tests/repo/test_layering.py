@@ -87,6 +87,7 @@ ARROWS: dict[str, set[str]] = {
     "view": {"episode", "protocol"},
     "model": set(),
     "engine": {"episode", "model", "protocol"},
+    "serve": {"view"},
     "eval": {"engine", "episode", "model", "protocol", "tasks"},
     "train": {"engine", "episode", "files", "model", "protocol", "tasks"},
     "cli": {"engine", "episode", "eval", "files", "model", "tasks", "train", "view"},

@@ -35,6 +35,8 @@ def chunks(items: list[Item], episode: Episode) -> Iterator[dict[str, Any]]:
 class PageDouble(ThreadingHTTPServer):
     """Streams ``items``; holds before item ``hold`` until :attr:`go_on` is set; answers ``error`` instead, if given.
 
+    With ``broken`` the stream ends at half of it, with an error that says so, or, if that is empty, with nothing.
+
     ``requests`` has the bodies of all questions. ``left`` is set when a client goes away amid a stream.
     """
 
@@ -45,10 +47,11 @@ class PageDouble(ThreadingHTTPServer):
         self.items, self.episode = items, episode
         self.hold: int | None = None
         self.error: tuple[int, str] | None = None
+        self.broken: str | None = None
         self.key: str | None = None
         self.go_on, self.left = threading.Event(), threading.Event()
         self.requests: list[dict[str, Any]] = []
-        self._thread = threading.Thread(target=self.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
 
     @property
     def url(self) -> str:
@@ -90,6 +93,10 @@ class _Handler(BaseHTTPRequestHandler):
             for number, chunk in enumerate(chunks(self.server.items, self.server.episode)):
                 while number == self.server.hold and not self.server.go_on.wait(0.02):
                     self.wfile.write(b": wait\n\n")  # a client that went away is noticed
+                if self.server.broken is not None and number == len(self.server.items) // 2:
+                    chunk = {"error": {"message": self.server.broken}}
+                    self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode() if self.server.broken else b"")
+                    return
                 self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
             self.wfile.write(b"data: [DONE]\n\n")
         except (BrokenPipeError, ConnectionResetError):

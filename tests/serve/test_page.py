@@ -6,14 +6,20 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from page_double import PageDouble
 
-from asyncthink.episode.records import Episode, Event, TokenEvent
+from asyncthink.episode.critical_path import critical_path
+from asyncthink.episode.records import Episode, Event, Join, TokenEvent, Trace
 from asyncthink.serve.page import PAGE, PAGE_HEADERS
+from asyncthink.view.timeline import timeline
 from scripted import END, sampler
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
@@ -189,6 +195,17 @@ def test_errors_of_the_server_are_shown(page: Any, double: PageDouble) -> None:
     assert page.input_value("#question") == "How?"
 
 
+@pytest.mark.parametrize("said", ["the model broke", ""])
+def test_a_stream_that_breaks_off_is_told(page: Any, double: PageDouble, said: str) -> None:
+    double.broken = said
+    ask(page)
+    finished(page)
+    expected = said or "The server broke off in the middle of its answer."
+    assert page.locator(".said .chip").all_inner_texts() == ["failed", expected]
+    assert "cut off" in page.locator(".agent summary").first.inner_text()
+    assert page.locator(".controls button").first.inner_text() == "Replay"
+
+
 @pytest.mark.slow
 def test_a_key_is_asked_for_and_sent(browser: Any, double: PageDouble) -> None:
     double.key = "secret"
@@ -304,3 +321,43 @@ def test_nested_workers_stand_below_their_parents(page: Any) -> None:
         kinds,
     )
     assert order == ["organizer", "worker 1", "worker 1.1", "worker 1.1.7", "worker 2", "worker 2.1"]
+
+
+def test_blocks_are_those_of_the_static_timeline(page: Any, double: PageDouble) -> None:
+    blocks = page.evaluate(
+        """record => { const episode = new Episode(record.mode); itemsOf(record).forEach(item => episode.take(item));
+        episode.finish(record); return episode.lanes().map(agent => agent.runs.map(run => [run.kind, run.text])); }""",
+        double.episode.to_dict(),
+    )
+    lanes = timeline(double.episode).lanes
+    drawn = [[[segment.kind, segment.text] for segment in lane.segments if segment.text] for lane in lanes]
+    assert [[block for block in lane if block[1]] for lane in blocks] == drawn
+
+
+@given(st.lists(st.randoms(use_true_random=False), min_size=8, max_size=8))
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_critical_path_is_that_of_the_records(page: Any, randoms: list[Random]) -> None:
+    trees = [random_tree(random) for random in randoms]
+    marked = page.evaluate(
+        "trees => trees.map(traces => criticalPath(traces).map(({agent, first, last}) => [agent, first, last]))",
+        [[asdict(trace) for trace in traces] for traces in trees],
+    )
+    assert marked == [[list(stretch) for stretch in critical_path(traces)] for traces in trees]
+
+
+def random_tree(random: Random) -> list[Trace]:
+    """Agents that fork each other at random, each joined at most once, by its parent."""
+    numbers = range(1, 1 + random.randrange(6))
+    workers = [Trace(k, "worker", parent=random.randrange(k), fork_index=k) for k in numbers]
+    traces = [Trace(0, "organizer"), *workers]
+    for trace in traces:
+        for _ in range(random.randrange(12)):
+            trace.add(0, random.random() < 0.7, 0.0, 0)
+    for trace in traces[1:]:
+        parent = traces[trace.parent or 0]
+        trace.fork_at = random.randrange(len(parent.tokens) + 1)
+        if trace.fork_at < len(parent.tokens) and random.random() < 0.7:
+            at = random.randrange(trace.fork_at, len(parent.tokens))
+            if at not in {join.at for join in parent.joins}:
+                parent.joins.append(Join(trace.agent, trace.agent, at, 0, "exact"))
+    return traces

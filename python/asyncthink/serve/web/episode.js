@@ -55,7 +55,8 @@ class Episode {
   }
 
   begin(number, parent) {
-    const alone = this.mode === "parallel" ? `agent ${number + 1}` : this.mode === "sequential" ? "one agent" : "organizer";
+    const many = this.mode === "parallel" || number > 0;
+    const alone = many ? `agent ${number + 1}` : this.mode === "sequential" ? "one agent" : "organizer";
     const agent = new Agent(number, alone, parent);
     this.agents.set(number, agent);
     return agent;
