@@ -17,6 +17,7 @@ class Chart {
     const legend = h("p.legend", {}, ...LEGEND.map(([name, text]) => h(`span.${name}`, {}, text)));
     this.element = h("div.live", {}, this.plot, this.axis, legend);
     this.plot.addEventListener("keydown", (event) => this.key(event));
+    this.plot.addEventListener("click", (event) => event.target.closest(".seg,.dot")?.focus()); // not all browsers do
     this.plot.addEventListener("focusin", (event) => event.target.run && this.peek(event.target));
     this.plot.addEventListener("pointerover", (event) => {
       const block = event.target.closest(".seg,.dot");
