@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from asyncthink.episode.modes import STRATEGIES
+from asyncthink.episode.options import Context, Mode, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.protocol.messages import Question
 from asyncthink_kernels.cache import TreeCache
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one episode begins with. ``prompt`` are the tokens of the filled template that opens it."""
+
+    question: Question
+    prompt: Sequence[int]
+    params: SamplingParams
+    options: Options
 
 
 def params_for(
@@ -43,3 +56,9 @@ def check_length(prompt: Sequence[int], name: str, cache: TreeCache, max_length:
         raise ValueError(
             f"{name}: expected fewer than {max_length} tokens (the positions of this model), got {len(prompt)}"
         )
+
+
+def templates(options: Options) -> list[str]:
+    """Templates whose prefixes are cached for agents; the one that opens an episode comes first."""
+    isolated = options.mode == Mode.ASYNCTHINK and options.context == Context.ISOLATED
+    return [STRATEGIES[options.mode].opening, *(["worker_isolated"] if isolated else [])]

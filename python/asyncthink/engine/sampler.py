@@ -15,11 +15,10 @@ from asyncthink.engine.detokenize import ModelTexts
 from asyncthink.engine.local import LocalEngine, draw_tokens
 from asyncthink.engine.open import open_model, stop_ids
 from asyncthink.engine.prefix_cache import PrefixCache
-from asyncthink.engine.requests import check_length, check_params, params_for
+from asyncthink.engine.requests import Request, check_length, check_params, params_for, templates
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.stream import EpisodeStream
 from asyncthink.episode.core import EpisodeCore
-from asyncthink.episode.modes import STRATEGIES
 from asyncthink.episode.options import Aggregate, Context, JoinMode, Mode, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.recorder import Listener
@@ -106,11 +105,7 @@ class ForkJoinSampler:
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
         opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress)
         self.decoder, self.tokenizer, self.prompts, self._prompts_from = opened
-        if join not in self.decoder.join_modes:
-            raise ValueError(
-                f"join: this model offers {', '.join(self.decoder.join_modes)}, got {str(join)!r}: "
-                f"{self.decoder.unavailable[join]}"
-            )
+        self._check_join(self.options)
         self.codec = Codec(self.tokenizer, stop_ids(self.decoder.model))
         self.cache = self.decoder.cache
         self.prefixes = PrefixCache(self.prompts, self.codec, self.decoder)
@@ -147,11 +142,14 @@ class ForkJoinSampler:
         """
         sets = params_for(questions, params)
         with self._gate.enter():
-            prompts = [self._prompt(question, f"questions[{number}]") for number, question in enumerate(questions)]
-            self.engine.prepare_prefixes(self._templates)
+            requests = [
+                self.request(question, own, name=f"questions[{number}]")
+                for number, (question, own) in enumerate(zip(questions, sets, strict=True))
+            ]
+            self.engine.prepare_prefixes(templates(self.options))
             runs = [
-                self._new(question, prompt, own, _numbered(number, on_event) if on_event else None)
-                for number, (question, prompt, own) in enumerate(zip(questions, prompts, sets, strict=True))
+                self._new(request, _numbered(number, on_event) if on_event else None)
+                for number, request in enumerate(requests)
             ]
             self.scheduler.waiting.extend(runs)
             try:
@@ -170,12 +168,44 @@ class ForkJoinSampler:
 
         Raises ValueError as :meth:`generate` does.
         """
-        params = params if params is not None else SamplingParams()
-        check_params(params, "params")
         with self._gate.enter():
-            prompt = self._prompt(question, "questions[0]")
-            self.engine.prepare_prefixes(self._templates)
-            return EpisodeStream(self.engine, functools.partial(self._new, question, prompt, params))
+            request = self.request(question, params, name="questions[0]")
+            self.engine.prepare_prefixes(templates(request.options))
+            return EpisodeStream(self.engine, functools.partial(self._new, request))
+
+    # -- requests with their own options ------------------------------------------------------------------------
+
+    def request(
+        self,
+        question: Question,
+        params: SamplingParams | None = None,
+        options: Options | None = None,
+        *,
+        name: str = "question",
+    ) -> Request:
+        """A question, checked and encoded, for :meth:`start`. Any thread may call this at any time.
+
+        ``options`` are the episode's own; None: the sampler's. Raises ValueError as :meth:`generate` does, and for
+        options that the model does not support.
+        """
+        params = params if params is not None else SamplingParams()
+        options = options if options is not None else self.options
+        check_params(params, "params")
+        self._check_join(options)
+        turns(question, name)
+        try:
+            tokens = self.prefixes.encode(templates(options)[0], question=question)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        check_length(tokens, name, self.cache, self.decoder.max_length)
+        return Request(question, tokens, params, options)
+
+    def start(self, request: Request, listener: Listener | None = None) -> EpisodeRun:
+        """Queue the request's episode beside all others. The caller holds the decoder's gate, and calls the steps."""
+        self.engine.prepare_prefixes(templates(request.options))
+        run = self._new(request, listener)
+        self.scheduler.waiting.append(run)
+        return run
 
     def step(self) -> int:
         """One forward pass that advances every runnable agent; returns the number of new tokens computed.
@@ -213,14 +243,13 @@ class ForkJoinSampler:
         """(token, log-probability) for each row of logits [N, V]; a subclass may override it."""
         return draw_tokens(logits, runs, agents)
 
-    def _new(
-        self, question: Question, prompt: Sequence[int], params: SamplingParams, listener: Listener | None
-    ) -> EpisodeRun:
+    def _new(self, request: Request, listener: Listener | None) -> EpisodeRun:
+        question = request.question
         core = EpisodeCore(
             turns(question)[-1][1],
-            prompt,
-            params,
-            self.options,
+            request.prompt,
+            request.params,
+            request.options,
             self._texts,
             max_length=self.decoder.max_length,
             listener=listener,
@@ -229,21 +258,12 @@ class ForkJoinSampler:
             core.episode.meta["messages"] = [dict(message) for message in question]
         return EpisodeRun(core, self.cache, self.prefixes, self.decoder.storage.bytes_per_token)
 
-    @property
-    def _templates(self) -> list[str]:
-        """Templates whose prefixes are cached for agents; the one that opens an episode comes first."""
-        isolated = self.options.mode == Mode.ASYNCTHINK and self.options.context == Context.ISOLATED
-        return [STRATEGIES[self.options.mode].opening, *(["worker_isolated"] if isolated else [])]
-
-    def _prompt(self, question: Question, name: str) -> list[int]:
-        """The tokens that open an episode. Raises ValueError if the cache or the model cannot hold them."""
-        turns(question, name)
-        try:
-            tokens = self.prefixes.encode(self._templates[0], question=question)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-        check_length(tokens, name, self.cache, self.decoder.max_length)
-        return tokens
+    def _check_join(self, options: Options) -> None:
+        if options.join not in self.decoder.join_modes:
+            raise ValueError(
+                f"join: this model offers {', '.join(self.decoder.join_modes)}, got {str(options.join)!r}: "
+                f"{self.decoder.unavailable[options.join]}"
+            )
 
 
 def _numbered(number: int, on_event: Callable[[int, Event | TokenEvent], None]) -> Listener:
