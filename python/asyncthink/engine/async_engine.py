@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 from asyncthink.engine.owner import EngineStoppedError, Job, Owner
 from asyncthink.engine.requests import Request
 from asyncthink.engine.sampler import ForkJoinSampler
-from asyncthink.engine.stats import EngineStats, Tally
+from asyncthink.engine.service_stats import ServiceStats, Tally
 from asyncthink.engine.ticket import AsyncEpisodeStream, Batch, Ticket
 from asyncthink.episode.options import Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.records import Episode
 from asyncthink.protocol.messages import Question
 
-__all__ = ["AsyncEngine", "AsyncEpisodeStream", "EngineFullError", "EngineStats", "EngineStoppedError"]
+__all__ = ["AsyncEngine", "AsyncEpisodeStream", "EngineFullError", "ServiceStats", "EngineStoppedError"]
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ class AsyncEngine:
         """Whether :meth:`pause` holds the steps."""
         return self._owner.paused
 
-    def stats(self) -> EngineStats:
+    def stats(self) -> ServiceStats:
         """Figures of now, and counts since the start. Any thread may call this."""
         with self._owner.door:
             queued = self._owner.queued

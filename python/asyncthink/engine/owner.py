@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from asyncthink.engine.sampler import ForkJoinSampler
-from asyncthink.engine.stats import Tally
+from asyncthink.engine.service_stats import Tally
 from asyncthink.engine.ticket import Ticket, deliver
 
 

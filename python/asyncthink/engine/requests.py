@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asyncthink.episode.modes import STRATEGIES
-from asyncthink.episode.options import Context, Mode, Options
+from asyncthink.episode.modes import opening
+from asyncthink.episode.options import AnswerForm, Context, Mode, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.protocol.messages import Question
 from asyncthink_kernels.cache import TreeCache
@@ -60,5 +60,7 @@ def check_length(prompt: Sequence[int], name: str, cache: TreeCache, max_length:
 
 def templates(options: Options) -> list[str]:
     """Templates whose prefixes are cached for agents; the one that opens an episode comes first."""
+    if options.answer == AnswerForm.TEXT:
+        return []  # a conversation as its users write it
     isolated = options.mode == Mode.ASYNCTHINK and options.context == Context.ISOLATED
-    return [STRATEGIES[options.mode].opening, *(["worker_isolated"] if isolated else [])]
+    return [opening(options), *(["worker_isolated"] if isolated else [])]

@@ -12,7 +12,7 @@ from asyncthink.episode.records import Episode
 
 
 @dataclass(frozen=True, slots=True)
-class EngineStats:
+class ServiceStats:
     """Figures of one moment, and counts since the start.
 
     ``waiting`` requests are not admitted yet, ``running`` episodes are, with ``agents`` that are not done. Times are in
@@ -70,13 +70,13 @@ class Tally:
         self.critical_path += episode.critical_path_tokens
         self.finished[episode.finish] += 1
 
-    def snapshot(self, sampler: ForkJoinSampler, queued: int, *, healthy: bool, paused: bool) -> EngineStats:
+    def snapshot(self, sampler: ForkJoinSampler, queued: int, *, healthy: bool, paused: bool) -> ServiceStats:
         """The figures of now; ``queued`` requests have not reached the scheduler yet."""
         scheduler, cache = sampler.scheduler, sampler.cache
         counts = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         del counts["started"]
         runs = list(scheduler.running)
-        return EngineStats(
+        return ServiceStats(
             **counts | {"finished": dict(self.finished)},
             healthy=healthy,
             paused=paused,
