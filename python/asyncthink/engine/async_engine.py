@@ -20,7 +20,7 @@ from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.records import Episode
 from asyncthink.protocol.messages import Question
 
-__all__ = ["AsyncEngine", "AsyncEpisodeStream", "EngineFullError", "ServiceStats", "EngineStoppedError"]
+__all__ = ["AsyncEngine", "AsyncEpisodeStream", "EngineFullError", "EngineStoppedError", "ServiceStats"]
 
 T = TypeVar("T")
 
@@ -131,10 +131,22 @@ class AsyncEngine:
         return self._owner.paused
 
     def stats(self) -> ServiceStats:
-        """Figures of now, and counts since the start. Any thread may call this."""
-        with self._owner.door:
-            queued = self._owner.queued
-        return self._tally.snapshot(self.sampler, queued, healthy=self.healthy, paused=self.paused)
+        """Figures of now, and counts since the start. Any thread may call this; it waits for the end of a step."""
+        return self.snapshot().result()
+
+    def snapshot(self) -> Future[ServiceStats]:
+        """The future of :meth:`stats`."""
+
+        future: Future[ServiceStats] = Future()
+
+        def take() -> None:
+            with self._owner.door:
+                queued = self._owner.queued
+            figures = functools.partial(self._tally.snapshot, self.sampler, queued)
+            future.set_result(figures(healthy=self.healthy, paused=self.paused))
+
+        self._owner.post(Job(take, lambda error: take()))
+        return future
 
     def pause(self) -> None:
         """Make no more steps. Episodes keep what they have; new ones wait. Returns once no step is running."""
@@ -157,7 +169,7 @@ class AsyncEngine:
                 for run in self.sampler.scheduler.withdraw():
                     run.release()
                 self.sampler.decoder.refresh()
-                self.sampler.engine.drop_stale_prefixes()
+                self.sampler.prefixes.drop_stale()
 
         return self.call(work)
 

@@ -97,7 +97,7 @@ class Owner:
                     for job in jobs:
                         job.run()
                     if not self._idle and not self.paused:
-                        self._tally.step(self._sampler.engine.step())
+                        self._sampler.engine.step()
                 self._hand_out()
         except BaseException as error:  # anything else would leave callers waiting for ever
             self.failure = error

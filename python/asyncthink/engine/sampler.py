@@ -15,8 +15,9 @@ from asyncthink.engine.detokenize import ModelTexts
 from asyncthink.engine.local import LocalEngine, draw_tokens
 from asyncthink.engine.open import open_model, stop_ids
 from asyncthink.engine.prefix_cache import PrefixCache
-from asyncthink.engine.requests import Request, check_length, check_params, params_for, templates
+from asyncthink.engine.requests import Request, check_length, check_params, continued, params_for, templates
 from asyncthink.engine.run import EpisodeRun
+from asyncthink.engine.stats import EngineStats
 from asyncthink.engine.stream import EpisodeStream
 from asyncthink.engine.tools import Tool, Toolbox, declared
 from asyncthink.episode.core import EpisodeCore
@@ -53,6 +54,8 @@ class ForkJoinSampler:
         num_pages: pages of the K/V cache; None: a share of the free memory.
         max_rows: the most new tokens in one step; longer prompts are prefilled in chunks.
         max_episodes: the most episodes that run at once; others wait.
+        prefix_pages: the most pages that heads of earlier contexts may hold (:class:`.prefix_cache.PrefixCache`); None:
+            all that nobody else needs, the least recently used go first; 0: none are kept.
         graphs: capture decode steps as CUDA graphs; None: on a GPU (see :class:`asyncthink.model.decoder.Decoder`).
         compile: run whole steps through torch.compile: compiled once (up to a minute), then faster.
         pack: on a CPU, run linear layers on packed copies of their weights; None: for 32 MiB of weights and more.
@@ -101,6 +104,7 @@ class ForkJoinSampler:
         num_pages: int | None = None,
         max_rows: int = 1024,
         max_episodes: int = 64,
+        prefix_pages: int | None = None,
         graphs: bool | None = None,
         compile: bool | str | None = None,
         pack: bool | None = None,
@@ -118,7 +122,7 @@ class ForkJoinSampler:
         self.toolbox = Toolbox.of(tools, self.tokenizer, self.codec, thinks=self.options.answer == AnswerForm.TEXT)
         if self.toolbox and self.options.answer == AnswerForm.TAGS:
             self.prompts = declared(self.prompts, self.toolbox.schemas)
-        self.prefixes = PrefixCache(self.prompts, self.codec, self.decoder)
+        self.prefixes = PrefixCache(self.prompts, self.codec, self.decoder, prefix_pages)
         self._texts = ModelTexts(self.codec, self.prefixes.encode)
         self.engine = LocalEngine(
             self.decoder, self.prefixes, lambda *rows: self._draw(*rows), max_rows=max_rows, max_episodes=max_episodes
@@ -207,6 +211,19 @@ class ForkJoinSampler:
         tokens = self._prompt(question, name, options)
         return Request(question, tokens, params, options)
 
+    def continuation(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Request:
+        """A request to continue a text, or token ids, by one agent: no template, and tags are text.
+
+        A text is encoded with the tokens that the tokenizer adds to one. Raises ValueError for a prompt without tokens,
+        one that is too long, and an id that is not the tokenizer's.
+        """
+        params = params if params is not None else SamplingParams()
+        check_params(params, "params")
+        tokens = continued(self.codec, prompt)
+        check_length(tokens, "prompt", self.cache, self.decoder.max_length)
+        text = prompt if isinstance(prompt, str) else self.codec.decode(tokens)
+        return Request(text, tokens, params, Options(Mode.SEQUENTIAL, answer=AnswerForm.TEXT))
+
     def start(self, request: Request, listener: Listener | None = None) -> EpisodeRun:
         """Queue the request's episode beside all others. The caller holds the decoder's gate, and calls the steps."""
         self.engine.prepare_prefixes(templates(request.options))
@@ -238,7 +255,35 @@ class ForkJoinSampler:
                     "refresh: expected no running episode in any sampler of this decoder; finish or close them first"
                 )
             self.decoder.refresh()
-            self.engine.drop_stale_prefixes()
+            self.prefixes.drop_stale()
+
+    def pin(self, question: Question) -> None:
+        """Keep the prompt of a question (a document, the messages that a conversation begins with) computed.
+
+        Questions that begin alike begin with it, and read it in place. It stays while pages run out; after a change of
+        the weights it is computed again, until :meth:`unpin` or the end of the sampler.
+
+        Raises:
+            ValueError: a question that :meth:`generate` would refuse.
+            OutOfPages: it does not fit beside what runs and what is pinned. Nothing is pinned then.
+        """
+        with self._gate.enter():
+            self.prefixes.prepare(templates(self.options))
+            self.prefixes.pin(opening(self.options), self._prompt(question, "question"))
+
+    def unpin(self, question: Question) -> None:
+        """Let go of a pinned question. Raises ValueError if it is not pinned."""
+        with self._gate.enter():
+            self.prefixes.unpin(self._prompt(question, "question"))
+
+    @property
+    def stats(self) -> EngineStats:
+        """What this sampler did so far, and what the cache holds now.
+
+        RuntimeError: asked by a listener of one of this decoder's samplers, within their step.
+        """
+        with self._gate.enter():
+            return self.engine.stats
 
     def explain(self) -> dict[str, str]:
         """How this sampler runs, and why: :meth:`asyncthink.Decoder.explain`, and the origin of the prompts."""
@@ -273,8 +318,9 @@ class ForkJoinSampler:
                 f"{self.decoder.unavailable[options.join]}"
             )
 
-    def _prompt(self, question: Question, name: str, options: Options) -> list[int]:
+    def _prompt(self, question: Question, name: str, options: Options | None = None) -> list[int]:
         """The tokens that open an episode. Raises ValueError if the cache or the model cannot hold them."""
+        options = options if options is not None else self.options
         turns(question, name)
         try:
             if options.answer == AnswerForm.TEXT:
