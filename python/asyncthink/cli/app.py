@@ -1,4 +1,4 @@
-"""The command ``asyncthink``: demo, run, view, eval, profile, train."""
+"""The command ``asyncthink``: demo, run, chat, view, eval, profile, train."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn, ParamSpec
 import typer
 from rich.console import Console
 
+from asyncthink.cli.chat import converse
 from asyncthink.cli.evaluate import evaluate
 from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
 from asyncthink.cli.profile import profile_step
@@ -119,6 +120,7 @@ def demo(
 
 
 app.command(name="run")(guarded(ask))
+app.command(name="chat")(guarded(converse))
 
 
 @app.command()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
@@ -33,13 +33,14 @@ class Watcher(Protocol):
     def show(self, event: Event | TokenEvent) -> None: ...
 
 
-def watcher(console: Console, pace: float | None = None) -> Watcher:
+def watcher(console: Console, pace: float | None = None, *, fold: bool = False) -> Watcher:
     """Lanes on a terminal, at most ``pace`` steps a second so that a reader can follow; plain lines otherwise.
 
+    With ``fold`` the lane of an agent that is done becomes one line, and all lanes vanish at the end.
     A quiet console gets lines, which it does not print, so that nothing waits for a reader.
     """
     lanes = console.is_terminal and not console.is_dumb_terminal and not console.quiet
-    return LiveLanes(console, pace) if lanes else PlainLines(console)
+    return LiveLanes(console, pace, fold) if lanes else PlainLines(console)
 
 
 def printable(text: str) -> str:
@@ -95,13 +96,25 @@ class _Lane:
     pieces: list[tuple[str, bool]] = field(default_factory=list)
     drawn: int = 0
 
+    @property
+    def over(self) -> bool:
+        return self.state in ("done", "format error", "stopped")
+
+    def line(self) -> Text:
+        """The agent in one line: its last words."""
+        said = _TAG.sub(" ", "".join(piece for piece, _ in self.pieces).rpartition("<RETURN>")[2][-_KEPT:])
+        return Text.assemble(
+            (f"{self.title}  ", f"bold {self.colour}"), (f"{self.state} · {self.drawn} tokens  ", "dim"),
+            printable(" ".join(said.split())), overflow="ellipsis", no_wrap=True,
+        )  # fmt: skip
+
 
 class LiveLanes:
     """Panels side by side, one per agent, that grow with every token."""
 
-    def __init__(self, console: Console, pace: float | None = None) -> None:
+    def __init__(self, console: Console, pace: float | None = None, fold: bool = False) -> None:
         self._console = console
-        self._pace = pace
+        self._pace, self._fold = pace, fold
         self._lanes: dict[int, _Lane] = {}
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._drawn_at = 0.0
@@ -114,7 +127,8 @@ class LiveLanes:
     def __exit__(self, *_: object) -> None:
         self._live.update(self._picture(), refresh=True)
         self._live.stop()
-        self._console.print(self._picture())
+        if not self._fold:
+            self._console.print(self._picture())
 
     def show(self, event: Event | TokenEvent) -> None:
         if self._pace and event.step > self._step:
@@ -147,19 +161,21 @@ class LiveLanes:
         )
 
     def _picture(self) -> RenderableType:
-        if not self._lanes:
-            return Text()
+        folded = [lane.line() for lane in self._lanes.values() if self._fold and lane.over]
+        open_ = [lane for lane in self._lanes.values() if not (self._fold and lane.over)]
+        if not open_:
+            return Group(*folded)
         width, height = self._console.size
-        columns = min(len(self._lanes), max(1, width // _LANE_WIDTH))
-        rows = -(-len(self._lanes) // columns)
-        lines = max(3, min(16, (height - 4) // rows - 2))
+        columns = min(len(open_), max(1, width // _LANE_WIDTH))
+        rows = -(-len(open_) // columns)
+        lines = max(3, min(16, (height - 4 - len(folded)) // rows - 2))
         grid = Table.grid(expand=True)
         for _ in range(columns):
             grid.add_column(ratio=1)
-        lanes = [_panel(self._console, lane, width // columns - 4, lines) for lane in self._lanes.values()]
-        for row in _rows(lanes, columns):
+        panels = [_panel(self._console, lane, width // columns - 4, lines) for lane in open_]
+        for row in _rows(panels, columns):
             grid.add_row(*row)
-        return grid
+        return Group(*folded, grid)
 
 
 def _rows(lanes: list[Panel], columns: int) -> Iterator[list[Panel]]:
