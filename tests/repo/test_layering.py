@@ -90,7 +90,8 @@ ARROWS: dict[str, set[str]] = {
     "serve": {"view"},
     "eval": {"engine", "episode", "model", "protocol", "tasks"},
     "train": {"engine", "episode", "files", "model", "protocol", "tasks"},
-    "cli": {"engine", "episode", "eval", "files", "model", "tasks", "train", "view"},
+    "serve": {"engine", "episode", "protocol", "view"},
+    "cli": {"engine", "episode", "eval", "files", "model", "serve", "tasks", "train", "view"},
     "__main__": {"cli"},
 }
 

@@ -1,4 +1,4 @@
-"""The command ``asyncthink``: demo, run, chat, view, eval, profile, train."""
+"""The command ``asyncthink``: demo, run, chat, serve, view, eval, profile, train."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Json, Pool,
 from asyncthink.cli.profile import profile_step
 from asyncthink.cli.renamed import Command
 from asyncthink.cli.run import ask
+from asyncthink.cli.serve import serve
 from asyncthink.episode.records import Episode
 from asyncthink.files import check_writable, write_whole
 from asyncthink.view.html import timeline_html
@@ -137,6 +138,7 @@ def view(
 
 
 app.command(name="eval", cls=Command)(guarded(evaluate))
+app.command(name="serve")(guarded(serve))
 app.command(name="profile")(guarded(profile_step))
 
 

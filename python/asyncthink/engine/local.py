@@ -15,6 +15,8 @@ from asyncthink.engine.prefix_cache import PrefixCache
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.sampling import draw, drawable
 from asyncthink.engine.scheduler import Scheduler, Work
+from asyncthink.engine.stats import EngineStats
+from asyncthink.engine.tools import results, wait_for_result
 from asyncthink.episode.wishes import Wish
 from asyncthink.model.decoder import Decoder
 from asyncthink.model.gate import Gate
@@ -40,7 +42,7 @@ class LocalEngine:
 
     Args:
         decoder: the model and its cache.
-        prefixes: prompt prefixes in that cache.
+        prefixes: heads of contexts in that cache.
         draw: draws the tokens.
         max_rows, max_episodes: see :class:`asyncthink.engine.scheduler.Scheduler`.
     """
@@ -49,15 +51,40 @@ class LocalEngine:
         self, decoder: Decoder, prefixes: PrefixCache, draw: Draw = draw_tokens, *, max_rows: int, max_episodes: int
     ) -> None:
         self.decoder, self.prefixes = decoder, prefixes
-        self.scheduler = Scheduler(decoder.cache, max_rows=max_rows, max_episodes=max_episodes)
+        heads = prefixes.heads
+        self.scheduler = Scheduler(
+            decoder.cache, lambda: heads.evictable_pages, max_rows=max_rows, max_episodes=max_episodes
+        )
         self.draw = draw
-        self._prefix_weights = decoder.weights_version()  # the weights that the prefixes were computed from
+        self._steps = self._drawn = 0
         self.gate.users.add(self.scheduler)
 
     @property
     def gate(self) -> Gate:
         """The lock over the decoder's state."""
         return self.decoder.gate
+
+    @property
+    def stats(self) -> EngineStats:
+        """What the engine did so far, and what it holds now. The caller holds the gate, or no step is under way."""
+        cache, prefixes, scheduler = self.decoder.cache, self.prefixes, self.scheduler
+        heads = prefixes.heads
+        return EngineStats(
+            steps=self._steps,
+            drawn_tokens=self._drawn,
+            prompt_tokens=prefixes.prompt_tokens,
+            prefix_tokens=prefixes.prefix_tokens,
+            saved_tokens=prefixes.saved_tokens,
+            waiting=len(scheduler.waiting),
+            running=len(scheduler.running),
+            preemptions=scheduler.preemptions,
+            heads=len(heads),
+            pinned=len(heads.pinned),
+            head_pages=cache.pages_seen(heads.branches),
+            evictions=heads.evictions,
+            free_pages=cache.free_pages,
+            num_pages=cache.num_pages,
+        )
 
     def step(self) -> int:
         """One forward pass that advances every runnable agent; returns the number of new tokens computed."""
@@ -91,29 +118,29 @@ class LocalEngine:
 
     def prepare_prefixes(self, names: Iterable[str]) -> None:
         """Cache these templates' prefixes for the current weights. Without free pages the agents compute them."""
-        self.drop_stale_prefixes()
         with contextlib.suppress(OutOfPages):
             self.prefixes.prepare(names)
-
-    def drop_stale_prefixes(self) -> None:
-        """Release the prefixes if the weights have changed since they were computed."""
-        version = self.decoder.weights_version()
-        if version != self._prefix_weights:
-            self.prefixes.clear()
-            self._prefix_weights = version
 
     # -- one step -----------------------------------------------------------------------------------------------
 
     def _schedule(self) -> Work:
         """Admit episodes, carry out ready joins, and choose the agents that step. Without free pages, make room."""
-        for run in self.scheduler.admit():
+        admitted = self.scheduler.admit()
+        if admitted:
+            self.prepare_prefixes(())  # if the weights have changed since the episodes were submitted
+        for run in admitted:
             self._guard(run, run.start)
+        for run in self.scheduler.running:
+            for number, text in results(run):
+                self._guard(run, run.core.told, number, text)
         while self.scheduler.running:
             work = self.scheduler.select() if self._enter_joins() else None
             if work is None:
                 self._make_room()
             elif work or all(run.done for run in self.scheduler.running):
                 return work
+            elif wait_for_result(self.scheduler.running):
+                return []  # the next step enters the result
             else:
                 raise RuntimeError("no agent can step and none made room: the scheduler lost one")
         return []
@@ -134,7 +161,11 @@ class LocalEngine:
                 drawing.append((run, agent))
                 rows.append(len(tokens) - 1)
         with label("model"):
-            return drawing, self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, rows)
+            logits = self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, rows)
+        for _, agent, count in work:
+            agent.computed += count
+        self._steps += 1
+        return drawing, logits
 
     def _draw(self, drawing: Drawing, logits: Tensor) -> Sequence[tuple[int, float] | None]:
         """(token, log-probability) for each row; None for rows that hold NaN or no finite value."""
@@ -155,6 +186,7 @@ class LocalEngine:
 
     def _advance(self, drawing: Drawing, drawn: Sequence[tuple[int, float] | None]) -> None:
         """Pass each drawn token to its episode's core and carry out the wishes; then end the step for all episodes."""
+        self._drawn += len(drawing)
         for (run, agent), token in zip(drawing, drawn, strict=True):
             self._guard(run, _accept, run, agent.speaker.number, token)
         for run in self.scheduler.running:
@@ -177,7 +209,9 @@ class LocalEngine:
         return True
 
     def _make_room(self) -> None:
-        """Pause the newest episode; end it if it is the only one."""
+        """Evict a head; without any, pause the newest episode, or end it if it is the only one."""
+        if self.prefixes.heads.evict():
+            return
         victim = self.scheduler.victim()
         if victim is None:
             self.drop(self.scheduler.running[-1], "out_of_pages")

@@ -15,16 +15,19 @@ from asyncthink.engine.detokenize import ModelTexts
 from asyncthink.engine.local import LocalEngine, draw_tokens
 from asyncthink.engine.open import open_model, stop_ids
 from asyncthink.engine.prefix_cache import PrefixCache
-from asyncthink.engine.requests import check_length, check_params, params_for
+from asyncthink.engine.requests import Request, check_length, check_params, continued, params_for, templates
 from asyncthink.engine.run import EpisodeRun
+from asyncthink.engine.stats import EngineStats
 from asyncthink.engine.stream import EpisodeStream
+from asyncthink.engine.tools import Tool, Toolbox, declared
 from asyncthink.episode.core import EpisodeCore
-from asyncthink.episode.modes import STRATEGIES
-from asyncthink.episode.options import Aggregate, Context, JoinMode, Mode, Options
+from asyncthink.episode.modes import opening
+from asyncthink.episode.options import Aggregate, AnswerForm, Context, JoinMode, Mode, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.recorder import Listener
 from asyncthink.episode.records import Episode, Event, TokenEvent
 from asyncthink.model.decoder import Decoder
+from asyncthink.protocol.chat import reply_parts
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import Question, turns
 from asyncthink.protocol.prompts import PromptFormat
@@ -42,13 +45,17 @@ class ForkJoinSampler:
         tokenizer: the model's fast tokenizer; loaded from the path if ``model`` is one.
         prompts: the four prompt templates; by default those of the model's ``asyncthink.json``, else
             ``asyncthink.DEFAULT_PROMPTS`` in the tokenizer's chat template, or plain where it has none.
-        mode, pool, context, join, aggregate: see :class:`asyncthink.episode.options.Options`.
+        mode, pool, context, join, aggregate, answer: see :class:`asyncthink.episode.options.Options`.
+        tools: functions that agents may call, in the model's own format of calls (:mod:`asyncthink.engine.tools`).
+            Nothing else is ever called.
         device, dtype, revision: of a model that is loaded here. "auto": the GPU where there is one; the stored dtype,
             or float32 where this CPU multiplies much faster in it (:meth:`explain` gives the choice and its reason).
         page_size: tokens of a page: 1, 8, 16 (None), 32, 64 or 128.
         num_pages: pages of the K/V cache; None: a share of the free memory.
         max_rows: the most new tokens in one step; longer prompts are prefilled in chunks.
         max_episodes: the most episodes that run at once; others wait.
+        prefix_pages: the most pages that heads of earlier contexts may hold (:class:`.prefix_cache.PrefixCache`); None:
+            all that nobody else needs, the least recently used go first; 0: none are kept.
         graphs: capture decode steps as CUDA graphs; None: on a GPU (see :class:`asyncthink.model.decoder.Decoder`).
         compile: run whole steps through torch.compile: compiled once (up to a minute), then faster.
         pack: on a CPU, run linear layers on packed copies of their weights; None: for 32 MiB of weights and more.
@@ -88,6 +95,8 @@ class ForkJoinSampler:
         context: str = Context.SHARED,
         join: str = JoinMode.EXACT,
         aggregate: str = Aggregate.VOTE,
+        answer: str = AnswerForm.TAGS,
+        tools: Sequence[Callable[..., Any] | Tool] = (),
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
@@ -95,25 +104,25 @@ class ForkJoinSampler:
         num_pages: int | None = None,
         max_rows: int = 1024,
         max_episodes: int = 64,
+        prefix_pages: int | None = None,
         graphs: bool | None = None,
         compile: bool | str | None = None,
         pack: bool | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        self.options = Options(mode, pool, context, join, aggregate)
+        self.options = Options(mode, pool, context, join, aggregate, answer)
         sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
         sizes |= {"graphs": graphs, "compile": compile, "pack": pack}
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
         opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress)
         self.decoder, self.tokenizer, self.prompts, self._prompts_from = opened
-        if join not in self.decoder.join_modes:
-            raise ValueError(
-                f"join: this model offers {', '.join(self.decoder.join_modes)}, got {str(join)!r}: "
-                f"{self.decoder.unavailable[join]}"
-            )
+        self._check_join(self.options)
         self.codec = Codec(self.tokenizer, stop_ids(self.decoder.model))
         self.cache = self.decoder.cache
-        self.prefixes = PrefixCache(self.prompts, self.codec, self.decoder)
+        self.toolbox = Toolbox.of(tools, self.tokenizer, self.codec, thinks=self.options.answer == AnswerForm.TEXT)
+        if self.toolbox and self.options.answer == AnswerForm.TAGS:
+            self.prompts = declared(self.prompts, self.toolbox.schemas)
+        self.prefixes = PrefixCache(self.prompts, self.codec, self.decoder, prefix_pages)
         self._texts = ModelTexts(self.codec, self.prefixes.encode)
         self.engine = LocalEngine(
             self.decoder, self.prefixes, lambda *rows: self._draw(*rows), max_rows=max_rows, max_episodes=max_episodes
@@ -147,11 +156,14 @@ class ForkJoinSampler:
         """
         sets = params_for(questions, params)
         with self._gate.enter():
-            prompts = [self._prompt(question, f"questions[{number}]") for number, question in enumerate(questions)]
-            self.engine.prepare_prefixes(self._templates)
+            requests = [
+                self.request(question, own, name=f"questions[{number}]")
+                for number, (question, own) in enumerate(zip(questions, sets, strict=True))
+            ]
+            self.engine.prepare_prefixes(templates(self.options))
             runs = [
-                self._new(question, prompt, own, _numbered(number, on_event) if on_event else None)
-                for number, (question, prompt, own) in enumerate(zip(questions, prompts, sets, strict=True))
+                self._new(request, _numbered(number, on_event) if on_event else None)
+                for number, request in enumerate(requests)
             ]
             self.scheduler.waiting.extend(runs)
             try:
@@ -170,12 +182,54 @@ class ForkJoinSampler:
 
         Raises ValueError as :meth:`generate` does.
         """
+        with self._gate.enter():
+            request = self.request(question, params, name="questions[0]")
+            self.engine.prepare_prefixes(templates(request.options))
+            return EpisodeStream(self.engine, functools.partial(self._new, request))
+
+    # -- requests with their own options ------------------------------------------------------------------------
+
+    def request(
+        self,
+        question: Question,
+        params: SamplingParams | None = None,
+        options: Options | None = None,
+        *,
+        name: str = "question",
+    ) -> Request:
+        """A question, checked and encoded, for :meth:`start`. Any thread may call this at any time.
+
+        ``options`` are the episode's own; None: the sampler's. Raises ValueError as :meth:`generate` does, and for
+        options that the model does not support.
+        """
+        params = params if params is not None else SamplingParams()
+        options = options if options is not None else self.options
+        check_params(params, "params")
+        self._check_join(options)
+        if self.toolbox and options.answer != self.options.answer:
+            raise ValueError(f"answer: expected {str(self.options.answer)!r} beside tools, got {str(options.answer)!r}")
+        tokens = self._prompt(question, name, options)
+        return Request(question, tokens, params, options)
+
+    def continuation(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Request:
+        """A request to continue a text, or token ids, by one agent: no template, and tags are text.
+
+        A text is encoded with the tokens that the tokenizer adds to one. Raises ValueError for a prompt without tokens,
+        one that is too long, and an id that is not the tokenizer's.
+        """
         params = params if params is not None else SamplingParams()
         check_params(params, "params")
-        with self._gate.enter():
-            prompt = self._prompt(question, "questions[0]")
-            self.engine.prepare_prefixes(self._templates)
-            return EpisodeStream(self.engine, functools.partial(self._new, question, prompt, params))
+        tokens = continued(self.codec, prompt)
+        check_length(tokens, "prompt", self.cache, self.decoder.max_length)
+        text = prompt if isinstance(prompt, str) else self.codec.decode(tokens)
+        return Request(text, tokens, params, Options(Mode.SEQUENTIAL, answer=AnswerForm.TEXT))
+
+    def start(self, request: Request, listener: Listener | None = None) -> EpisodeRun:
+        """Queue the request's episode beside all others. The caller holds the decoder's gate, and calls the steps."""
+        self.engine.prepare_prefixes(templates(request.options))
+        run = self._new(request, listener)
+        self.scheduler.waiting.append(run)
+        return run
 
     def step(self) -> int:
         """One forward pass that advances every runnable agent; returns the number of new tokens computed.
@@ -201,7 +255,35 @@ class ForkJoinSampler:
                     "refresh: expected no running episode in any sampler of this decoder; finish or close them first"
                 )
             self.decoder.refresh()
-            self.engine.drop_stale_prefixes()
+            self.prefixes.drop_stale()
+
+    def pin(self, question: Question) -> None:
+        """Keep the prompt of a question (a document, the messages that a conversation begins with) computed.
+
+        Questions that begin alike begin with it, and read it in place. It stays while pages run out; after a change of
+        the weights it is computed again, until :meth:`unpin` or the end of the sampler.
+
+        Raises:
+            ValueError: a question that :meth:`generate` would refuse.
+            OutOfPages: it does not fit beside what runs and what is pinned. Nothing is pinned then.
+        """
+        with self._gate.enter():
+            self.prefixes.prepare(templates(self.options))
+            self.prefixes.pin(opening(self.options), self._prompt(question, "question"))
+
+    def unpin(self, question: Question) -> None:
+        """Let go of a pinned question. Raises ValueError if it is not pinned."""
+        with self._gate.enter():
+            self.prefixes.unpin(self._prompt(question, "question"))
+
+    @property
+    def stats(self) -> EngineStats:
+        """What this sampler did so far, and what the cache holds now.
+
+        RuntimeError: asked by a listener of one of this decoder's samplers, within their step.
+        """
+        with self._gate.enter():
+            return self.engine.stats
 
     def explain(self) -> dict[str, str]:
         """How this sampler runs, and why: :meth:`asyncthink.Decoder.explain`, and the origin of the prompts."""
@@ -213,33 +295,41 @@ class ForkJoinSampler:
         """(token, log-probability) for each row of logits [N, V]; a subclass may override it."""
         return draw_tokens(logits, runs, agents)
 
-    def _new(
-        self, question: Question, prompt: Sequence[int], params: SamplingParams, listener: Listener | None
-    ) -> EpisodeRun:
+    def _new(self, request: Request, listener: Listener | None) -> EpisodeRun:
+        question = request.question
         core = EpisodeCore(
             turns(question)[-1][1],
-            prompt,
-            params,
-            self.options,
+            request.prompt,
+            request.params,
+            request.options,
             self._texts,
             max_length=self.decoder.max_length,
             listener=listener,
+            tools=self.toolbox.texts if self.toolbox else None,
         )
         if not isinstance(question, str):
             core.episode.meta["messages"] = [dict(message) for message in question]
-        return EpisodeRun(core, self.cache, self.prefixes, self.decoder.storage.bytes_per_token)
+        return EpisodeRun(core, self.cache, self.prefixes, self.decoder.storage.bytes_per_token, self.toolbox)
 
-    @property
-    def _templates(self) -> list[str]:
-        """Templates whose prefixes are cached for agents; the one that opens an episode comes first."""
-        isolated = self.options.mode == Mode.ASYNCTHINK and self.options.context == Context.ISOLATED
-        return [STRATEGIES[self.options.mode].opening, *(["worker_isolated"] if isolated else [])]
+    def _check_join(self, options: Options) -> None:
+        if options.join not in self.decoder.join_modes:
+            raise ValueError(
+                f"join: this model offers {', '.join(self.decoder.join_modes)}, got {str(options.join)!r}: "
+                f"{self.decoder.unavailable[options.join]}"
+            )
 
-    def _prompt(self, question: Question, name: str) -> list[int]:
+    def _prompt(self, question: Question, name: str, options: Options | None = None) -> list[int]:
         """The tokens that open an episode. Raises ValueError if the cache or the model cannot hold them."""
+        options = options if options is not None else self.options
         turns(question, name)
         try:
-            tokens = self.prefixes.encode(self._templates[0], question=question)
+            if options.answer == AnswerForm.TEXT:
+                schemas = self.toolbox.schemas if self.toolbox else ()
+                tokens = self.codec.encode(reply_parts(self.tokenizer, question, schemas))
+                if not tokens:
+                    raise ValueError("expected at least one token, got none")
+            else:
+                tokens = self.prefixes.encode(opening(options), question=question)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         check_length(tokens, name, self.cache, self.decoder.max_length)

@@ -7,7 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class User(Protocol):
@@ -21,7 +21,8 @@ class Gate:
     """A lock that refuses reentry, and a queue of work for its holder.
 
     A second thread waits at :meth:`enter`. The holding thread itself (a listener that calls its sampler again) gets a
-    RuntimeError there, because its step is not complete. ``users`` share the guarded state.
+    RuntimeError there, because its step is not complete. ``users`` share the guarded state; what they have in common
+    beside the decoder is in ``shared``, by its type.
 
     >>> gate, order = Gate(), []
     >>> with gate.enter():
@@ -33,6 +34,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.users: weakref.WeakSet[User] = weakref.WeakSet()
+        self.shared: dict[type, Any] = {}
         self._lock = threading.RLock()
         self._inside = False  # read and written by the thread that holds the lock
         self._waiting: deque[Callable[[], object]] = deque()

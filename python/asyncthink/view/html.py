@@ -23,6 +23,7 @@ _VERBS = {
     "fork": "forks",
     "join": "asks to join",
     "joined": "is given",
+    "tool": "is told by a tool",
     "answer": "answers",
     "return": "returns",
     "wait": "waits",
@@ -167,9 +168,9 @@ def _segment(scale: _Scale, lane: Lane, title: str, segment: Segment, drawn: Tim
         facts.insert(0, f"{segment.tokens} token{'s' * (segment.tokens > 1)}")
     label = escape(f"{title} {_VERBS[segment.kind]} | {', '.join(facts)}")
     text = escape(segment.text)
-    if segment.kind in ("prompt", "joined"):
+    if segment.kind in ("prompt", "joined", "tool"):
         prompt = segment.kind == "prompt"
-        name, mark = ("told", "") if prompt else ("joined", segment.index)
+        name, mark = ("joined", segment.index) if segment.kind == "joined" else ("told", "")
         step = lane.segments[1].begin if prompt and len(lane.segments) > 1 else segment.end
         place = f"left:{scale(step):.3f}%{hue}"
         head = f'<button class="dot {name}" style="{place}" aria-label="{label}">'

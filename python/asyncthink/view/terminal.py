@@ -82,6 +82,8 @@ def _sentence(event: Event) -> str:
         "return": f"returns: {text or 'nothing'}",
         "answer": f"answers: {text}",
         "error": f"format error: {text}",
+        "call": f"calls {text}",
+        "tool": f"is told: {text or 'nothing'}",
         "stop": f"stops: {text}",
     }[event.kind]
 
@@ -147,7 +149,9 @@ class LiveLanes:
             self._lanes[event.peer] = self._new_lane(event.peer, f"worker {event.index}")
         elif event.kind == "wait":
             lane.state = f"waits for worker {event.index}"
-        elif event.kind == "join":
+        elif event.kind == "call":
+            lane.state = "waits for a tool"
+        elif event.kind in ("join", "tool"):
             lane.state = "thinking"
         elif event.kind != "start":
             lane.state = {"return": "done", "answer": "done", "error": "format error", "stop": "stopped"}[event.kind]

@@ -17,8 +17,8 @@ from asyncthink.protocol.tags import Answer, Fork, FormatError, Join, Return
 class Segment:
     """Consecutive tokens of one kind, drawn or inserted during the steps ``[begin, end)``.
 
-    ``kind`` is "prompt", "think", "fork", "join" (the tag), "joined" (the inserted return), "answer", "return", or
-    "wait" (no tokens). ``index`` is the i of FORK-i.
+    ``kind`` is "prompt", "think", "fork", "join" (the tag), "joined" (the inserted return), "tool" (the inserted result
+    of a tool), "answer", "return", or "wait" (no tokens). ``index`` is the i of FORK-i.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Lane:
 
     @property
     def drawn(self) -> int:
-        return sum(s.tokens for s in self.segments if s.kind not in ("prompt", "joined", "wait"))
+        return sum(s.tokens for s in self.segments if s.kind not in ("prompt", "joined", "tool", "wait"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +126,18 @@ def _title(episode: Episode, trace: Trace) -> str:
 def _labels(trace: Trace) -> list[tuple[str, int | None]]:
     """(kind, index) of every token, from the tags that the agent drew itself."""
     parser = Parser(trace.role)
+    told = {k for use in trace.tools for k in range(use.at, use.at + use.length)}
     joining: int | None = None
     labels: list[tuple[str, int | None]] = []
     ends: list[int] = []
     size = 0
-    for piece, drawn in zip(trace.pieces, trace.sampled, strict=True):
+    for number, (piece, drawn) in enumerate(zip(trace.pieces, trace.sampled, strict=True)):
         size += len(piece)
         ends.append(size)
         if not drawn:
             parser.insert(piece)
-            labels.append(("joined", joining) if joining else ("prompt", None))
+            inserted = ("joined", joining) if joining else ("prompt", None)
+            labels.append(("tool", None) if number in told else inserted)
             continue
         labels.append(("think", None))
         for action in parser.feed(piece):
