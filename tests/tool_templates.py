@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerFast
 
+from asyncthink.protocol.prompts import DEFAULT_INSTRUCTIONS, DEFAULT_PROMPTS
 from scripted import END, tokenizer
 
 _DECLARED = "{% if tools %}[tools]{% for t in tools %}{{ t | tojson }}{% endfor %}" + END + "{% endif %}"
@@ -45,7 +46,11 @@ NO_TOOLS = "{% for m in messages %}" + _TURN + "{% endfor %}" + _GENERATE
 XML = _template("<call><name>{{ f.name }}</name></call>", "[user]{{ m.content }}" + END)
 
 
+#: Texts of the default prompts; as one token each they keep contexts of scripted models short.
+LONG = [*DEFAULT_INSTRUCTIONS.values(), *DEFAULT_PROMPTS.worker_shared.split("{subquery}")]
+
+
 def chatting(template: str, *glued: str) -> PreTrainedTokenizerFast:
-    tok = tokenizer(*glued)
+    tok = tokenizer(*glued, *LONG)
     tok.chat_template = template
     return tok

@@ -17,6 +17,7 @@ from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
 if TYPE_CHECKING:
     from asyncthink.engine.async_engine import AsyncEngine
     from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams, TokenEvent
+    from asyncthink.engine.tools import Tool
     from asyncthink.model.decoder import Decoder
     from asyncthink.tasks import Task
 
@@ -35,12 +36,13 @@ __all__ = [
     "SamplingParams",
     "Task",
     "TokenEvent",
+    "Tool",
     "Trace",
     "__version__",
     "checkpoint_path",
 ]
 
-_FROM_SAMPLER = ("ForkJoinSampler", "SamplingParams", "TokenEvent")
+_FROM_SAMPLER = ("ForkJoinSampler", "SamplingParams", "TokenEvent", "Tool")
 
 
 def checkpoint_path(name: str = "countdown") -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,8 +32,7 @@ ALONE = {"mode": "sequential", "answer": "text"}
 
 
 def double(x: int) -> int:
-    """
-    Twice a number.
+    """Twice a number.
 
     Args:
         x: The number.
@@ -56,7 +56,7 @@ class Scripted:
     """A sampler whose scripts begin with the prompts that it makes itself."""
 
     def __init__(self, template: str, *tools: Any, num_pages: int = 512, **options: Any) -> None:
-        tok = chatting(template)
+        tok = chatting(template, json.dumps(Tool(double).schema))  # one token, so that contexts stay short
         self.decoder = ScriptedDecoder(tok, [], num_pages)
         self.sampler = ForkJoinSampler(self.decoder, tok, tools=tools, **options)
 
@@ -190,7 +190,7 @@ def test_without_tools_calls_are_text() -> None:
 
 def test_a_paused_episode_gets_its_result_later() -> None:
     """Two episodes in a cache for one of them: pauses lose no call and no result."""
-    wide, tight = (Scripted(HERMES, double, num_pages=pages, **ALONE) for pages in (512, 170))
+    wide, tight = (Scripted(HERMES, double, num_pages=pages, **ALONE) for pages in (512, 60))
     script = "a" * 60 + CALL[HERMES] % 21 + TOLD[HERMES] % 42 + "It is 42."
     expected = wide.run(script)
     tight.decoder.scripts = [tight.opening(k) + script for k in "qr"]

@@ -87,7 +87,6 @@ ARROWS: dict[str, set[str]] = {
     "view": {"episode", "protocol"},
     "model": set(),
     "engine": {"episode", "model", "protocol"},
-    "serve": {"view"},
     "eval": {"engine", "episode", "model", "protocol", "tasks"},
     "train": {"engine", "episode", "files", "model", "protocol", "tasks"},
     "serve": {"engine", "episode", "protocol", "view"},

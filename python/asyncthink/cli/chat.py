@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Pool, Revision, loading
-from asyncthink.episode.options import Options
+from asyncthink.episode.options import AnswerForm, Mode, Options
 from asyncthink.files import check_writable
+from asyncthink.view.report import print_texts
 from asyncthink.view.terminal import printable, watcher
 
 if TYPE_CHECKING:
     from asyncthink.engine.loaded import LoadedModel
-    from asyncthink.engine.sampler import SamplingParams
+    from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
     from asyncthink.episode.records import Episode
 
 _HELP = """\
@@ -87,7 +88,7 @@ class Chat:
         system: str | None = None,
     ) -> None:
         self.loaded, self.agents, self.params, self.console = loaded, agents, params, console
-        self.sampler = loaded.sampler(**agents)
+        self.sampler = self._sampler(agents)
         self.system = [{"role": "system", "content": system}] if system is not None else []
         self.messages: list[dict[str, str]] = []
         self.last: Episode | None = None
@@ -135,10 +136,15 @@ class Chat:
         else:
             raise ValueError(f"{name}: expected a command of /help, or a question that does not begin with a slash")
 
+    def _sampler(self, agents: dict[str, Any]) -> ForkJoinSampler:
+        """As `asyncthink run`: one agent that was not trained on tags answers with its whole reply."""
+        tags = agents["mode"] == Mode.ASYNCTHINK or self.loaded.own_prompts
+        return self.loaded.sampler(**agents, answer=AnswerForm.TAGS if tags else AnswerForm.TEXT)
+
     def _change(self, name: str, value: str | int) -> None:
         if value != "":
             agents = self.agents | {name: value}
-            self.sampler = self.loaded.sampler(**agents)
+            self.sampler = self._sampler(agents)
             self.agents = agents
         self._note(f"{name}: {self.agents[name]}")
 
@@ -154,7 +160,9 @@ class Chat:
         conversation = [*self.system, *self.messages, asked]
         given = question if len(conversation) == 1 else conversation
         # What is no terminal is not told of events: its console is quiet for them.
-        screen = watcher(self.console if self.console.is_terminal else Console(quiet=True), fold=True)
+        shown = self.console if self.console.is_terminal else Console(quiet=True)
+        first = "organizer" if self.agents["mode"] == Mode.ASYNCTHINK else "agent 1"
+        screen = watcher(shown, texts=True, first=first)
         with self.sampler.stream(given, self.params) as stream, _no_echo(), _interruptible() as interrupted, screen:
             for event in stream:
                 screen.show(event)
@@ -176,8 +184,8 @@ class Chat:
             self.console.print(Text(printable(episode.answer.strip())), soft_wrap=not self.console.is_terminal)
         else:
             self._note(f"no answer ({episode.finish})", style="red")
-            for trace in episode.traces if self.console.is_terminal else ():
-                self._note(printable(trace.text.strip()))
+            if self.console.is_terminal:
+                print_texts(self.console, episode)
         for error in [*episode.failures, *episode.format_errors]:
             self._note(f"error: {printable(error)}", style="red")
 

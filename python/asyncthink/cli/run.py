@@ -26,6 +26,13 @@ def ask(
     ] = None,
     as_json: Json = False,
     mode: Annotated[str, typer.Option(help="asyncthink, sequential or parallel.")] = "asyncthink",
+    answer: Annotated[
+        str | None,
+        typer.Option(
+            help="tags (between answer tags) or text (the whole reply; not with asyncthink). Default: text for a model "
+            "without asyncthink.json in the other modes."
+        ),
+    ] = None,
     join: JoinMode = "exact",
     context: Context = "shared",
     pool: Pool = 4,
@@ -47,11 +54,16 @@ def ask(
     console = Console(quiet=as_json)
     with loading(quiet=as_json) as progress:
         from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
-        from asyncthink.view.report import print_answer, print_explanation, print_figures
+        from asyncthink.engine.saved_prompts import saved_prompts
+        from asyncthink.view.report import print_answer, print_explanation, print_figures, print_texts
         from asyncthink.view.terminal import watcher
 
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
         agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join}
+        if answer is None:
+            trained = mode == "asyncthink" or saved_prompts(model, revision) is not None
+            answer = "tags" if trained else "text"
+        agents["answer"] = answer
         loading_options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
         sampler = ForkJoinSampler(model, **agents, **loading_options, progress=progress)
     explanation = sampler.explain() if explain else {}
@@ -62,7 +74,8 @@ def ask(
     if as_json:
         (episode,) = sampler.generate([request], params)
     else:
-        with watcher(console) as screen, sampler.stream(request, params) as stream:
+        first = "organizer" if mode == "asyncthink" else "agent 1"
+        with watcher(console, texts=True, first=first) as screen, sampler.stream(request, params) as stream:
             for event in stream:
                 screen.show(event)
         episode = stream.episode
@@ -74,7 +87,8 @@ def ask(
     if out:
         write_whole(out, timeline_html(episode))
     _print_json(episode.to_dict(), as_json)
-    print_answer(console, episode, texts=True)
+    print_texts(console, episode)
+    print_answer(console, episode)
     print_figures(console, episode)
 
 

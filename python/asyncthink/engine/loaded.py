@@ -8,7 +8,7 @@ from typing import Any
 
 from asyncthink.engine.sampler import ForkJoinSampler
 from asyncthink.model.decoder import Decoder
-from asyncthink.protocol.prompts import PromptFormat
+from asyncthink.protocol.prompts import FILE_NAME, PromptFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class LoadedModel:
     decoder: Decoder
     tokenizer: Any
     prompts: PromptFormat
+    own_prompts: bool = True  # those of its asyncthink.json: it was trained to organize
 
     @classmethod
     def load(cls, model: str | Path, **options: Any) -> LoadedModel:
@@ -34,7 +35,8 @@ class LoadedModel:
         Raises ValueError, one line, if the model cannot be loaded or served.
         """
         sampler = ForkJoinSampler(model, **options)
-        return cls(Path(model).name, sampler.decoder, sampler.tokenizer, sampler.prompts)
+        own = sampler.explain()["prompts"] == FILE_NAME
+        return cls(Path(model).name, sampler.decoder, sampler.tokenizer, sampler.prompts, own)
 
     def sampler(self, **options: Any) -> ForkJoinSampler:
         """A sampler with its own ``mode``, ``pool``, ``context``, ``join``."""

@@ -52,6 +52,7 @@ def reply_parts(tokenizer: Any, question: Question, tools: Schemas = ()) -> list
     said = conversation[0][1]
     probe = said or "x"  # of an empty text one could not tell what stands before it from what stands behind
     begin = _begun(Codec(tokenizer), probe).removesuffix(probe)
+    begin = begin if said else begin.rstrip()
     return [part for part in ((begin, True), (said, False)) if part[0]]
 
 

@@ -33,14 +33,20 @@ class Watcher(Protocol):
     def show(self, event: Event | TokenEvent) -> None: ...
 
 
-def watcher(console: Console, pace: float | None = None, *, fold: bool = False) -> Watcher:
+def watcher(console: Console, pace: float | None = None, *, texts: bool = False, first: str = "organizer") -> Watcher:
     """Lanes on a terminal, at most ``pace`` steps a second so that a reader can follow; plain lines otherwise.
 
-    With ``fold`` the lane of an agent that is done becomes one line, and all lanes vanish at the end.
+    With ``texts`` the plain lines have all that the agents write, line by line; and a lane becomes one line when its
+    agent is done, and all disappear at the end: the caller prints the texts then, whole. ``first`` names agent 0.
     A quiet console gets lines, which it does not print, so that nothing waits for a reader.
     """
     lanes = console.is_terminal and not console.is_dumb_terminal and not console.quiet
-    return LiveLanes(console, pace, fold) if lanes else PlainLines(console)
+    return LiveLanes(console, pace, keep=not texts, first=first) if lanes else PlainLines(console, texts, first)
+
+
+def colour(agent: int) -> str:
+    """The colour of an agent."""
+    return _COLOURS[agent % len(_COLOURS)]
 
 
 def printable(text: str) -> str:
@@ -49,26 +55,42 @@ def printable(text: str) -> str:
 
 
 class PlainLines:
-    """One line per event, as it happens."""
+    """One line per event, as it happens; with ``texts`` also one for each line that an agent has written."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._names: dict[int, str] = {0: "organizer"}
+    def __init__(self, console: Console, texts: bool = False, first: str = "organizer") -> None:
+        self._console, self._texts = console, texts
+        self._written: dict[int, str] = {}  # the line that each agent is writing
+        self._names: dict[int, str] = {0: first}
+        self._step = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        for agent in sorted(self._written):
+            self._write(agent, self._written[agent])
 
     def show(self, event: Event | TokenEvent) -> None:
+        self._step = event.step
         if isinstance(event, TokenEvent):
+            if self._texts and event.sampled:
+                *lines, self._written[event.agent] = (self._written.get(event.agent, "") + event.text).split("\n")
+                for line in lines:
+                    self._write(event.agent, line)
             return
+        self._write(event.agent, self._written.pop(event.agent, ""))
         if event.kind == "fork" and event.peer is not None:
             self._names[event.peer] = f"worker {event.index}"
-        name = self._names.get(event.agent, f"agent {event.agent + 1}")
-        line = Text(f"{event.step:5d}  {name:10}  {printable(_sentence(event))}")
-        self._console.print(line, soft_wrap=True, highlight=False)
+        self._print(event.agent, _sentence(event), "")
+
+    def _write(self, agent: int, line: str) -> None:
+        if line.strip():
+            self._print(agent, f"| {line}", "dim")
+
+    def _print(self, agent: int, line: str, style: str) -> None:
+        name = self._names.get(agent, f"agent {agent + 1}")
+        shown = Text.assemble(f"{self._step:5d}  {name:10}  ", (printable(line), style))
+        self._console.print(shown, soft_wrap=True, highlight=False)
 
 
 def _sentence(event: Event) -> str:
@@ -113,9 +135,11 @@ class _Lane:
 class LiveLanes:
     """Panels side by side, one per agent, that grow with every token."""
 
-    def __init__(self, console: Console, pace: float | None = None, fold: bool = False) -> None:
+    def __init__(
+        self, console: Console, pace: float | None = None, *, keep: bool = True, first: str = "organizer"
+    ) -> None:
         self._console = console
-        self._pace, self._fold = pace, fold
+        self._pace, self._keep, self._first = pace, keep, first
         self._lanes: dict[int, _Lane] = {}
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._drawn_at = 0.0
@@ -128,7 +152,7 @@ class LiveLanes:
     def __exit__(self, *_: object) -> None:
         self._live.update(self._picture(), refresh=True)
         self._live.stop()
-        if not self._fold:
+        if self._keep:
             self._console.print(self._picture())
 
     def show(self, event: Event | TokenEvent) -> None:
@@ -141,7 +165,7 @@ class LiveLanes:
             self._drawn_at = time.perf_counter()
 
     def _take(self, event: Event | TokenEvent) -> None:
-        lane = self._lanes.setdefault(event.agent, self._new_lane(event.agent, "organizer"))
+        lane = self._lanes.setdefault(event.agent, self._new_lane(event.agent))
         if isinstance(event, TokenEvent):
             lane.pieces.append((event.text, event.sampled))
             lane.drawn += event.sampled
@@ -156,14 +180,12 @@ class LiveLanes:
         elif event.kind != "start":
             lane.state = {"return": "done", "answer": "done", "error": "format error", "stop": "stopped"}[event.kind]
 
-    def _new_lane(self, agent: int, title: str) -> _Lane:
-        return _Lane(
-            title if agent == 0 or title != "organizer" else f"agent {agent + 1}", _COLOURS[agent % len(_COLOURS)]
-        )
+    def _new_lane(self, agent: int, title: str = "") -> _Lane:
+        return _Lane(title or (f"agent {agent + 1}" if agent else self._first), colour(agent))
 
     def _picture(self) -> RenderableType:
-        folded = [lane.line() for lane in self._lanes.values() if self._fold and lane.over]
-        open_ = [lane for lane in self._lanes.values() if not (self._fold and lane.over)]
+        open_ = [lane for lane in self._lanes.values() if self._keep or not lane.over]
+        folded = [lane.line() for lane in self._lanes.values() if lane.over and not self._keep]
         if not open_:
             return Group(*folded)
         width, height = self._console.size
