@@ -23,6 +23,7 @@ from asyncthink.view.timeline import timeline
 from scripted import END, sampler
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+playwright.expect.set_options(timeout=60_000)  # what never comes fails; what comes late does not
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 pytestmark = needs_chromium
@@ -72,7 +73,7 @@ def page(browser: Any, double: PageDouble) -> Iterator[Any]:
 
 def opened(browser: Any, double: PageDouble, **options: Any) -> Iterator[Any]:
     context = browser.new_context(reduced_motion="reduce", **options)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(60_000)
     page = context.new_page()
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
@@ -179,7 +180,7 @@ def test_stop(page: Any, double: PageDouble) -> None:
     page.click("#stop")
     finished(page)
     assert page.locator(".said .chip").first.inner_text() == "stopped"
-    assert double.left.wait(10)
+    assert double.left.wait(60)
     assert page.evaluate("document.activeElement.id") == "question"
     double.go_on.set()
     ask(page, "Again?")
