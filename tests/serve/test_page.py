@@ -362,3 +362,15 @@ def random_tree(random: Random) -> list[Trace]:
             if at not in {join.at for join in parent.joins}:
                 parent.joins.append(Join(trace.agent, trace.agent, at, 0, "exact"))
     return traces
+
+
+def test_a_token_without_text_counts(page: Any) -> None:
+    record = Episode("Q", "sequential", traces=[Trace(0, "solo")]).to_dict()
+    record["traces"][0] |= {"tokens": [5, 6, 2], "sampled": [False, True, True], "steps": [0, 0, 1]}
+    record["traces"][0] |= {"pieces": ["Q", "yes", ""], "finish": "end"}
+    counted = page.evaluate(
+        """record => { const episode = new Episode(record.mode); itemsOf(record).forEach(item => episode.take(item));
+        const {end, tokens} = episode.agent(0).last; return [episode.drawn, episode.critical, end, tokens]; }""",
+        record,
+    )
+    assert counted == [2, 2, 2, 2]

@@ -1,7 +1,7 @@
 /* The state of an episode after some of its items: agents, their runs (consecutive text of one kind), links. No DOM. */
 
 const ENDED = {
-  return: "returned", answer: "answered", error: "format error", end: "stopped", stop: "stopped", budget: "out of tokens",
+  return: "returned", answer: "answered", error: "format error", end: "ended", stop: "stopped", budget: "out of tokens",
   length: "out of positions", timeout: "out of time", cancelled: "cut off", out_of_pages: "out of pages", failed: "failed",
 };
 
@@ -47,7 +47,7 @@ class Episode {
   take(item) {
     this.step = Math.max(this.step, item.step);
     if (item.event) this.event(item.event);
-    if (item.text) this.token(item);
+    if (item.text !== undefined) this.token(item);
   }
 
   agent(number) {
@@ -73,6 +73,10 @@ class Episode {
       this.drawn += 1;
     }
     agent.loose += 1;
+    if (!text) {
+      if (sampled && agent.last) this.reach(agent.last, step); // a token without text, such as end-of-text
+      return;
+    }
     const emit = (kind, index, said, from) => this.say(agent, kind, index, said, from, step);
     if (answer) emit("answer", null, text, step);
     else if (sampled || (forced && agent.tags.joining === null && !agent.calling)) agent.tags.feed(text, step, emit);
@@ -95,9 +99,14 @@ class Episode {
       agent.runs.push(run);
     }
     run.text += text;
+    this.reach(run, step);
+  }
+
+  /* The run has a token of this step. */
+  reach(run, step) {
     run.end = Math.max(run.end, step + 1);
-    run.tokens += agent.loose;
-    agent.loose = 0;
+    run.tokens += run.agent.loose;
+    run.agent.loose = 0;
     this.changed.add(run);
   }
 
