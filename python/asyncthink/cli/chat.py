@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from asyncthink.cli.keyboard import interruptible, lines, no_echo
 from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Pool, Revision, loading
 from asyncthink.episode.options import AnswerForm, Mode, Options
 from asyncthink.files import check_writable
@@ -60,7 +58,7 @@ def converse(
         loaded = LoadedModel.load(model, **source, progress=progress)
         chat = Chat(loaded, agents, params, Console(), system)
     chat.greet(model)
-    for line in _lines(prompts=sys.stdin.isatty()):
+    for line in lines(prompts=sys.stdin.isatty()):
         if not chat.take(line):
             break
 
@@ -163,7 +161,7 @@ class Chat:
         shown = self.console if self.console.is_terminal else Console(quiet=True)
         first = "organizer" if self.agents["mode"] == Mode.ASYNCTHINK else "agent 1"
         screen = watcher(shown, texts=True, first=first)
-        with self.sampler.stream(given, self.params) as stream, _no_echo(), _interruptible() as interrupted, screen:
+        with self.sampler.stream(given, self.params) as stream, no_echo(), interruptible() as interrupted, screen:
             for event in stream:
                 screen.show(event)
                 if interrupted:
@@ -215,58 +213,3 @@ def _holds_conversations(loaded: LoadedModel) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _lines(prompts: bool) -> Iterator[str]:
-    """Lines of stdin until its end. At a terminal there is a prompt, and the arrow keys recall earlier lines."""
-    if prompts:
-        with suppress(ImportError):  # readline is not on every platform; importing it is all that input() needs
-            import readline  # noqa: F401
-    while True:
-        try:
-            yield input("> " if prompts else "")
-        except EOFError:
-            if prompts:
-                print()
-            return
-        except KeyboardInterrupt:
-            if not prompts:
-                raise
-            print("\n(Ctrl-D or /quit ends)")
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Yields a list that Ctrl-C fills, so that a step is never torn; a second Ctrl-C is a KeyboardInterrupt."""
-    pressed: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _no_echo() -> Iterator[None]:
-    """At a terminal, keys that are pressed meanwhile (Ctrl-C too) are not written into the lanes."""
-    if not sys.stdin.isatty():
-        yield
-        return
-    try:
-        import termios
-    except ImportError:  # a platform whose terminals are no such files
-        yield
-        return
-    before = termios.tcgetattr(sys.stdin)
-    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
