@@ -15,6 +15,7 @@ from asyncthink.protocol.parser import Parser
 from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
 
 if TYPE_CHECKING:
+    from asyncthink.engine.async_engine import AsyncEngine
     from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams, TokenEvent
     from asyncthink.engine.tools import Tool
     from asyncthink.model.decoder import Decoder
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_PROMPTS",
+    "AsyncEngine",
     "Decoder",
     "Episode",
     "Event",
@@ -62,6 +64,10 @@ def __getattr__(name: str) -> Any:
         from asyncthink.engine import sampler
 
         return getattr(sampler, name)
+    if name == "AsyncEngine":
+        from asyncthink.engine.async_engine import AsyncEngine
+
+        return AsyncEngine
     if name == "Decoder":
         from asyncthink.model.decoder import Decoder
 

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from asyncthink.cli.options import Context, Depth, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
+from asyncthink.episode.options import default_forms
 from asyncthink.files import check_writable, write_whole
 from asyncthink.view.html import timeline_html
 
@@ -60,13 +61,14 @@ def ask(
     console = Console(quiet=as_json)
     with loading(quiet=as_json) as progress:
         from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
-        from asyncthink.engine.saved_prompts import defaults
+        from asyncthink.engine.saved_prompts import saved_prompts
         from asyncthink.view.report import print_answer, print_explanation, print_figures, print_texts
         from asyncthink.view.terminal import watcher
 
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
         agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join, "depth": depth}
-        agents |= defaults(model, revision, mode=mode, answer=answer, guide=guide) | {"forks": forks}
+        trained = None not in (answer, guide) or saved_prompts(model, revision) is not None
+        agents |= default_forms(trained, mode, answer=answer, guide=guide) | {"forks": forks}
         loading_options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
         sampler = ForkJoinSampler(model, **agents, **loading_options, progress=progress)
     explanation = sampler.explain() if explain else {}

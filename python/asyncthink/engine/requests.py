@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from asyncthink.episode.options import Mode, Options
+from asyncthink.episode.modes import opening
+from asyncthink.episode.options import AnswerForm, Context, Mode, Options
 from asyncthink.episode.params import SamplingParams
-from asyncthink.protocol.messages import Question
+from asyncthink.protocol.codec import Codec
+from asyncthink.protocol.messages import Question, check_text
 from asyncthink.protocol.prompts import PromptFormat, worker_template
 from asyncthink_kernels.cache import TreeCache
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one episode begins with. ``prompt`` are the tokens of the filled template that opens it."""
+
+    question: Question
+    prompt: Sequence[int]
+    params: SamplingParams
+    options: Options
 
 
 def params_for(
@@ -66,3 +79,29 @@ def check_length(prompt: Sequence[int], name: str, cache: TreeCache, max_length:
         raise ValueError(
             f"{name}: expected fewer than {max_length} tokens (the positions of this model), got {len(prompt)}"
         )
+
+
+def continued(codec: Codec, prompt: str | Sequence[int]) -> list[int]:
+    """The tokens of a prompt that is to be continued as it is, a text or ids.
+
+    Raises ValueError for one without tokens, text that UTF-8 cannot encode, and ids that are not the tokenizer's.
+    """
+    if isinstance(prompt, str):
+        check_text("prompt", prompt)
+        tokens = list(codec.backend.encode(prompt, add_special_tokens=True).ids)
+    else:
+        tokens, size = list(prompt), codec.backend.get_vocab_size()
+        wrong = next((token for token in tokens if isinstance(token, bool) or not 0 <= token < size), None)
+        if wrong is not None:
+            raise ValueError(f"prompt: expected token ids in [0, {size}), got {wrong}")
+    if not tokens:
+        raise ValueError("prompt: expected at least one token, got none")
+    return tokens
+
+
+def templates(options: Options) -> list[str]:
+    """Templates whose prefixes are cached for agents; the one that opens an episode comes first."""
+    if options.answer == AnswerForm.TEXT:
+        return []  # a conversation as its users write it
+    isolated = options.context == Context.ISOLATED
+    return [opening(options), *(worker_templates(options) if isolated else [])]

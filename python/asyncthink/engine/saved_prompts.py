@@ -4,25 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asyncthink.episode.options import AnswerForm, Guide, Mode
 from asyncthink.model.checks import one_line
 from asyncthink.protocol.prompts import FILE_NAME, PromptFormat
-
-
-def defaults(
-    path: str | Path, revision: str | None, *, mode: str, answer: str | None = None, guide: str | None = None
-) -> dict[str, str]:
-    """``answer`` and ``guide`` for a model, where they are not given.
-
-    A model with an ``asyncthink.json`` was trained in the protocol: it writes the tags by itself. Another one organizes
-    by the guide "plan", and in the other modes its whole reply is its answer. Raises ValueError as
-    :func:`saved_prompts` does.
-    """
-    if answer is None or guide is None:
-        trained = saved_prompts(path, revision) is not None
-        answer = answer or (AnswerForm.TAGS if trained or mode == Mode.ASYNCTHINK else AnswerForm.TEXT)
-        guide = guide or (Guide.OFF if trained or answer == AnswerForm.TEXT else Guide.PLAN)
-    return {"answer": answer, "guide": guide}
 
 
 def saved_prompts(path: str | Path, revision: str | None = None) -> PromptFormat | None:

@@ -117,6 +117,22 @@ class Options:
             raise ValueError(f"forks: expected 1 to {self.pool - 1} (the workers of pool {self.pool}), got {forks}")
 
 
+def default_forms(trained: bool, mode: str, *, answer: str | None = None, guide: str | None = None) -> dict[str, str]:
+    """``answer`` and ``guide`` of an episode, where they are not given.
+
+    A model that was ``trained`` in the protocol, as its ``asyncthink.json`` tells, writes the tags by itself. Another
+    one organizes by the guide "plan"; in the other modes its whole reply is its answer.
+
+    >>> default_forms(False, "asyncthink")["guide"], default_forms(False, "sequential")["answer"]
+    (<Guide.PLAN: 'plan'>, <AnswerForm.TEXT: 'text'>)
+    """
+    if answer is None:
+        answer = AnswerForm.TAGS if trained or mode == Mode.ASYNCTHINK else AnswerForm.TEXT
+    if guide is None:
+        guide = Guide.OFF if trained or answer == AnswerForm.TEXT else Guide.PLAN
+    return {"answer": answer, "guide": guide}
+
+
 def combine(answers: Sequence[str], how: str) -> str:
     """One answer from several, by "vote" or "union" (see :class:`Aggregate`).
 

@@ -8,7 +8,8 @@ from asyncthink.episode.records import Episode
 from asyncthink.view.page import page
 from asyncthink.view.timeline import Lane, Link, Segment, Timeline, timeline
 
-_HUES = (243, 170, 36, 330, 205, 120, 285, 60)
+#: Of agents, by their numbers, in degrees.
+HUES = (243, 170, 36, 330, 205, 120, 285, 60)
 _GREY = "--h:230;filter:saturate(.25)"
 _LEGEND = (
     ("", "thinking", "hsl(243 45% 70%)"),
@@ -84,7 +85,7 @@ class _Scale:
 
 
 def _hue(agent: int) -> int:
-    return _HUES[agent % len(_HUES)]
+    return HUES[agent % len(HUES)]
 
 
 def _header(episode: Episode) -> str:

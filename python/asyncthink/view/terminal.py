@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
@@ -37,8 +37,8 @@ class Watcher(Protocol):
 def watcher(console: Console, pace: float | None = None, *, texts: bool = False, first: str = "organizer") -> Watcher:
     """Lanes on a terminal, at most ``pace`` steps a second so that a reader can follow; plain lines otherwise.
 
-    With ``texts`` the plain lines have all that the agents write, line by line, and the lanes disappear at the end: the
-    caller prints the texts then, whole. ``first`` is the name of agent 0.
+    With ``texts`` the plain lines have all that the agents write, line by line; and a lane becomes one line when its
+    agent is done, and all disappear at the end: the caller prints the texts then, whole. ``first`` names agent 0.
     A quiet console gets lines, which it does not print, so that nothing waits for a reader.
     """
     lanes = console.is_terminal and not console.is_dumb_terminal and not console.quiet
@@ -125,6 +125,19 @@ class _Lane:
     path: tuple[int, ...] = ()
     workers: dict[int, str] = field(default_factory=dict)  # the colours of its workers, by the i of <FORK-i>
 
+    @property
+    def over(self) -> bool:
+        return self.state in ("done", "format error", "stopped")
+
+    def line(self) -> Text:
+        """The agent in one line: what it returned or answered, else its last line."""
+        *_, last = re.split(r"<(?:RETURN|ANSWER)>|\n", "".join(piece for piece, _ in self.pieces).strip())
+        said = _TAG.sub(" ", last)
+        return Text.assemble(
+            (f"{self.title}  ", f"bold {self.colour}"), (f"{self.state} · {self.drawn} tokens  ", "dim"),
+            printable(" ".join(said.split())), overflow="ellipsis", no_wrap=True,
+        )  # fmt: skip
+
 
 class LiveLanes:
     """Panels side by side, one per agent, that grow with every token."""
@@ -182,20 +195,22 @@ class LiveLanes:
         return _Lane(worker_name(path), colour(agent), lineage=(*parent.lineage, agent), path=path)
 
     def _picture(self) -> RenderableType:
-        if not self._lanes:
-            return Text()
+        open_ = [lane for lane in self._lanes.values() if self._keep or not lane.over]
+        folded = [lane.line() for lane in self._lanes.values() if lane.over and not self._keep]
+        if not open_:
+            return Group(*folded)
         width, height = self._console.size
-        columns = min(len(self._lanes), max(1, width // _LANE_WIDTH))
-        rows = -(-len(self._lanes) // columns)
-        lines = max(3, min(16, (height - 4) // rows - 2))
+        columns = min(len(open_), max(1, width // _LANE_WIDTH))
+        rows = -(-len(open_) // columns)
+        lines = max(3, min(16, (height - 4 - len(folded)) // rows - 2))
         grid = Table.grid(expand=True)
         for _ in range(columns):
             grid.add_column(ratio=1)
-        ordered = sorted(self._lanes.values(), key=lambda lane: lane.lineage)
-        lanes = [_panel(self._console, lane, width // columns - 4, lines) for lane in ordered]
-        for row in _rows(lanes, columns):
+        ordered = sorted(open_, key=lambda lane: lane.lineage)
+        panels = [_panel(self._console, lane, width // columns - 4, lines) for lane in ordered]
+        for row in _rows(panels, columns):
             grid.add_row(*row)
-        return grid
+        return Group(*folded, grid)
 
 
 def _rows(lanes: list[Panel], columns: int) -> Iterator[list[Panel]]:
