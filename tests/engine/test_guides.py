@@ -10,7 +10,9 @@ from asyncthink.episode.records import Episode
 from guided import broken, random_sampler
 from toy_tokenizers import KINDS
 
-TOKENIZERS: dict[str, Callable[[], Any]] = {name: KINDS[name] for name in ("byte-level", "metaspace first", "glued")}
+TOKENIZERS: dict[str, Callable[[], Any]] = {
+    name: KINDS[name] for name in ("byte-level, merged", "metaspace first", "glued")
+}
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},
     {"join": "append", "max_length": 160},
