@@ -54,8 +54,10 @@ class RandomDecoder(Decoder):
         self.cache.join(dst, src, start, stop, "append")
 
 
-def random_sampler(tok: Any, max_length: int | None = None, **options: object) -> ForkJoinSampler:
-    return ForkJoinSampler(RandomDecoder(tok, max_length), tok, prompts=PROMPTS, **options)  # type: ignore[arg-type]
+def random_sampler(
+    tok: Any, max_length: int | None = None, num_pages: int = 4096, **options: object
+) -> ForkJoinSampler:
+    return ForkJoinSampler(RandomDecoder(tok, max_length, num_pages), tok, prompts=PROMPTS, **options)  # type: ignore[arg-type]
 
 
 def broken(episode: Episode) -> str:

@@ -10,7 +10,9 @@ from asyncthink.episode.records import Episode
 from guided import broken, random_sampler
 from toy_tokenizers import KINDS
 
-TOKENIZERS: dict[str, Callable[[], Any]] = {name: KINDS[name] for name in ("byte-level", "metaspace first", "glued")}
+TOKENIZERS: dict[str, Callable[[], Any]] = {
+    name: KINDS[name] for name in ("byte-level, merged", "metaspace first", "glued")
+}
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},
     {"join": "append", "max_length": 160},
@@ -76,3 +78,15 @@ def test_a_plan_forks_joins_and_answers(kind):
 def test_ten_thousand_random_episodes(kind):
     for guide in ("off", "legal", "plan"):
         print(kind, guide, check(kind, guide, 3400))
+
+
+@pytest.mark.parametrize(("guide", "pages"), [("legal", 60), ("plan", 110)])
+def test_pauses_change_nothing(guide, pages):
+    tok = TOKENIZERS["glued"]()
+    sets = [SamplingParams(seed=seed, max_tokens=60) for seed in range(8)]
+    roomy = random_sampler(tok, guide=guide, join="append").generate(["q"] * 8, sets)
+    narrow = random_sampler(tok, guide=guide, join="append", num_pages=pages)
+    paused = narrow.generate(["q"] * 8, sets)
+    assert narrow.scheduler.preemptions > 0
+    assert [[t.tokens for t in e.traces] for e in paused] == [[t.tokens for t in e.traces] for e in roomy]
+    assert not any(map(broken, paused))
