@@ -21,7 +21,7 @@ class Served:
     def __init__(self, url: str, engine: AsyncEngine, client: httpx.Client, server: uvicorn.Server) -> None:
         self.url, self.engine, self.client, self.server = url, engine, client, server
 
-    def post(self, path: str, **body: object) -> httpx.Response:
+    def post(self, path: str, /, **body: object) -> httpx.Response:
         return self.client.post(path, json=body)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import openai
 import pytest
+from served import Served
 
 from asyncthink import SamplingParams
 from asyncthink.episode.options import Options
 from asyncthink.episode.records import Episode
-from served import Served
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "q"}], "max_tokens": 40, "seed": 3, "temperature": 0.8}
 TEXT = {"mode": "sequential", "answer": "text"}

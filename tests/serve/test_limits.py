@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
+from served import Served, served
 
 from asyncthink.serve.server import listen
 from asyncthink.serve.settings import Limits, Settings
 from scripted import sampler
-from served import Served, served
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "q"}], "max_tokens": 8, "temperature": 0}
@@ -28,7 +28,12 @@ def chat(**changes: object) -> dict[str, Any]:
 REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     (CHAT, chat(messages=[]), 422, "messages: List should have at least 1 item"),
     (CHAT, chat(messages=[{"role": "robot", "content": "q"}]), 400, "messages[0].role: expected one of system"),
-    (CHAT, chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), 400, 'expected a part of type "text"'),
+    (
+        CHAT,
+        chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]),
+        400,
+        'expected a part of type "text"',
+    ),
     (CHAT, chat(messages=[{"role": "user", "content": "\ud83d"}]), 400, "lone surrogate U+D83D"),
     (CHAT, chat(messages=[{"role": "user", "content": "x" * 5000}]), 400, "messages: expected fewer than 4096 tokens"),
     (CHAT, chat(model="gpt-5"), 404, "model: expected 'tiny' (the model of this server), got 'gpt-5'"),
@@ -105,7 +110,8 @@ def test_large_bodies() -> None:
     with served(sampler(ENDLESS), Settings("tiny", limits=Limits(body_bytes=1000))) as server:
         for content in (b"x" * 1001, iter([b"x" * 600, b"x" * 600])):  # with a length, and in chunks
             answer = server.client.post(CHAT, content=content)
-            assert answer.status_code == 413 and answer.json()["error"]["message"] == "body: expected at most 1000 bytes"
+            assert answer.status_code == 413
+            assert answer.json()["error"]["message"] == "body: expected at most 1000 bytes"
 
 
 def test_a_full_queue() -> None:
@@ -190,11 +196,11 @@ def test_an_orderly_end_answers_what_was_asked() -> None:
 
 
 def test_a_port_that_is_taken() -> None:
-    with listen("127.0.0.1", 0) as sock, pytest.raises(ValueError, match="cannot listen on 127.0.0.1 port .*in use"):
+    with listen("127.0.0.1", 0) as sock, pytest.raises(ValueError, match=r"cannot listen on 127.0.0.1 port .*in use"):
         listen("127.0.0.1", sock.getsockname()[1])
-    with pytest.raises(ValueError, match="cannot listen on no.such.host.invalid port 1: "):
+    with pytest.raises(ValueError, match=r"cannot listen on no.such.host.invalid port 1: "):
         listen("no.such.host.invalid", 1)
-    with pytest.raises(ValueError, match="cannot listen on 127.0.0.1 port 70000: "):
+    with pytest.raises(ValueError, match=r"cannot listen on 127.0.0.1 port 70000: "):
         listen("127.0.0.1", 70000)
 
 

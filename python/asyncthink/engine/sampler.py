@@ -115,7 +115,7 @@ class ForkJoinSampler:
         sizes |= {"graphs": graphs, "compile": compile, "pack": pack}
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
         opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress)
-        self.decoder, self.tokenizer, self.prompts, self._prompts_from = opened
+        self.decoder, self.tokenizer, self.prompts, self.prompts_from = opened
         self._check_join(self.options)
         self.codec = Codec(self.tokenizer, stop_ids(self.decoder.model))
         self.cache = self.decoder.cache
@@ -287,7 +287,7 @@ class ForkJoinSampler:
 
     def explain(self) -> dict[str, str]:
         """How this sampler runs, and why: :meth:`asyncthink.Decoder.explain`, and the origin of the prompts."""
-        return self.decoder.explain() | {"prompts": self._prompts_from}
+        return self.decoder.explain() | {"prompts": self.prompts_from}
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
