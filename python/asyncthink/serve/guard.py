@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,10 +13,6 @@ from asyncthink.serve.settings import Settings
 
 #: Open without a key: the page asks for the key itself, and a supervisor has none.
 OPEN = frozenset({"/", "/health"})
-
-
-class _TooLargeError(Exception):
-    pass
 
 
 class Guard:
@@ -39,28 +36,27 @@ class Guard:
         if not length.isdigit() or int(length) > most:
             await answer(too_large)(scope, receive, send)
             return
-        seen, begun = 0, False
+        seen, begun, refused = 0, False, False
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal seen, refused
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > most:
-                raise _TooLargeError
+            if seen > most and not begun and not refused:
+                refused = True  # from here on, only this answer is sent
+                await answer(too_large)(scope, receive, send)
+            if refused:
+                raise ClientGoneError
             return message
 
         async def sent(message: Message) -> None:
             nonlocal begun
             begun = True
-            await send(message)
+            if not refused:
+                await send(message)
 
-        try:
+        with contextlib.suppress(ClientGoneError):
             await self._app(scope, counted, sent)
-        except ClientGoneError:
-            pass
-        except _TooLargeError:
-            if not begun:
-                await answer(too_large)(scope, receive, send)
 
     def _allowed(self, given: bytes) -> bool:
         """Compares in constant time."""

@@ -123,7 +123,7 @@ def options_for(given: dict[str, Any], sampler: ForkJoinSampler, limits: Limits)
     defaults = {name: getattr(sampler.options, name) for name in _OPTIONS}
     if "answer" not in given:
         alone = given.get("mode", sampler.options.mode) != Mode.ASYNCTHINK
-        own = sampler.explain()["prompts"] == FILE_NAME
+        own = sampler.prompts_from == FILE_NAME
         defaults["answer"] = (AnswerForm.TEXT if not own else sampler.options.answer) if alone else AnswerForm.TAGS
     for name in ("pool", "depth"):
         value, most = given.get(name, 1), getattr(limits, name)
