@@ -133,8 +133,8 @@ class ForkJoinSampler:
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
         default = PLAN if self.options.guide == Guide.PLAN else ORGANIZE
         opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress, default=default)
-        self.decoder, self.tokenizer, self.prompts, self.prompts_from = opened
-        self.own_prompts = None if self.prompts_from.startswith("default") else self.prompts
+        self.decoder, self.tokenizer, self.prompts, self._prompts_from = opened
+        self.own_prompts = None if self._prompts_from.startswith("default") else self.prompts
         self.codec = Codec(self.tokenizer, stop_ids(self.decoder.model))
         self.cache = self.decoder.cache
         self.toolbox = Toolbox.of(tools, self.tokenizer, self.codec, thinks=self.options.answer == AnswerForm.TEXT)
@@ -310,7 +310,7 @@ class ForkJoinSampler:
 
     def explain(self) -> dict[str, str]:
         """How this sampler runs, and why: :meth:`asyncthink.Decoder.explain`, and the origin of the prompts."""
-        return self.decoder.explain() | {"prompts": self.prompts_from}
+        return self.decoder.explain() | {"prompts": self._prompts_from}
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
@@ -341,9 +341,7 @@ class ForkJoinSampler:
                 f"{self.decoder.unavailable[options.join]}"
             )
         if self.toolbox and options.guide != Guide.OFF:
-            raise ValueError(
-                f"guide: expected 'off' beside tools (guides know only tags), got {str(options.guide)!r}"
-            )
+            raise ValueError(f"guide: expected 'off' beside tools (guides know only tags), got {str(options.guide)!r}")
         check_templates(self._format(options), options)
 
     def _format(self, options: Options) -> PromptFormat:
