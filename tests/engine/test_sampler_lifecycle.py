@@ -158,15 +158,15 @@ def test_a_worker_of_nan_returns_nothing(monkeypatch):
 
 def test_an_exception_ends_its_own_episode_alone(monkeypatch):
     s = sampler([text.replace("O:q", f"O:{q}") for q in "qr" for text in SHARED])
-    prompt, failed = s._texts.prompt, []
+    encode, failed = s.prefixes.encode, []
 
-    def fails(name, subquery):
-        if not failed:
+    def fails(name, **slots):
+        if name.startswith("worker") and not failed:
             failed.append(name)
             raise LookupError("no such word")
-        return prompt(name, subquery)
+        return encode(name, **slots)
 
-    monkeypatch.setattr(s._texts, "prompt", fails)
+    monkeypatch.setattr(s.prefixes, "encode", fails)
     with pytest.warns(RuntimeWarning, match="an episode failed and was ended: LookupError: no such word"):
         broken, fine = s.generate(["q", "r"], GREEDY)
     assert broken.finish == "failed" and broken.failures == ["LookupError: no such word"]

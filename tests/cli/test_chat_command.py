@@ -101,7 +101,7 @@ def test_mode_and_pool_change_and_are_told(model: LoadedModel) -> None:
 
 def test_one_agent_without_prompts_of_its_own_replies_in_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
     tok = tokenizer()
-    served = LoadedModel("plain", ScriptedDecoder(tok, [f"How?So <ANSWER> so.{END}"], 256), tok, PROMPTS, False)
+    served = LoadedModel("plain", ScriptedDecoder(tok, [f"How?So <ANSWER> so.{END}"], 256), tok, None)
     monkeypatch.setattr(LoadedModel, "load", lambda _, **options: served)
     result = chat("How?\n", "--mode", "sequential")
     assert (result.stdout, result.exit_code) == ("So <ANSWER> so.\n", 0)
