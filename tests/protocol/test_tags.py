@@ -167,7 +167,7 @@ def test_inserted_text_does_not_complete_a_tag() -> None:
 
 
 def test_unknown_role() -> None:
-    with pytest.raises(ValueError, match="role: expected one of organizer, worker, solo, got 'boss'"):
+    with pytest.raises(ValueError, match="role: expected one of organizer, worker, solo, reply, got 'boss'"):
         Parser("boss")
 
 

@@ -15,6 +15,7 @@ from asyncthink.engine.prefix_cache import PrefixCache
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.sampling import draw, drawable
 from asyncthink.engine.scheduler import Scheduler, Work
+from asyncthink.engine.tools import results, wait_for_result
 from asyncthink.episode.wishes import Wish
 from asyncthink.model.decoder import Decoder
 from asyncthink.model.gate import Gate
@@ -108,12 +109,17 @@ class LocalEngine:
         """Admit episodes, carry out ready joins, and choose the agents that step. Without free pages, make room."""
         for run in self.scheduler.admit():
             self._guard(run, run.start)
+        for run in self.scheduler.running:
+            for number, text in results(run):
+                self._guard(run, run.core.told, number, text)
         while self.scheduler.running:
             work = self.scheduler.select() if self._enter_joins() else None
             if work is None:
                 self._make_room()
             elif work or all(run.done for run in self.scheduler.running):
                 return work
+            elif wait_for_result(self.scheduler.running):
+                return []  # the next step enters the result
             else:
                 raise RuntimeError("no agent can step and none made room: the scheduler lost one")
         return []

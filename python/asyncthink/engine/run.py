@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from asyncthink.engine.agent import Agent
+from asyncthink.engine.tools import Pending, Toolbox
 from asyncthink.episode.contexts import contexts
 from asyncthink.episode.core import EpisodeCore
 from asyncthink.episode.options import JoinMode
-from asyncthink.episode.wishes import Begin, Feed, Fork, Release, Splice, Wish
+from asyncthink.episode.wishes import Begin, Call, Feed, Fork, Release, Splice, Wish
 
 if TYPE_CHECKING:
     from asyncthink_kernels.cache import Branch, TreeCache
@@ -31,12 +32,22 @@ class EpisodeRun:
         cache: has the branches.
         prefixes: prompt prefixes in that cache.
         bytes_per_token: of K and V, in all layers.
+        toolbox: carries out calls of tools.
     """
 
-    def __init__(self, core: EpisodeCore, cache: TreeCache, prefixes: Prefixes, bytes_per_token: int) -> None:
+    def __init__(
+        self,
+        core: EpisodeCore,
+        cache: TreeCache,
+        prefixes: Prefixes,
+        bytes_per_token: int,
+        toolbox: Toolbox | None = None,
+    ) -> None:
         self.core = core
         self.agents: list[Agent] = []  # by their numbers; a released agent has no branch and an empty queue
         self._cache, self._prefixes, self._bytes_per_token = cache, prefixes, bytes_per_token
+        self.calls: dict[int, Pending] = {}  # by the agent that waits; a pause keeps them
+        self._toolbox = toolbox
         # Agents whose shared prefix, or linked return, is in kv_bytes_shared: a pause must not count them twice.
         self._forked: set[int] = set()
         self._linked: set[int] = set()
@@ -76,6 +87,9 @@ class EpisodeRun:
                     self.agents[number].put(tokens)
                 case Splice(number):
                     self.agents[number].put(wish)
+                case Call(number, name, arguments):
+                    assert self._toolbox is not None
+                    self.calls[number] = self._toolbox.start(name, arguments)
                 case Release(number):
                     if number < len(self.agents):
                         self._release(self.agents[number])

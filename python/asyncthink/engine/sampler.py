@@ -18,13 +18,15 @@ from asyncthink.engine.prefix_cache import PrefixCache
 from asyncthink.engine.requests import check_length, check_params, params_for
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.stream import EpisodeStream
+from asyncthink.engine.tools import Tool, Toolbox, declared
 from asyncthink.episode.core import EpisodeCore
-from asyncthink.episode.modes import STRATEGIES
-from asyncthink.episode.options import Aggregate, Context, JoinMode, Mode, Options
+from asyncthink.episode.modes import opening
+from asyncthink.episode.options import Aggregate, AnswerForm, Context, JoinMode, Mode, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.recorder import Listener
 from asyncthink.episode.records import Episode, Event, TokenEvent
 from asyncthink.model.decoder import Decoder
+from asyncthink.protocol.chat import reply_parts
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import Question, turns
 from asyncthink.protocol.prompts import PromptFormat
@@ -42,7 +44,9 @@ class ForkJoinSampler:
         tokenizer: the model's fast tokenizer; loaded from the path if ``model`` is one.
         prompts: the four prompt templates; by default those of the model's ``asyncthink.json``, else
             ``asyncthink.DEFAULT_PROMPTS`` in the tokenizer's chat template, or plain where it has none.
-        mode, pool, context, join, aggregate: see :class:`asyncthink.episode.options.Options`.
+        mode, pool, context, join, aggregate, answer: see :class:`asyncthink.episode.options.Options`.
+        tools: functions that agents may call, in the model's own format of calls (:mod:`asyncthink.engine.tools`).
+            Nothing else is ever called.
         device, dtype, revision: of a model that is loaded here. "auto": the GPU where there is one; the stored dtype,
             or float32 where this CPU multiplies much faster in it (:meth:`explain` gives the choice and its reason).
         page_size: tokens of a page: 1, 8, 16 (None), 32, 64 or 128.
@@ -88,6 +92,8 @@ class ForkJoinSampler:
         context: str = Context.SHARED,
         join: str = JoinMode.EXACT,
         aggregate: str = Aggregate.VOTE,
+        answer: str = AnswerForm.TAGS,
+        tools: Sequence[Callable[..., Any] | Tool] = (),
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
@@ -100,7 +106,7 @@ class ForkJoinSampler:
         pack: bool | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        self.options = Options(mode, pool, context, join, aggregate)
+        self.options = Options(mode, pool, context, join, aggregate, answer)
         sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
         sizes |= {"graphs": graphs, "compile": compile, "pack": pack}
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
@@ -113,6 +119,9 @@ class ForkJoinSampler:
             )
         self.codec = Codec(self.tokenizer, stop_ids(self.decoder.model))
         self.cache = self.decoder.cache
+        self.toolbox = Toolbox.of(tools, self.tokenizer, self.codec, thinks=self.options.answer == AnswerForm.TEXT)
+        if self.toolbox and self.options.answer == AnswerForm.TAGS:
+            self.prompts = declared(self.prompts, self.toolbox.schemas)
         self.prefixes = PrefixCache(self.prompts, self.codec, self.decoder)
         self._texts = ModelTexts(self.codec, self.prefixes.encode)
         self.engine = LocalEngine(
@@ -224,22 +233,31 @@ class ForkJoinSampler:
             self._texts,
             max_length=self.decoder.max_length,
             listener=listener,
+            tools=self.toolbox.texts if self.toolbox else None,
         )
         if not isinstance(question, str):
             core.episode.meta["messages"] = [dict(message) for message in question]
-        return EpisodeRun(core, self.cache, self.prefixes, self.decoder.storage.bytes_per_token)
+        return EpisodeRun(core, self.cache, self.prefixes, self.decoder.storage.bytes_per_token, self.toolbox)
 
     @property
     def _templates(self) -> list[str]:
         """Templates whose prefixes are cached for agents; the one that opens an episode comes first."""
+        if self.options.answer == AnswerForm.TEXT:
+            return []  # a conversation as its users write it
         isolated = self.options.mode == Mode.ASYNCTHINK and self.options.context == Context.ISOLATED
-        return [STRATEGIES[self.options.mode].opening, *(["worker_isolated"] if isolated else [])]
+        return [opening(self.options), *(["worker_isolated"] if isolated else [])]
 
     def _prompt(self, question: Question, name: str) -> list[int]:
         """The tokens that open an episode. Raises ValueError if the cache or the model cannot hold them."""
         turns(question, name)
         try:
-            tokens = self.prefixes.encode(self._templates[0], question=question)
+            if self.options.answer == AnswerForm.TEXT:
+                schemas = self.toolbox.schemas if self.toolbox else ()
+                tokens = self.codec.encode(reply_parts(self.tokenizer, question, schemas))
+                if not tokens:
+                    raise ValueError("expected at least one token, got none")
+            else:
+                tokens = self.prefixes.encode(opening(self.options), question=question)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         check_length(tokens, name, self.cache, self.decoder.max_length)

@@ -10,20 +10,22 @@ import time
 from collections.abc import Callable, Sequence
 
 from asyncthink.episode.joins import enter
-from asyncthink.episode.modes import STRATEGIES
+from asyncthink.episode.modes import STRATEGIES, opening
 from asyncthink.episode.options import Context, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.recorder import Listener, Recorder
-from asyncthink.episode.records import Episode, Trace
+from asyncthink.episode.records import Episode, ToolUse, Trace
 from asyncthink.episode.speaker import Speaker, Texts
-from asyncthink.episode.wishes import Begin, Feed, Fork, Release, Wish
+from asyncthink.episode.tools import ToolTexts
+from asyncthink.episode.wishes import Begin, Call, Feed, Fork, Release, Wish
+from asyncthink.protocol.calls import ToolCall
 from asyncthink.protocol.tags import BUDGET_EXCEEDED, POOL_OVERFLOW, Action, Answer, FormatError, Return
 from asyncthink.protocol.tags import Fork as ForkTag
 from asyncthink.protocol.tags import Join as JoinTag
 
 
 class EpisodeCore:
-    """One episode. ``start``, ``accept``, ``fail``, ``tick`` and ``end`` return wishes, to be carried out in order.
+    """One episode. Every call of the engine returns wishes, to be carried out in their order.
 
     A listener that raises is called no more, and the episode ends at the next :meth:`tick`.
 
@@ -35,6 +37,7 @@ class EpisodeCore:
         texts: prompts, detokenizing, and the tokens of a join.
         max_length: positions of the model; None where there is no limit.
         listener: called with every event as it happens.
+        tools: the model's format of tool calls; None: what looks like a call is text.
         clock: returns seconds; the record's times are differences of it.
     """
 
@@ -48,6 +51,7 @@ class EpisodeCore:
         *,
         max_length: int | None = None,
         listener: Listener | None = None,
+        tools: ToolTexts | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.params, self.options, self.strategy = params, options, STRATEGIES[options.mode]
@@ -57,7 +61,7 @@ class EpisodeCore:
         self.speakers: list[Speaker] = []
         self.workers: dict[int, Speaker] = {}  # by the i of <FORK-i>
         self.done = False
-        self.prompt, self._texts, self._max_length = prompt, texts, max_length
+        self.prompt, self._texts, self._max_length, self._tools = prompt, texts, max_length, tools
         self._wishes: list[Wish] = []
 
     # -- called by the engine -------------------------------------------------------------------------------------
@@ -65,7 +69,7 @@ class EpisodeCore:
     def start(self) -> list[Wish]:
         """The organizer begins, or the independent agents do."""
         self.record.admit()
-        role, tokens = self.strategy.opening, self.prompt
+        role, tokens = opening(self.options), self.prompt
         for number in range(self.strategy.beginners(self.options)):
             speaker = self._add(Trace(number, role), 0)
             speaker.prompt(tokens, self.record.step)
@@ -82,10 +86,11 @@ class EpisodeCore:
         if speaker.done or self.done:
             return []
         ended = token in self._texts.stop_ids
-        piece = "" if ended else speaker.stream.push(token)
+        call = self._read_call(speaker, "", ended) if ended else None
+        piece = "" if ended and call is None else speaker.stream.push(token)
         speaker.trace.add(token, True, logprob, self.record.step, piece)
         self.record.token(speaker, piece, drawn=True)
-        if ended:
+        if ended and call is None:
             self._close(speaker, "end")
             return self._take_wishes()
         feed = Feed(agent, [token])
@@ -94,7 +99,16 @@ class EpisodeCore:
             self._act(speaker, action)
         if not speaker.done and not self.done:
             self._check_limits(speaker, len(piece))
+        if call := call or self._read_call(speaker, piece, ended):
+            self._call(speaker, call)
         return [wish for wish in self._take_wishes() if wish is not feed or not speaker.done]
+
+    def told(self, agent: int, text: str) -> list[Wish]:
+        """The tool that ``agent`` waits for gave ``text``. Late results, after the agent's end, are ignored."""
+        speaker = self.speakers[agent]
+        if speaker.waits_for_tool and speaker.call is not None:
+            self._tell(speaker, speaker.call, text)
+        return self._take_wishes()
 
     def fail(self, agent: int, why: str) -> list[Wish]:
         """End ``agent`` for a failure that is no format error. If it is a worker, its return is empty."""
@@ -185,6 +199,39 @@ class EpisodeCore:
             self.record.token(speaker, speaker.insert(token, self.record.step), drawn=False)
         self._wish(*wishes)
         speaker.trace.joins.append(join)
+        speaker.turn_chars = len(speaker.stream.text)
+
+    # -- tools that agents call -----------------------------------------------------------------------------------
+
+    def _read_call(self, speaker: Speaker, piece: str, ended: bool) -> ToolCall | None:
+        """The call that the agent's last token completes. Inside of a tag, and behind its end, calls are text."""
+        if self._tools is None or self.done or not speaker.draws or speaker.parser.inside:
+            return None
+        return self._tools.read(speaker.turn, piece, ended)
+
+    def _call(self, speaker: Speaker, call: ToolCall) -> None:
+        if self.done or speaker.done:
+            return
+        speaker.call = call
+        self.record.event("call", speaker, speaker.trace.fork_index, text=f"{call.name}({call.arguments})")
+        if call.error:
+            self._tell(speaker, call, call.error)
+        else:
+            self._wish(Call(speaker.number, call.name, call.arguments))
+
+    def _tell(self, speaker: Speaker, call: ToolCall, text: str) -> None:
+        """Insert the tool's result and the beginning of the agent's next turn."""
+        assert self._tools is not None
+        speaker.call, tokens = None, self._tools.result(call, text)
+        if self._full(speaker.length + len(tokens)):
+            self._run_out(speaker)
+            return
+        speaker.trace.tools.append(ToolUse(len(speaker.trace.tokens), len(tokens), call.name, call.arguments, text))
+        self.record.event("tool", speaker, speaker.trace.fork_index, text=text)
+        for token in tokens:
+            self.record.token(speaker, speaker.insert(token, self.record.step), drawn=False)
+        self._wish(Feed(speaker.number, tokens))
+        speaker.turn_chars = len(speaker.stream.text)
 
     # -- how agents end -------------------------------------------------------------------------------------------
 
@@ -196,6 +243,10 @@ class EpisodeCore:
         elif speaker.trace.decoded >= params.max_tokens:
             self._fail(speaker, speaker.parser.fail(BUDGET_EXCEEDED, f"{params.max_tokens} tokens"), "budget")
         elif params.max_episode_tokens is not None and self.episode.total_tokens >= params.max_episode_tokens:
+            for other in self.speakers if speaker.replies else ():
+                self._reply(other, "budget")
+            if self.done:
+                return
             error = speaker.parser.fail(BUDGET_EXCEEDED, f"{params.max_episode_tokens} tokens in the episode")
             self.episode.format_errors.append(str(error))
             self.finish("budget")
@@ -216,10 +267,23 @@ class EpisodeCore:
         for action in speaker.parser.close():
             if isinstance(action, FormatError):
                 self._fail(speaker, action, reason)
-        if not speaker.done:
+        if speaker.replies:
+            self._reply(speaker, reason)
+        elif not speaker.done:
             self._end(speaker, reason)
 
+    def _reply(self, speaker: Speaker, reason: str) -> None:
+        """An agent whose text is its answer has ended; a stop string is no part of the answer."""
+        if speaker.done:
+            return
+        self._end(speaker, reason)
+        speaker.trace.returned = speaker.before(self.params.stop if reason == "stop" else ())
+        self.strategy.answered(self, speaker, speaker.trace.returned)
+
     def _fail(self, speaker: Speaker, error: FormatError, reason: str = "error") -> None:
+        if speaker.replies:  # without tags, an end at a limit is an ordinary one
+            self._reply(speaker, reason)
+            return
         self.episode.format_errors.append(f"{speaker.name}: {error}")
         self.record.event("error", speaker, speaker.trace.fork_index, text=str(error))
         self._give_up(speaker, reason)

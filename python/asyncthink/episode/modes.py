@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from asyncthink.episode.options import Mode, Options, combine
+from asyncthink.episode.options import AnswerForm, Mode, Options, combine
 from asyncthink.episode.records import Episode
 from asyncthink.episode.speaker import Speaker
 from asyncthink.protocol.tags import Role
@@ -24,7 +24,7 @@ class Running(Protocol):
 
 
 class Strategy(Protocol):
-    """``opening`` is the role of the agents that begin an episode, and the name of their template."""
+    """``opening`` is the role of the agents that begin an episode, if they answer in tags."""
 
     opening: Role
 
@@ -50,7 +50,7 @@ class Organized:
         return 1
 
     def answered(self, core: Running, speaker: Speaker, text: str) -> None:
-        core.finish("answer", text)
+        core.finish(speaker.trace.finish, text)
 
     def gave_up(self, core: Running, speaker: Speaker, reason: str) -> None:
         if speaker.trace.parent is None:
@@ -92,3 +92,12 @@ STRATEGIES: dict[str, Strategy] = {
     Mode.SEQUENTIAL: Sequential(),
     Mode.PARALLEL: Parallel(),
 }
+
+
+def opening(options: Options) -> Role:
+    """The role of the agents that begin an episode, and the name of their template.
+
+    >>> opening(Options("parallel")), opening(Options("parallel", answer="text"))
+    ('solo', 'reply')
+    """
+    return "reply" if options.answer == AnswerForm.TEXT else STRATEGIES[options.mode].opening

@@ -38,6 +38,13 @@ class Aggregate(StrEnum):
     UNION = "union"  # their distinct lines, in order
 
 
+class AnswerForm(StrEnum):
+    """Where an agent's answer stands in what it writes."""
+
+    TAGS = "tags"  # between <ANSWER> and </ANSWER>; the prompt says so
+    TEXT = "text"  # the whole reply; the prompt is the conversation alone
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How an episode is organized. Strings become members of their enumeration.
@@ -48,9 +55,11 @@ class Options:
         context: "shared" (a worker sees the organizer's tokens up to its fork) or "isolated" (its prompt alone).
         join: how a return enters the organizer: "exact", "append" or "link".
         aggregate: parallel answers: "vote" (most frequent, earliest wins a tie) or "union" (distinct lines, in order).
+        answer: "tags" (an agent answers between answer tags) or "text" (sequential and parallel modes: its whole reply
+            is the answer, the prompt has no instructions, and tags are text).
 
     Raises:
-        ValueError: a value that is not one of these.
+        ValueError: a value that is not one of these, or answer="text" with mode="asyncthink", whose tags are needed.
     """
 
     mode: str = Mode.ASYNCTHINK
@@ -58,9 +67,13 @@ class Options:
     context: str = Context.SHARED
     join: str = JoinMode.EXACT
     aggregate: str = Aggregate.VOTE
+    answer: str = AnswerForm.TAGS
 
     def __post_init__(self) -> None:
-        choices = {"mode": Mode, "context": Context, "join": JoinMode, "aggregate": Aggregate}
+        choices = {
+            **{"mode": Mode, "context": Context, "join": JoinMode},
+            **{"aggregate": Aggregate, "answer": AnswerForm},
+        }
         for name, choice in choices.items():
             try:
                 object.__setattr__(self, name, choice(getattr(self, name)))
@@ -69,6 +82,11 @@ class Options:
                 raise ValueError(f"{name}: expected one of {expected}, got {getattr(self, name)!r}") from None
         if self.pool < 1:
             raise ValueError(f"pool: expected at least 1 (the organizer), got {self.pool}")
+        if self.answer == AnswerForm.TEXT and self.mode == Mode.ASYNCTHINK:
+            raise ValueError(
+                "answer: expected 'tags' with mode='asyncthink' (the organizer's text holds its forks and joins), "
+                "got 'text'"
+            )
 
 
 def combine(answers: Sequence[str], how: str) -> str:

@@ -19,7 +19,7 @@ from asyncthink.files import write_whole
 from asyncthink.protocol.tags import Role
 
 #: Kinds of :class:`Event`.
-EVENT_KINDS = ("start", "fork", "wait", "join", "return", "answer", "error", "stop")
+EVENT_KINDS = ("start", "fork", "wait", "join", "return", "answer", "error", "stop", "call", "tool")
 
 #: How a trace or an episode can end. "end": the model wrote its end-of-text token; "error": a format error; "length":
 #: the model has no more positions; "failed": the model or the program failed (:attr:`Episode.failures` has the error).
@@ -35,6 +35,7 @@ class Event:
 
     ``step`` counts forward passes since the episode was admitted; ``time`` is seconds since then. ``index`` is the i of
     ``<FORK-i>`` / ``<JOIN-i>``; ``peer`` is the other agent (the worker of a fork or join, the organizer of a return).
+    The text of "call" is ``name(arguments)``, that of "tool" the result.
     """
 
     kind: str
@@ -76,6 +77,20 @@ class Join:
 
 
 @dataclass(slots=True)
+class ToolUse:
+    """A tool's result as it entered an agent's context: ``tokens[at : at + length]`` of its trace, turn marks included.
+
+    ``arguments`` is the JSON object that the agent wrote, ``result`` the text that it was told.
+    """
+
+    at: int
+    length: int
+    name: str
+    arguments: str
+    result: str
+
+
+@dataclass(slots=True)
 class Trace:
     """One agent's own tokens: prompt, sampled and inserted, in the order of its context.
 
@@ -100,6 +115,7 @@ class Trace:
     text: str = ""
     returned: str | None = None
     finish: str = ""  # one of FINISHES
+    tools: list[ToolUse] = field(default_factory=list)
 
     def add(self, token: int, sampled: bool, logprob: float, step: int, piece: str = "") -> None:
         self.tokens.append(token)
@@ -195,4 +211,5 @@ class Episode:
 
 def _trace(data: dict[str, Any]) -> Trace:
     joins = [Join(**{**j, "source": tuple(j["source"]) if j["source"] else None}) for j in data.get("joins", [])]
-    return Trace(**{**data, "joins": joins})
+    tools = [ToolUse(**use) for use in data.get("tools", [])]
+    return Trace(**{**data, "joins": joins, "tools": tools})

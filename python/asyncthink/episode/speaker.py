@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from asyncthink.episode.records import Trace
+from asyncthink.protocol.calls import ToolCall
 from asyncthink.protocol.parser import Parser
 
 
@@ -82,8 +83,10 @@ class Speaker:
         self.offset = offset
         self.parser = Parser(trace.role)
         self.waiting_for: Speaker | None = None
+        self.call: ToolCall | None = None  # the agent waits for its result
         self.done = False
         self.prompt_tokens = self.prompt_chars = 0
+        self.turn_chars = 0  # characters before what it drew since its prompt, or since the last insertion
         self.returned = (0, 0)  # characters of the returned text, within the stream's
 
     @property
@@ -103,17 +106,36 @@ class Speaker:
     @property
     def draws(self) -> bool:
         """Whether the agent's next token is drawn once its context is computed."""
-        return not self.done and self.waiting_for is None
+        return not self.done and self.waiting_for is None and self.call is None
 
     @property
     def text(self) -> str:
         """The text after the prompt."""
         return self.stream.text[self.prompt_chars :]
 
+    @property
+    def turn(self) -> str:
+        """The text that it drew since its prompt, or since the last text that was inserted."""
+        return self.stream.text[self.turn_chars :]
+
     def ends_in(self, stops: Sequence[str], new: int) -> bool:
         """Whether one of the stop strings ends in the last ``new`` characters, after the prompt."""
         text, begin = self.stream.text, self.prompt_chars
         return any(text.find(stop, max(begin, len(text) - new - len(stop) + 1)) >= 0 for stop in stops)
+
+    @property
+    def waits_for_tool(self) -> bool:
+        return not self.done and self.call is not None
+
+    @property
+    def replies(self) -> bool:
+        """Whether the whole text is the answer."""
+        return self.trace.role == "reply"
+
+    def before(self, stops: Sequence[str]) -> str:
+        """:attr:`turn` up to the first of the stop strings."""
+        text = self.turn
+        return text[: min((k for k in map(text.find, stops) if k >= 0), default=len(text))]
 
     def prompt(self, tokens: Sequence[int], step: int) -> None:
         """Begin with the agent's own prompt."""
@@ -121,6 +143,7 @@ class Speaker:
             self.trace.add(token, False, 0.0, step, self.stream.push(token))
         self.flush()
         self.prompt_tokens, self.prompt_chars = len(tokens), len(self.stream.text)
+        self.turn_chars = self.prompt_chars
 
     def insert(self, token: int, step: int) -> str:
         """Add an inserted token. Its text never acts as a tag."""

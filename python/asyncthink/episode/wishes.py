@@ -61,4 +61,13 @@ class Release:
     agent: int
 
 
-Wish: TypeAlias = Begin | Fork | Feed | Splice | Release
+@dataclass(frozen=True, slots=True)
+class Call:
+    """``agent`` waits for tool ``name``; ``arguments`` are a JSON object. The result goes to ``EpisodeCore.told``."""
+
+    agent: int
+    name: str
+    arguments: str
+
+
+Wish: TypeAlias = Begin | Fork | Feed | Splice | Release | Call

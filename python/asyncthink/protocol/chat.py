@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import Question, turns
-from asyncthink.protocol.prompts import DEFAULT_PROMPTS, Part, PromptFormat
+from asyncthink.protocol.prompts import DEFAULT_INSTRUCTIONS, DEFAULT_PROMPTS, Part, PromptFormat
+from asyncthink.protocol.rendering import Schemas, provenance, render
 
 _MARK = "(the organizer's words)"
 _SLOTS = {"organizer": "question", "solo": "question", "worker_isolated": "subquery"}
+_SYSTEM = ("system", "developer")
 
 
 def prompts_for(tokenizer: Any, saved: PromptFormat | None = None) -> PromptFormat:
@@ -27,10 +26,32 @@ def prompts_for(tokenizer: Any, saved: PromptFormat | None = None) -> PromptForm
     if saved is not None:
         return saved
     if getattr(tokenizer, "chat_template", None):
-        return chat_prompts(tokenizer, DEFAULT_PROMPTS)
+        return chat_prompts(tokenizer, DEFAULT_PROMPTS, DEFAULT_INSTRUCTIONS)
     codec, p = Codec(tokenizer), DEFAULT_PROMPTS
     organizer, isolated, solo = (_begun(codec, text) for text in (p.organizer, p.worker_isolated, p.solo))
     return PromptFormat(organizer, p.worker_shared, isolated, solo)
+
+
+def reply_parts(tokenizer: Any, question: Question, tools: Schemas = ()) -> list[Part]:
+    """(text, trusted) of a question as a chat model's users ask it, without instructions.
+
+    With a chat template it is the text of ``apply_chat_template(question, tools=..., add_generation_prompt=True)``;
+    without one, the question after the tokens that the tokenizer adds to a text. Raises ValueError as
+    :meth:`ChatPrompts.parts` does, and for a conversation without a chat template.
+    """
+    conversation = turns(question)
+    if getattr(tokenizer, "chat_template", None):
+        contents = [content for _, content in conversation]
+        roles = [role for role, _ in conversation]
+        return provenance(tokenizer, lambda filled: render(tokenizer, _messages(roles, filled), tools), contents)
+    if len(conversation) > 1:
+        raise ValueError(
+            "question: expected text or one message of the user's (this tokenizer has no chat template), "
+            f"got {len(conversation)} messages"
+        )
+    said = conversation[0][1]
+    begun = _begun(Codec(tokenizer), said)
+    return [part for part in ((begun.removesuffix(said), True), (said, False)) if part[0]]
 
 
 def _begun(codec: Codec, template: str) -> str:
@@ -45,43 +66,76 @@ def _begun(codec: Codec, template: str) -> str:
     return next((text for text in texts if codec.encode([(text, True)]) == whole), texts[0])
 
 
-def chat_prompts(tokenizer: Any, prompts: PromptFormat) -> ChatPrompts:
+def chat_prompts(
+    tokenizer: Any, prompts: PromptFormat, instructions: Mapping[str, str] | None = None, tools: Schemas = ()
+) -> ChatPrompts:
     """``prompts`` as chat turns that end with the beginning of the assistant's turn.
+
+    With ``instructions`` ("organizer", "solo", "worker_isolated") these are the system turn, before the system prompt
+    of the user's, and the question is a plain user turn: a conversation's earlier turns are then the same tokens in
+    every later prompt. Without them, or if the chat template has no system turn, the last user turn holds the whole
+    plain template.
 
     A worker with shared context starts in the middle of the organizer's turn. So ``worker_shared`` becomes the end of
     that turn, a user turn with the instructions, and the beginning of the assistant's turn. Templates with a switch for
-    the model's own thinking have it off. Raises ValueError if the template alters or drops a turn.
+    the model's own thinking have it off. ``tools`` are declared as the chat template does. Raises ValueError if the
+    template alters or drops a turn.
     """
+    if instructions is not None and not _has_system_turn(tokenizer):
+        instructions = None
 
-    def render(*said: str) -> str:
-        text = _render(tokenizer, list(zip(("user", "assistant", "user"), said, strict=False)))
-        if said[-1].strip() not in text:
+    def opening(name: str) -> list[dict[str, str]]:
+        if instructions is None:
+            return _messages(["user"], [getattr(prompts, name)])
+        return _messages(["system", "user"], [instructions[name], "{" + _SLOTS[name] + "}"])
+
+    def shown(messages: Sequence[Mapping[str, str]]) -> str:
+        text = render(tokenizer, messages, tools, enable_thinking=False)
+        if messages[-1]["content"].strip() not in text:
             raise ValueError(f"chat template: expected it to keep the last turn, got {text!r}")
         return text
 
-    shared = render(prompts.organizer, _MARK, prompts.worker_shared)
+    later = _messages(["assistant", "user"], [_MARK, prompts.worker_shared])
+    shared = shown([*opening("organizer"), *later])
     if _MARK not in shared:
         raise ValueError(f"chat template: expected it to keep the assistant's turn, got {shared!r}")
     return ChatPrompts(
-        organizer=render(prompts.organizer),
+        organizer=shown(opening("organizer")),
         worker_shared=shared.partition(_MARK)[2],
-        worker_isolated=render(prompts.worker_isolated),
-        solo=render(prompts.solo),
+        worker_isolated=shown(opening("worker_isolated")),
+        solo=shown(opening("solo")),
         plain=prompts,
         tokenizer=tokenizer,
+        instructions=instructions,
+        tools=tuple(tools),
     )
+
+
+def _has_system_turn(tokenizer: Any) -> bool:
+    """Whether the chat template takes a system message and shows its text."""
+    try:
+        return _MARK in render(tokenizer, _messages(["system", "user"], [_MARK, "x"]), enable_thinking=False)
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompts(PromptFormat):
-    """Templates in a model's chat format. The question may be a conversation.
+    """Templates in a model's chat format (:func:`chat_prompts`). The question may be a conversation.
 
     The last message is the question that fills the template. Earlier ones, such as a system prompt, are rendered by the
-    model's own chat template. ``plain`` are the templates without the chat format.
+    model's own chat template. ``plain`` are the templates without the chat format; ``instructions`` the texts of the
+    system turn, None where the last user turn holds them; ``tools`` the schemas that every prompt declares.
     """
 
     plain: PromptFormat
     tokenizer: Any = field(repr=False, compare=False)
+    instructions: Mapping[str, str] | None = field(default=None, repr=False, hash=False)
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), repr=False, hash=False)
+
+    def with_tools(self, tools: Schemas) -> ChatPrompts:
+        """These templates, whose prompts declare ``tools``."""
+        return chat_prompts(self.tokenizer, self.plain, self.instructions, tools)
 
     def parts(self, name: str, *, question: Question = "", subquery: str = "") -> list[Part]:
         """(text, trusted) of the prompt: the text of ``tokenizer.apply_chat_template(..., tokenize=False)``.
@@ -96,52 +150,26 @@ class ChatPrompts(PromptFormat):
         """
         if name not in _SLOTS:
             return PromptFormat.parts(self, name, subquery=subquery)
-        *earlier, (_, said) = turns(question if _SLOTS[name] == "question" else subquery)
-        if not earlier and said and said == said.strip():  # a template has nothing to trim
+        conversation = turns(question if _SLOTS[name] == "question" else subquery)
+        said = conversation[-1][1]
+        if len(conversation) == 1 and said and said == said.strip():  # a template has nothing to trim
             return PromptFormat.parts(self, name, question=said, subquery=said)
-        return self._rendered(name, earlier, said)
+        roles = [role for role, _ in conversation]
+        contents = [content for _, content in conversation]
+        return provenance(self.tokenizer, lambda filled: self._filled(name, roles, filled), contents)
 
-    def _rendered(self, name: str, earlier: Sequence[tuple[str, str]], said: str) -> list[Part]:
-        contents = [*(content for _, content in earlier), said]
-        real = self._filled(name, earlier, contents)
-        mark = "\ue000"
-        while mark in real or any(mark in content for content in contents):
-            mark += "\ue000"
-        cores = [content.strip() for content in contents]
-        marked = [
-            content.replace(core, f"{mark}{number}\ue001", 1) if core else content
-            for number, (content, core) in enumerate(zip(contents, cores, strict=True))
-        ]
-        pieces = re.split(f"{mark}([0-9]+)\ue001", self._filled(name, earlier, marked))  # text, number, text, ...
-        last = str(len(contents) - 1)
-        if cores[-1] and last not in pieces[1::2]:
-            raise ValueError(f"chat template: expected it to keep the last turn, got {real!r}")
-        parts = [(cores[int(piece)], False) if k % 2 else (piece, True) for k, piece in enumerate(pieces)]
-        if "".join(text for text, _ in parts) == real:
-            return [part for part in parts if part[0]]
-        codec = Codec(self.tokenizer)
-        for number, content in enumerate(contents):
-            if codec.forges(content):
-                raise ValueError(
-                    f"message {number}: expected no control token, because the chat template rewrites messages of "
-                    f"this conversation, and its own control tokens could not be told from these; got {content!r}"
-                )
-        return [(real, True)]
-
-    def _filled(self, name: str, earlier: Sequence[tuple[str, str]], contents: Sequence[str]) -> str:
-        """The conversation with these contents, the last of them inside the plain template."""
-        last = self.plain.fill(name, question=contents[-1], subquery=contents[-1])
-        roles = [role for role, _ in earlier]
-        return _render(self.tokenizer, [*zip(roles, contents, strict=False), ("user", last)])
+    def _filled(self, name: str, roles: Sequence[str], contents: Sequence[str]) -> str:
+        """The conversation with these contents and the instructions."""
+        messages = _messages(roles, contents)
+        if self.instructions is None:
+            plain = self.plain.fill(name, question=contents[-1], subquery=contents[-1])
+            messages[-1] = {"role": "user", "content": plain}
+        elif roles[0] in _SYSTEM:
+            messages[0]["content"] = f"{self.instructions[name]}\n\n{contents[0]}"
+        else:
+            messages.insert(0, {"role": "system", "content": self.instructions[name]})
+        return render(self.tokenizer, messages, self.tools, enable_thinking=False)
 
 
-def _render(tokenizer: Any, conversation: Sequence[tuple[str, str]]) -> str:
-    """The text of a conversation, up to the beginning of the assistant's turn."""
-    messages = [{"role": role, "content": content} for role, content in conversation]
-    try:
-        text: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-    except TemplateError as error:
-        raise ValueError(f"messages: the model's chat template refuses them: {error}") from None
-    return text
+def _messages(roles: Sequence[str], contents: Sequence[str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]

@@ -59,6 +59,11 @@ class Parser:
         """All text so far, drawn and inserted, in order."""
         return "".join(self._pieces)
 
+    @property
+    def inside(self) -> bool:
+        """Whether a tag is open."""
+        return self._open is not None
+
     def insert(self, piece: str) -> None:
         """Add text that the runtime inserted. It never acts, and it never completes a tag that has begun."""
         self._append(piece)
@@ -89,7 +94,7 @@ class Parser:
 
     def close(self) -> list[Action]:
         """The agent draws no more: report a missing or open tag, if there is one."""
-        if self.done:
+        if self.done or self.role == "reply":
             return []
         if self._open is not None:
             return [self.fail(UNCLOSED_TAG, _written(*self._open[:2]))]

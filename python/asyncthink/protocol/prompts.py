@@ -124,10 +124,7 @@ You are the organizer of a small team. You can hand parts of a problem to worker
 <ANSWER>the final answer</ANSWER>  ends your work.
 
 Number the workers 1, 2, 3 in the order you start them, and join each at most once. Fork what can be done \
-independently, fork early, join late, and do part of the work yourself. Never put one tag inside another.
-
-Problem: {question}
-"""
+independently, fork early, join late, and do part of the work yourself. Never put one tag inside another."""
 
 _WORKER_SHARED = """
 
@@ -139,17 +136,20 @@ Do this task and nothing else. Do not fork and do not join. Finish with the resu
 _WORKER_ISOLATED = """\
 You are a worker in a team. Do the task below and nothing else. Do not fork and do not join. \
 Finish with the result, short and complete:
-<RETURN>the result</RETURN>
-
-Task: {subquery}
-"""
+<RETURN>the result</RETURN>"""
 
 _SOLO = """\
 Think step by step, then finish with the final answer:
-<ANSWER>the final answer</ANSWER>
+<ANSWER>the final answer</ANSWER>"""
 
-Problem: {question}
-"""
+#: What the default prompts say beside the question or the sub-query. In a chat it is the system turn's text, so that
+#: the turns of a conversation are the same tokens whatever follows them.
+DEFAULT_INSTRUCTIONS = {"organizer": _ORGANIZER, "worker_isolated": _WORKER_ISOLATED, "solo": _SOLO}
 
 #: Instructions in plain English, for instruct models that were not trained on the protocol.
-DEFAULT_PROMPTS = PromptFormat(_ORGANIZER, _WORKER_SHARED, _WORKER_ISOLATED, _SOLO)
+DEFAULT_PROMPTS = PromptFormat(
+    organizer=f"{_ORGANIZER}\n\nProblem: {{question}}\n",
+    worker_shared=_WORKER_SHARED,
+    worker_isolated=f"{_WORKER_ISOLATED}\n\nTask: {{subquery}}\n",
+    solo=f"{_SOLO}\n\nProblem: {{question}}\n",
+)

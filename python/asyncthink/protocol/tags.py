@@ -12,8 +12,9 @@ text                                      what happens                          
 
 i is 1 to 999 without leading zeros, names are upper case, a tag holds no spaces: ``<FORK-0>``, ``<FORK-01>``,
 ``<fork-1>``, ``<JOIN - 1>`` and ``<b>`` are text. A tag of another role is text too (``<RETURN>`` from an organizer,
-``<FORK-1>`` from a solo agent), with one exception: a worker cannot fork or join, so there FORK and JOIN tags are
-the format error :data:`NESTED_TAG`. Source: AsyncThink, arXiv 2510.26658, section 2.
+``<FORK-1>`` from a solo agent; any tag in a reply, whose whole text is the answer), with one exception: a worker cannot
+fork or join, so there FORK and JOIN tags are the format error :data:`NESTED_TAG`. Source: AsyncThink, arXiv
+2510.26658, section 2.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-Role = Literal["organizer", "worker", "solo"]
+Role = Literal["organizer", "worker", "solo", "reply"]
 
 DUPLICATE_FORK = "duplicate fork index"
 POOL_OVERFLOW = "pool overflow"
@@ -123,6 +124,7 @@ VOCABULARY: dict[str, frozenset[str]] = {
     "organizer": frozenset(("FORK", "JOIN", "ANSWER")),
     "worker": frozenset(("FORK", "JOIN", "RETURN")),
     "solo": frozenset(("ANSWER",)),
+    "reply": frozenset(),  # the whole text is the answer
 }
 
 

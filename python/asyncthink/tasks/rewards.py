@@ -84,7 +84,7 @@ class RewardRule:
 def _broken(episode: Episode) -> bool:
     """An episode is broken by one format error. Parallel traces are independent: each of them must have failed."""
     if episode.mode == "parallel":
-        return all(trace.finish != "answer" for trace in episode.traces)
+        return all(trace.returned is None for trace in episode.traces)
     return bool(episode.format_errors) or episode.answer is None
 
 
