@@ -11,6 +11,7 @@ from asyncthink.episode.speaker import Speaker
 from asyncthink.episode.wishes import Splice
 
 if TYPE_CHECKING:
+    from asyncthink.engine.grammar import Bits
     from asyncthink_kernels.cache import Branch
 
 
@@ -26,6 +27,17 @@ class Agent:
         self.held = held
         self.source = source
         self.queue: deque[list[int] | Splice] = deque()
+        self.mask: Bits | None = None  # the tokens that may be drawn next; None: all
+
+    @property
+    def scores(self) -> bool:
+        """No agent's own tokens are scored."""
+        return False
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """(number of the agent, tokens that it has drawn): with the seed, what its next draw depends on."""
+        return self.trace.agent, self.trace.decoded
 
     @property
     def trace(self) -> Trace:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from asyncthink.engine.agent import Agent
-from asyncthink.engine.run import EpisodeRun
+from asyncthink.engine.jobs import Job, Participant
 
 if TYPE_CHECKING:
     from asyncthink_kernels.cache import TreeCache
 
-Work = list[tuple[EpisodeRun, Agent, int]]
+Work = list[tuple[Job, Participant, int]]
 
 
 class Scheduler:
@@ -40,8 +39,8 @@ class Scheduler:
         self._cache = cache
         self.max_rows = max_rows
         self.max_episodes = max_episodes
-        self.waiting: deque[EpisodeRun] = deque()
-        self.running: list[EpisodeRun] = []
+        self.waiting: deque[Job] = deque()
+        self.running: list[Job] = []
         self.preemptions = 0
         # After a preemption, no episode is admitted until another one has ended and released its pages.
         self._full = False
@@ -50,9 +49,9 @@ class Scheduler:
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
-    def admit(self) -> list[EpisodeRun]:
+    def admit(self) -> list[Job]:
         """Admit waiting episodes while their prompts, and a page for each agent, fit; return the admitted ones."""
-        admitted: list[EpisodeRun] = []
+        admitted: list[Job] = []
         free = self._cache.free_pages
         while self.waiting and len(self.running) < self.max_episodes and not (self._full and self.running):
             run = self.waiting[0]
@@ -72,7 +71,7 @@ class Scheduler:
         enough = self._cache.pages_needed([(agent.branch, n) for _, agent, n in work]) <= free
         return work if enough else None
 
-    def victim(self) -> EpisodeRun | None:
+    def victim(self) -> Job | None:
         """Move the newest episode to the front of the waiting ones and return it; None if it is the only one."""
         if len(self.running) == 1:
             return None
@@ -88,7 +87,7 @@ class Scheduler:
             self._full = False
         self.running = left
 
-    def forget(self, run: EpisodeRun) -> None:
+    def forget(self, run: Job) -> None:
         """Remove an episode that is done, whether it was waiting or running."""
         if run in self.waiting:
             self.waiting.remove(run)
