@@ -184,16 +184,20 @@ class LocalEngine:
 
     def _enter_joins(self) -> bool:
         """Carry out the forks and joins that are ready; False if the pages do not suffice."""
-        for run in self.scheduler.running:
-            run.fork_ready()
-            for agent in run.agents:
-                while (splice := run.ready_splice(agent)) is not None:
-                    worker = run.agents[splice.worker].branch
-                    try:
-                        self.decoder.join(agent.branch, worker, splice.start, splice.stop, splice.mode)
-                    except OutOfPages:
-                        return False
-                    run.spliced(agent, splice)
+        entered = True
+        while entered:  # what has entered may be what another fork or join waits for
+            entered = False
+            for run in self.scheduler.running:
+                run.fork_ready()
+                for agent in run.agents:
+                    while (splice := run.ready_splice(agent)) is not None:
+                        worker = run.agents[splice.worker].branch
+                        try:
+                            self.decoder.join(agent.branch, worker, splice.start, splice.stop, splice.mode)
+                        except OutOfPages:
+                            return False
+                        run.spliced(agent, splice)
+                        entered = True
         return True
 
     def _make_room(self) -> None:

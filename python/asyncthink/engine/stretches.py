@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from asyncthink_kernels.cache import Branch, TreeCache
@@ -34,6 +34,15 @@ class Joined:
         return self.first + self.count
 
 
+class Claim(Protocol):
+    """The right to compute more of a stretch."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all is computed that the claim was for."""
+        ...
+
+
 class Stretch:
     """Tokens behind the first ``start`` ones of ``parent``'s context.
 
@@ -41,7 +50,7 @@ class Stretch:
         tokens, logprobs: of its own part; the log-probability of a token that was not drawn is None.
         joins: which of them were joined by K/V, ascending.
         branch: K/V of the first ``branch.length`` tokens of the context; None if none are kept.
-        reader: what computes more of them at present.
+        reader: what computes more of them at present, until it has finished.
         needed: how many running jobs need the K/V.
         users: who uses the stretch, and how many tokens of its context.
     """
@@ -52,7 +61,7 @@ class Stretch:
         self.logprobs: list[float | None] = []
         self.joins: list[Joined] = []
         self.branch: Branch | None = None
-        self.reader: object | None = None
+        self.reader: Claim | None = None
         self.needed = 0
         self.users: dict[object, int] = {}
         if parent is not None:

@@ -52,6 +52,11 @@ class Reader:
         return self.stretch.branch
 
     @property
+    def finished(self) -> bool:
+        """Whether it has nothing left to do. One that draws or scores is ended by its job."""
+        return not (self.writes or self.scores) and self.stretch.computed >= self.stop
+
+    @property
     def works(self) -> bool:
         """Whether it is this one's turn, and the branch has begun."""
         return self.stretch.reader is self and self.stretch.branch is not None
@@ -112,7 +117,6 @@ class ThreadJob:
         if self.done:  # ended before the engine took it
             return
         target, stretch = self.target, self.target.stretch
-        self._pool.cut(stretch, target.stop - 1)  # one token at least is computed, for its logits
         self.agents = [Reader(s, stop, s.start) for s, stop in self._needed() if s is not stretch] + [target]
         for reader in self.agents:
             reader.stretch.needed += 1
@@ -126,13 +130,14 @@ class ThreadJob:
 
     def fork_ready(self) -> None:
         for reader in self.agents:
-            if reader is self.target or reader.stretch.computed < reader.stop:
-                if reader.stretch.reader is None:
-                    reader.stretch.reader = reader
-                if reader.stretch.reader is reader and reader.stretch.branch is None:
-                    self._begin(reader)
-            elif reader.stretch.reader is reader:
-                reader.stretch.reader = None
+            if reader.finished:
+                continue
+            if reader.stretch.reader is None or reader.stretch.reader.finished:
+                reader.stretch.reader = reader
+                if reader is self.target:  # its last token is computed here, for the logits
+                    self._pool.cut(reader.stretch, reader.stop - 1)
+            if reader.stretch.reader is reader and reader.stretch.branch is None:
+                self._begin(reader)
         if len(self.agents) > 1 and self.target.works and self.target.stretch.computed >= self.target.stop - 1:
             for reader in self.agents[:-1]:  # the K/V that the target needed are in its own context
                 self._let_go(reader, True)
