@@ -15,7 +15,7 @@ from asyncthink.protocol.parser import Parser
 from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
 
 if TYPE_CHECKING:
-    from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams, TokenEvent
+    from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams, Thread, TokenEvent
     from asyncthink.model.decoder import Decoder
     from asyncthink.tasks import Task
 
@@ -32,13 +32,14 @@ __all__ = [
     "PromptFormat",
     "SamplingParams",
     "Task",
+    "Thread",
     "TokenEvent",
     "Trace",
     "__version__",
     "checkpoint_path",
 ]
 
-_FROM_SAMPLER = ("ForkJoinSampler", "SamplingParams", "TokenEvent")
+_FROM_SAMPLER = ("ForkJoinSampler", "SamplingParams", "Thread", "TokenEvent")
 
 
 def checkpoint_path(name: str = "countdown") -> Path:

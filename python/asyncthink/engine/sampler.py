@@ -32,7 +32,7 @@ from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import Question, turns
 from asyncthink.protocol.prompts import PromptFormat
 
-__all__ = ["EpisodeStream", "ForkJoinSampler", "SamplingParams", "TokenEvent"]
+__all__ = ["EpisodeStream", "ForkJoinSampler", "SamplingParams", "Thread", "TokenEvent"]
 
 
 class ForkJoinSampler:

@@ -25,7 +25,7 @@ def opening_tokens(tokenizer: Any, codec: Codec, prompt: Question) -> list[int]:
     """
     if isinstance(prompt, str):
         check_text("prompt", prompt)
-        return [*_begin(codec), *codec.encode([(prompt, False)])]
+        return [*_begin(codec, prompt), *codec.encode([(prompt, False)])]
     turns(prompt, "prompt")
     _require_template(tokenizer, "prompt")
     return codec.encode(reply_parts(tokenizer, prompt))
@@ -58,11 +58,12 @@ def _behind_mark(parts: Sequence[Part]) -> list[Part]:
     raise ValueError(f"chat template: expected it to keep the assistant's turn, got {''.join(t for t, _ in parts)!r}")
 
 
-def _begin(codec: Codec) -> list[int]:
+def _begin(codec: Codec, text: str) -> list[int]:
     """The tokens that the tokenizer puts in front of a text."""
-    encoding = codec.backend.encode("x", add_special_tokens=True)
-    mask = encoding.special_tokens_mask
-    return list(encoding.ids[: mask.index(0)]) if 0 in mask else []
+    plain = codec.backend.encode(text, add_special_tokens=False).ids
+    whole = codec.backend.encode(text, add_special_tokens=True).ids
+    added = len(whole) - len(plain)
+    return next((whole[:k] for k in range(added, 0, -1) if whole[k : k + len(plain)] == plain), [])
 
 
 def _require_template(tokenizer: Any, name: str) -> None:
