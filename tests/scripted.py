@@ -78,6 +78,11 @@ class ScriptedDecoder(Decoder):
         if scatter is not None:
             self.slots[scatter.dst_slots] = self.slots[scatter.src_slots]
 
+    def copy(self, dst, src, start, stop):  # type: ignore[no-untyped-def, override]
+        self.cache.check_copy(dst, src, start, stop)
+        scatter = self.cache.join(dst, src, start, stop, "append")
+        self.slots[scatter.dst_slots] = self.slots[scatter.src_slots]
+
     def seen(self, plan, row: int) -> str:  # type: ignore[no-untyped-def]
         tokens = [int(self.slots[slot]) for slot in self.slots_seen(plan, row)]
         return self.tok.backend_tokenizer.decode(tokens, skip_special_tokens=False)

@@ -18,6 +18,7 @@ from .node import NodeTable
 from .pages import IntArray, PagePool, require_at_least
 from .plan import StepPlan
 from .planner import LivePlan, Tails
+from .usage import pages_freed, pages_seen
 
 JOIN_MODES = ("append", "link")
 
@@ -203,6 +204,20 @@ class TreeCache:
         dst.tail = NO_NODE
         self._live = None
 
+    def check_copy(self, dst: Branch, src: Branch, start: int, stop: int) -> None:
+        """ValueError unless an append of `src`'s tokens [start, stop) to `dst` copies whole pages to whole pages.
+
+        That is: `dst` has `start` tokens and wrote none of them, and `src` has the span in one node, unshifted, where
+        `start` begins a page.
+        """
+        self._require_live("dst", dst)
+        self._require_live("src", src)
+        if dst.length != start or dst.tail != NO_NODE:
+            raise ValueError(f"dst: expected a fork of {start} tokens that wrote none, got {dst}")
+        span = cut(src.segments, start, stop)
+        if len(span) != 1 or span[0].shift or span[0].start % self.page_size:
+            raise ValueError(f"span: expected [{start}, {stop}) in one node from the start of a page, got {span}")
+
     def pages_needed(self, work: Sequence[tuple[Branch, int]]) -> int:
         """How many free pages `plan(work)` takes. ValueError as in `plan`."""
         branches, counts = self._check_work(list(work))
@@ -253,6 +268,18 @@ class TreeCache:
             raise ValueError(f"span: expected 0 <= start <= stop <= {branch.length}, got [{start}, {stop})")
         parts = [self._nodes.slots(s.node, s.start, s.stop) for s in cut(branch.segments, start, stop)]
         return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64))
+
+    def pages_seen(self, branches: Sequence[Branch]) -> int:
+        """How many pages at least one of `branches` sees. ValueError for a branch that is not live."""
+        for branch in branches:
+            self._require_live("branches", branch)
+        return pages_seen(self._nodes, branches)
+
+    def pages_freed(self, branches: Sequence[Branch]) -> int:
+        """How many pages releasing all of `branches` would free. ValueError for a branch that is not live."""
+        for branch in branches:
+            self._require_live("branches", branch)
+        return pages_freed(self._nodes, branches)
 
     def check(self) -> None:
         """Verify every invariant of the bookkeeping; RuntimeError naming the first that is broken. For tests."""

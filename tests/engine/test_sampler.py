@@ -19,10 +19,10 @@ ISOLATED = [WHOLE, "I:a\none<RETURN>r1</RETURN>", "I:bb\ntwo, long<RETURN>r two<
 
 
 def clean(s):
-    """The cached prefixes are all that is held."""
+    """The cached heads are all that is held, and they hold computed tokens."""
     s.cache.check()
-    prefixes = len(s.prefixes._branches)
-    assert len(s.cache.branches) == prefixes
+    assert len(s.cache.branches) == len(s.prefixes.heads.branches)
+    assert not s.prefixes._live
     s.prefixes.clear()
     assert s.cache.used_pages == 0
 
@@ -49,7 +49,7 @@ def test_organizes(context, join, max_rows):
     kinds = [e.kind for e in episode.events]
     assert kinds[:3] == ["start", "fork", "fork"] and kinds[-1] == "answer" and kinds.count("join") == 2
     assert (episode.kv_bytes_copied > 0) == (join == "append")
-    assert (episode.kv_bytes_shared > 0) == (context == "shared" or join == "link" or bool(s.prefixes._branches))
+    assert (episode.kv_bytes_shared > 0) == (context == "shared" or join == "link" or bool(s.prefixes.heads.pinned))
     clean(s)
 
 

@@ -259,6 +259,6 @@ def test_prefixes_without_free_pages_are_not_cached():
     with organized.stream("q" * 60, GREEDY) as stream:
         next(stream)
         (episode,) = alone.generate(["z"], GREEDY)
-        assert episode.finish == "out_of_pages" and not alone.prefixes._branches
+        assert episode.finish == "out_of_pages" and not alone.prefixes._template("solo")
         assert next(stream)
     clean(organized)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from asyncthink.episode.records import Trace
 from asyncthink.episode.speaker import Speaker
@@ -12,20 +12,33 @@ from asyncthink.episode.wishes import Splice
 
 if TYPE_CHECKING:
     from asyncthink.engine.grammar import Bits
+    from asyncthink.engine.heads import Pinned
     from asyncthink_kernels.cache import Branch
+
+
+class Opening(NamedTuple):
+    """The template and the tokens that an agent's own context begins with."""
+
+    name: str
+    tokens: tuple[int, ...]
 
 
 class Agent:
     """A branch and a queue of tokens and splices. When the queue runs empty, the agent draws if its speaker does.
 
     ``held`` is the branch. It is None until it can be forked, which is when the branch of agent ``source[0]`` holds
-    ``source[1]`` tokens.
+    ``source[1]`` tokens. ``computed`` counts the tokens of the branch whose K/V were found or computed; splices do not
+    count. ``opening`` and ``layout`` (a pinned head, and how many tokens of it) are those of a context that began by
+    itself; a fork of another agent has neither.
     """
 
-    def __init__(self, speaker: Speaker, held: Branch | None = None, source: tuple[Agent, int] | None = None) -> None:
+    def __init__(self, speaker: Speaker) -> None:
         self.speaker = speaker
-        self.held = held
-        self.source = source
+        self.held: Branch | None = None
+        self.source: tuple[Agent, int] | None = None
+        self.opening: Opening | None = None
+        self.layout: tuple[Pinned, int] | None = None
+        self.computed = 0
         self.queue: deque[list[int] | Splice] = deque()
         self.mask: Bits | None = None  # the tokens that may be drawn next; None: all
 
@@ -76,6 +89,17 @@ class Agent:
             self.queue[-1].extend(item)
         elif item:
             self.queue.append(list(item))
+
+    def put_first(self, tokens: Sequence[int]) -> None:
+        """Insert tokens at the front of the queue."""
+        if tokens and self.queue and isinstance(self.queue[0], list):
+            self.queue[0][:0] = tokens
+        elif tokens:
+            self.queue.appendleft(list(tokens))
+
+    def entered(self, count: int) -> None:
+        """The tokens that were taken are computed."""
+        self.computed += count
 
     def take(self, count: int) -> list[int]:
         """Remove the first ``count`` tokens of the queue, which this step computes."""

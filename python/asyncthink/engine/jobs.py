@@ -51,6 +51,23 @@ class Participant(Protocol):
         """Hand over the next ``count`` tokens, which the step that is planned computes."""
         ...
 
+    def entered(self, count: int) -> None:
+        """The tokens that were taken are computed."""
+        ...
+
+
+class Spare(Protocol):
+    """K/V in the cache that no job needs, and that may be needed again."""
+
+    @property
+    def evictable_pages(self) -> int:
+        """Pages that giving all of them up would free."""
+        ...
+
+    def evict(self) -> bool:
+        """Give up the least recently used ones; False if there are none."""
+        ...
+
 
 class Job(Protocol):
     """A unit of scheduling: it is admitted, paused and ended as a whole."""

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asyncthink.engine.jobs import Job, Participant
+from asyncthink.engine.jobs import Job, Participant, Spare
 from asyncthink.engine.labels import label
 from asyncthink.engine.prefix_cache import PrefixCache
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.sampling import draw, drawable, forbid
 from asyncthink.engine.scheduler import Scheduler, Work
+from asyncthink.engine.stats import EngineStats
 from asyncthink.engine.tools import results, wait_for_result
 from asyncthink.model.decoder import Decoder
 from asyncthink.model.gate import Gate
@@ -43,7 +44,7 @@ class LocalEngine:
 
     Args:
         decoder: the model and its cache.
-        prefixes: prompt prefixes in that cache.
+        prefixes: heads of contexts in that cache.
         draw: draws the tokens.
         max_rows, max_episodes: see :class:`asyncthink.engine.scheduler.Scheduler`.
     """
@@ -52,16 +53,43 @@ class LocalEngine:
         self, decoder: Decoder, prefixes: PrefixCache, draw: Draw = draw_tokens, *, max_rows: int, max_episodes: int
     ) -> None:
         self.decoder, self.prefixes = decoder, prefixes
-        self.scheduler = Scheduler(decoder.cache, max_rows=max_rows, max_episodes=max_episodes)
+        self.spares: list[Spare] = [prefixes.heads]
+        self.scheduler = Scheduler(
+            decoder.cache,
+            lambda: sum(s.evictable_pages for s in self.spares),
+            max_rows=max_rows,
+            max_episodes=max_episodes,
+        )
         self.draw = draw
-        self.evict: Callable[[], bool] = lambda: False  # frees K/V that no job needs; False if there are none
-        self._prefix_weights = decoder.weights_version()  # the weights that the prefixes were computed from
+        self._steps = self._drawn = 0
         self.gate.users.add(self.scheduler)
 
     @property
     def gate(self) -> Gate:
         """The lock over the decoder's state."""
         return self.decoder.gate
+
+    @property
+    def stats(self) -> EngineStats:
+        """What the engine did so far, and what it holds now. The caller holds the gate, or no step is under way."""
+        cache, prefixes, scheduler = self.decoder.cache, self.prefixes, self.scheduler
+        heads = prefixes.heads
+        return EngineStats(
+            steps=self._steps,
+            drawn_tokens=self._drawn,
+            prompt_tokens=prefixes.prompt_tokens,
+            prefix_tokens=prefixes.prefix_tokens,
+            saved_tokens=prefixes.saved_tokens,
+            waiting=len(scheduler.waiting),
+            running=len(scheduler.running),
+            preemptions=scheduler.preemptions,
+            heads=len(heads),
+            pinned=len(heads.pinned),
+            head_pages=cache.pages_seen(heads.branches),
+            evictions=heads.evictions,
+            free_pages=cache.free_pages,
+            num_pages=cache.num_pages,
+        )
 
     def step(self) -> int:
         """One forward pass that advances every runnable agent; returns the number of new tokens computed."""
@@ -95,22 +123,17 @@ class LocalEngine:
 
     def prepare_prefixes(self, names: Iterable[str]) -> None:
         """Cache these templates' prefixes for the current weights. Without free pages the agents compute them."""
-        self.drop_stale_prefixes()
         with contextlib.suppress(OutOfPages):
             self.prefixes.prepare(names)
-
-    def drop_stale_prefixes(self) -> None:
-        """Release the prefixes if the weights have changed since they were computed."""
-        version = self.decoder.weights_version()
-        if version != self._prefix_weights:
-            self.prefixes.clear()
-            self._prefix_weights = version
 
     # -- one step -----------------------------------------------------------------------------------------------
 
     def _schedule(self) -> Work:
         """Admit episodes, carry out ready joins, and choose the agents that step. Without free pages, make room."""
-        for run in self.scheduler.admit():
+        admitted = self.scheduler.admit()
+        if admitted:
+            self.prepare_prefixes(())  # if the weights have changed since the episodes were submitted
+        for run in admitted:
             self._guard(run, run.start)
         for episode in self._episodes:
             for number, text in results(episode):
@@ -150,6 +173,9 @@ class LocalEngine:
         with label("model"):
             wanted = [*rows, *(row for part in scored for row in part)]
             logits = self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, wanted)
+        for _, agent, count in work:
+            agent.entered(count)
+        self._steps += 1
         first = len(rows)
         for (run, agent), part in zip(scoring, scored, strict=True):
             self._guard(run, run.score, agent, logits[first : first + len(part)])
@@ -175,6 +201,7 @@ class LocalEngine:
 
     def _advance(self, drawing: Drawing, drawn: Sequence[tuple[int, float] | None]) -> None:
         """Pass each drawn token to its job; then end the step for all jobs."""
+        self._drawn += len(drawing)
         for (run, agent), token in zip(drawing, drawn, strict=True):
             self._guard(run, run.accept, agent, token)
         for run in self.scheduler.running:
@@ -201,8 +228,8 @@ class LocalEngine:
         return True
 
     def _make_room(self) -> None:
-        """Evict what no job needs; else pause the newest job; end it if it is the only one."""
-        if self.evict():
+        """Evict what no job needs; without any, pause the newest job, or end it if it is the only one."""
+        if any(spare.evict() for spare in self.spares):
             return
         victim = self.scheduler.victim()
         if victim is None:

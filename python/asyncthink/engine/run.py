@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from asyncthink.engine.agent import Agent
+from asyncthink.engine.agent import Agent, Opening
 from asyncthink.engine.jobs import Participant
 from asyncthink.engine.tools import Pending, Toolbox
 from asyncthink.episode.contexts import contexts
@@ -18,14 +18,21 @@ from asyncthink.episode.wishes import Begin, Call, Feed, Fork, Release, Splice, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asyncthink_kernels.cache import Branch, TreeCache
+    from asyncthink_kernels.cache import TreeCache
 
 
 class Prefixes(Protocol):
-    """Cached prompt prefixes."""
+    """Begins and ends contexts with what of their tokens is cached."""
 
-    def branch(self, name: str, tokens: Sequence[int]) -> Branch:
-        """A new branch with the first tokens of a prompt from template ``name``, as many as are cached."""
+    prompt_tokens: int
+    prefix_tokens: int
+
+    def begin(self, agent: Agent) -> int | None:
+        """Give an agent's opening a branch; returns the tokens found computed, None if it has to wait."""
+        ...
+
+    def end(self, agent: Agent) -> None:
+        """Take the branch of an agent from it."""
         ...
 
 
@@ -35,7 +42,7 @@ class EpisodeRun:
     Args:
         core: the state machine of the episode.
         cache: has the branches.
-        prefixes: prompt prefixes in that cache.
+        prefixes: heads of contexts in that cache.
         bytes_per_token: of K and V, in all layers.
         toolbox: carries out calls of tools.
     """
@@ -53,7 +60,9 @@ class EpisodeRun:
         self._cache, self._prefixes, self._bytes_per_token = cache, prefixes, bytes_per_token
         self.calls: dict[int, Pending] = {}  # by the agent that waits; a pause keeps them
         self._toolbox = toolbox
-        # Agents whose shared prefix, or linked return, is in kv_bytes_shared: a pause must not count them twice.
+        # Agents that are counted (their prompts; their shared prefix or linked return in kv_bytes_shared): a pause must
+        # not count them twice.
+        self._begun: set[int] = set()
         self._forked: set[int] = set()
         self._linked: set[int] = set()
 
@@ -73,10 +82,10 @@ class EpisodeRun:
 
     def start(self) -> None:
         """Begin the episode, or continue it after a pause."""
-        self.carry_out(contexts(self.core) if self.core.speakers else self.core.start())
+        self.carry_out(_merged(contexts(self.core)) if self.core.speakers else self.core.start())
 
     def release(self) -> None:
-        """Return all pages. The drawn tokens are kept: :meth:`start` computes their K/V again, in chunks."""
+        """Return all pages, but for heads that are kept. :meth:`start` computes again, in chunks, what is gone then."""
         for agent in self.agents:
             self._release(agent)
         self.agents.clear()
@@ -87,9 +96,8 @@ class EpisodeRun:
             match wish:
                 case Begin(number, tokens, name):
                     agent = self._agent(number)
-                    agent.held = self._prefixes.branch(name, tokens)
-                    agent.put(tokens[agent.held.length :])
-                    self._count_shared(agent)
+                    agent.opening = Opening(name, tuple(tokens))
+                    self._begin(agent)
                 case Fork(number, parent, length):
                     self._fork(self._agent(number), self.agents[parent], length)
                 case Feed(number, tokens):
@@ -104,13 +112,20 @@ class EpisodeRun:
                         self._release(self.agents[number])
 
     def fork_ready(self) -> None:
-        """Fork the agents that waited for their source to hold the tokens that they share."""
+        """Fork the agents that waited for their source to hold the tokens that they share.
+
+        An agent with an opening waits for another episode's, which may have ended: it looks for those tokens again.
+        """
         for agent in self.agents:
-            if agent.source is not None and agent.held is None:
-                source, length = agent.source
-                if source.held is not None and source.held.length >= length:
-                    agent.held, agent.source = self._cache.fork(source.held, length), None
-                    self._count_shared(agent)
+            if agent.source is None or agent.held is not None:
+                continue
+            source, length = agent.source
+            if agent.opening is not None:
+                if source.held is None or source.computed >= length:
+                    self._begin(agent)
+            elif source.held is not None and source.held.length >= length:
+                agent.held, agent.source = self._cache.fork(source.held, length), None
+                self._count_shared(agent)
 
     def accept(self, agent: Participant, drawn: tuple[int, float] | None) -> None:
         """Pass a drawn token to the core; None: the logits hold NaN or no finite value."""
@@ -162,6 +177,20 @@ class EpisodeRun:
             self.core.episode.kv_bytes_shared += size
         self._release(self.agents[splice.worker])
 
+    def _begin(self, agent: Agent) -> None:
+        """Begin an agent's own context with what is computed of it, or wait for the agent that computes it now."""
+        assert agent.opening is not None
+        found, number = self._prefixes.begin(agent), agent.speaker.number
+        if found is None:
+            return
+        if number not in self._begun:
+            self._begun.add(number)
+            self._prefixes.prompt_tokens += len(agent.opening.tokens)
+            self._prefixes.prefix_tokens += found
+            if number == 0:
+                self.core.episode.prefix_tokens = found
+        self._count_shared(agent)
+
     def _fork(self, agent: Agent, parent: Agent, length: int) -> None:
         """Fork now if all tokens but the last are computed, as when the parent has just drawn it; else wait."""
         cached = 0 if parent.held is None else min(parent.held.length, length)
@@ -195,7 +224,7 @@ class EpisodeRun:
     def _count_shared(self, agent: Agent) -> None:
         """Add the K/V that an agent shares to the episode's bytes, once, even after a pause.
 
-        The cached prefix of the first agent does not count, because all episodes share it.
+        The cached head of the first agent's prompt does not count, because all episodes share it.
         """
         number = agent.speaker.number
         if number and number not in self._forked:
@@ -204,7 +233,18 @@ class EpisodeRun:
 
     def _release(self, agent: Agent) -> None:
         if agent.held is not None:
-            self._cache.release(agent.held)
-            agent.held = None
-        agent.source = None
+            self._prefixes.end(agent)
+        agent.source = agent.opening = None
         agent.queue.clear()
+
+
+def _merged(wishes: Sequence[Wish]) -> list[Wish]:
+    """The wishes with the tokens that follow at once upon the beginning of a context as a part of that beginning."""
+    merged: list[Wish] = []
+    for wish in wishes:
+        before = merged[-1] if merged else None
+        if isinstance(wish, Feed) and isinstance(before, Begin) and wish.agent == before.agent:
+            merged[-1] = Begin(before.agent, [*before.tokens, *wish.tokens], before.prompt)
+        else:
+            merged.append(wish)
+    return merged

@@ -17,6 +17,7 @@ from asyncthink.engine.open import open_model, stop_ids
 from asyncthink.engine.prefix_cache import PrefixCache
 from asyncthink.engine.requests import check_length, check_params, params_for
 from asyncthink.engine.run import EpisodeRun
+from asyncthink.engine.stats import EngineStats
 from asyncthink.engine.stream import EpisodeStream
 from asyncthink.engine.threads import Thread, Threads
 from asyncthink.engine.tools import Tool, Toolbox, declared
@@ -54,6 +55,8 @@ class ForkJoinSampler:
         num_pages: pages of the K/V cache; None: a share of the free memory.
         max_rows: the most new tokens in one step; longer prompts are prefilled in chunks.
         max_episodes: the most episodes that run at once; others wait.
+        prefix_pages: the most pages that heads of earlier contexts may hold (:class:`.prefix_cache.PrefixCache`); None:
+            all that nobody else needs, the least recently used go first; 0: none are kept.
         graphs: capture decode steps as CUDA graphs; None: on a GPU (see :class:`asyncthink.model.decoder.Decoder`).
         compile: run whole steps through torch.compile: compiled once (up to a minute), then faster.
         pack: on a CPU, run linear layers on packed copies of their weights; None: for 32 MiB of weights and more.
@@ -65,12 +68,14 @@ class ForkJoinSampler:
             ``revision`` with a live module; these and ``page_size``, ``num_pages``, ``graphs``, ``compile``, ``pack``
             with a Decoder.
 
-    A seed makes an episode reproducible in any batch: every agent has its own random stream, and the attention of a
-    branch is bitwise independent of the other branches. The matrix products of the linear layers are the platform's,
-    and may round differently when the number of rows changes (measured on a CPU in float32: 4e-7 relative for one
-    product, 2e-6 for the logits of a small model). That changes a token only if the draw is that close to the border
-    between two tokens. The same holds for flash-attn on a GPU: it prefills prompts without a shared prefix, while our
-    kernel prefills them when other branches are in the step.
+    A seed makes an episode reproducible in any batch, whatever the cache holds: every agent has its own random stream,
+    the attention of a branch is bitwise independent of the other branches, and a prompt whose head was computed before
+    lies in the cache as if it had not been (:class:`.prefix_cache.PrefixCache` has the exact guarantee). The matrix
+    products of the linear layers are the platform's, and may round differently when the number of rows changes
+    (measured on a CPU in float32: 4e-7 relative for one product, 2e-6 for the logits of a small model). That changes a
+    token only if the draw is that close to the border between two tokens. The same holds for flash-attn on a GPU: it
+    prefills prompts without a shared prefix, while our kernel prefills them when other branches are in the step; for
+    an episode of workers that was paused; and for :meth:`pin`, which decides how prompts that begin so are laid out.
 
     Python's garbage collector sometimes visits the objects of all imported libraries (170 ms were measured within a
     step). A server should call ``gc.freeze()`` after its models are loaded.
@@ -102,6 +107,7 @@ class ForkJoinSampler:
         num_pages: int | None = None,
         max_rows: int = 1024,
         max_episodes: int = 64,
+        prefix_pages: int | None = None,
         graphs: bool | None = None,
         compile: bool | str | None = None,
         pack: bool | None = None,
@@ -123,7 +129,7 @@ class ForkJoinSampler:
         self.toolbox = Toolbox.of(tools, self.tokenizer, self.codec, thinks=self.options.answer == AnswerForm.TEXT)
         if self.toolbox and self.options.answer == AnswerForm.TAGS:
             self.prompts = declared(self.prompts, self.toolbox.schemas)
-        self.prefixes = PrefixCache(self.prompts, self.codec, self.decoder)
+        self.prefixes = PrefixCache(self.prompts, self.codec, self.decoder, prefix_pages)
         self._texts = ModelTexts(self.codec, self.prefixes.encode)
         self.engine = LocalEngine(
             self.decoder, self.prefixes, lambda *rows: self._draw(*rows), max_rows=max_rows, max_episodes=max_episodes
@@ -232,7 +238,34 @@ class ForkJoinSampler:
                     "refresh: expected no running episode in any sampler of this decoder; finish or close them first"
                 )
             self.decoder.refresh()
-            self.engine.drop_stale_prefixes()
+            self.prefixes.drop_stale()
+
+    def pin(self, question: Question) -> None:
+        """Keep the prompt of a question (a document, the messages that a conversation begins with) computed.
+
+        Questions that begin alike begin with it, and read it in place. It stays while pages run out; after a change of
+        the weights it is computed again, until :meth:`unpin` or the end of the sampler.
+
+        Raises:
+            ValueError: a question that :meth:`generate` would refuse.
+            OutOfPages: it does not fit beside what runs and what is pinned. Nothing is pinned then.
+        """
+        with self._gate.enter():
+            self.prefixes.pin(self._templates[0], self._prompt(question, "question"))
+
+    def unpin(self, question: Question) -> None:
+        """Let go of a pinned question. Raises ValueError if it is not pinned."""
+        with self._gate.enter():
+            self.prefixes.unpin(self._prompt(question, "question"))
+
+    @property
+    def stats(self) -> EngineStats:
+        """What this sampler did so far, and what the cache holds now.
+
+        RuntimeError: asked by a listener of one of this decoder's samplers, within their step.
+        """
+        with self._gate.enter():
+            return self.engine.stats
 
     def explain(self) -> dict[str, str]:
         """How this sampler runs, and why: :meth:`asyncthink.Decoder.explain`, and the origin of the prompts."""

@@ -6,6 +6,7 @@ It only chooses: it neither starts, nor pauses, nor ends an episode.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from asyncthink.engine.jobs import Job, Participant
@@ -26,6 +27,7 @@ class Scheduler:
 
     Args:
         cache: has the pages.
+        evictable: how many more pages giving up kept heads would free; asked where the free ones do not suffice.
         max_rows: the most new tokens in one step.
         max_episodes: the most episodes that run at once.
 
@@ -33,10 +35,12 @@ class Scheduler:
         ValueError: a bound below 1.
     """
 
-    def __init__(self, cache: TreeCache, *, max_rows: int = 1024, max_episodes: int = 64) -> None:
+    def __init__(
+        self, cache: TreeCache, evictable: Callable[[], int], *, max_rows: int = 1024, max_episodes: int = 64
+    ) -> None:
         if max_rows < 1 or max_episodes < 1:
             raise ValueError(f"max_rows, max_episodes: expected at least 1, got {max_rows}, {max_episodes}")
-        self._cache = cache
+        self._cache, self._evictable = cache, evictable
         self.max_rows = max_rows
         self.max_episodes = max_episodes
         self.waiting: deque[Job] = deque()
@@ -50,12 +54,18 @@ class Scheduler:
         return not self.waiting and not self.running
 
     def admit(self) -> list[Job]:
-        """Admit waiting episodes while their prompts, and a page for each agent, fit; return the admitted ones."""
+        """Admit waiting episodes while their prompts, and a page for each agent, fit; return the admitted ones.
+
+        Pages of heads that can be evicted count as free.
+        """
         admitted: list[Job] = []
-        free = self._cache.free_pages
+        free, counted = self._cache.free_pages, False
         while self.waiting and len(self.running) < self.max_episodes and not (self._full and self.running):
             run = self.waiting[0]
-            if self.running and free < run.pages_to_start + sum(max(len(r.agents), 1) for r in self.running):
+            needed = run.pages_to_start + sum(max(len(r.agents), 1) for r in self.running)
+            if self.running and free < needed and not counted:
+                free, counted = free + self._evictable(), True
+            if self.running and free < needed:
                 break
             admitted.append(self.waiting.popleft())
             self.running.append(run)

@@ -158,6 +158,11 @@ class Stretches:
             stretch.branch = None
             del self.kept[stretch]
 
+    @property
+    def evictable_pages(self) -> int:
+        """Pages that :meth:`clear` would free."""
+        return self.cache.pages_freed([s.branch for s in self.kept if s.branch is not None and not s.needed])
+
     def evict(self) -> bool:
         """Release the K/V of the least recently used stretch that no running job needs; False if there is none."""
         for stretch in self.kept:
@@ -188,6 +193,23 @@ class Stretches:
             return
         self.cut(stretch, length)
         del stretch.tokens[length - stretch.start :], stretch.logprobs[length - stretch.start :]
+        self._shorten_joins(stretch, length)
+
+    def truncate(self, stretch: Stretch, user: object, length: int) -> Stretch:
+        """The stretch that ``user`` goes on with when it goes back to the first ``length`` tokens of its context."""
+        if length >= stretch.start and len(stretch.users) == 1:
+            self.trim(stretch, length)
+            if stretch.joins and stretch.joins[-1].at + stretch.joins[-1].count == length:
+                self.cut(stretch, length - 1)  # the last token is computed, for its logits
+                self._shorten_joins(stretch, length - 1)
+            return stretch
+        shorter = Stretch(stretch.behind(length), length)
+        shorter.users[user] = WHOLE
+        self.release(stretch, user)
+        return shorter
+
+    def _shorten_joins(self, stretch: Stretch, length: int) -> None:
+        """Only tokens before ``length`` are joined by K/V."""
         joins, stretch.joins = stretch.joins, []
         for joined in joins:
             if joined.at + joined.count <= length:
@@ -198,16 +220,6 @@ class Stretches:
                 kept.source.users[kept] = kept.stop
                 stretch.joins.append(kept)
             self.release(joined.source, joined)
-
-    def truncate(self, stretch: Stretch, user: object, length: int) -> Stretch:
-        """The stretch that ``user`` goes on with when it goes back to the first ``length`` tokens of its context."""
-        if length >= stretch.start and len(stretch.users) == 1:
-            self.trim(stretch, length)
-            return stretch
-        shorter = Stretch(stretch.behind(length), length)
-        shorter.users[user] = WHOLE
-        self.release(stretch, user)
-        return shorter
 
     def release(self, stretch: Stretch, user: object) -> None:
         """``user`` needs the stretch no more: what nothing else uses of it goes, and of those that it used."""

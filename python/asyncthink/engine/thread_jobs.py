@@ -84,6 +84,9 @@ class Reader:
     def draws(self, count: int) -> bool:
         return self.writes and self.stretch.computed == self.stop
 
+    def entered(self, count: int) -> None:
+        """The branch says what is computed."""
+
     def take(self, count: int) -> list[int]:
         computed = self.stretch.computed  # those of the planned step are counted
         return self.stretch.context(computed - count, computed)

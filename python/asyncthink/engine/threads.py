@@ -42,7 +42,7 @@ class Threads:
         self.pool = Stretches(engine.decoder.cache)
         self.stepper = Stepper(engine)
         self._weights = engine.decoder.weights_version()
-        engine.evict = self.pool.evict
+        engine.spares.append(self.pool)
 
     def open(self, prompt: Question) -> Thread:
         """A thread whose context begins with ``prompt``: text, or chat messages (see :meth:`Thread.write`).
@@ -189,7 +189,7 @@ class Threads:
 
     def _begin(self, states: Sequence[ThreadState], jobs: Sequence[Sequence[ThreadJob]]) -> None:
         """K/V of other weights go; the threads are busy."""
-        self.engine.drop_stale_prefixes()
+        self.engine.prefixes.drop_stale()
         version = self.engine.decoder.weights_version()
         if version != self._weights:
             self.pool.clear()

@@ -138,8 +138,9 @@ class Episode:
     ``critical_path_seconds`` runs from admission to the answer,
     prefill included; ``wall_seconds`` also counts the wait for admission. ``step_times[s]`` is the end of step s in
     seconds since admission. ``kv_bytes_shared`` is what workers (and ``link`` joins) read in place instead of owning a
-    copy, ``kv_bytes_copied`` what ``append`` joins scattered. ``failures`` are faults of the model or the program, not
-    of the format: logits that are not finite, an exception.
+    copy, ``kv_bytes_copied`` what ``append`` joins scattered. ``prefix_tokens`` of the first agent's prompt were in the
+    engine's cache when it began (from a template or an earlier context), and were not computed again. ``failures`` are
+    faults of the model or the program, not of the format: logits that are not finite, an exception.
     """
 
     question: str
@@ -160,6 +161,7 @@ class Episode:
     step_times: list[float] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    prefix_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from asyncthink.model.rotary import Rotary, ShiftTables
-from asyncthink_kernels import append_kv, join_append, tree_attention
+from asyncthink_kernels import append_kv, copy_pages, join_append, tree_attention
 from asyncthink_kernels.cache import Capacity, Group, KVStorage, PlanBuffers, Scatter, StepPlan
 from asyncthink_kernels.dispatch import find_prefill
 
@@ -75,6 +75,13 @@ class PagedAttention:
             angles = scatter.shift * run.inv_freq
             cos, sin = (table.to(self.device, self.accumulate_dtype) for table in (angles.cos(), angles.sin()))
             join_append(run.k, run.v, src, dst, cos, sin, interleaved=run.interleaved)
+
+    def copy(self, scatter: Scatter) -> None:
+        """Copy the pages of slots that begin a page each, and are as many, bit by bit, in all layers."""
+        size = self.storage.page_size
+        src, dst = ((slots[::size] // size).to(self.device) for slots in (scatter.src_slots, scatter.dst_slots))
+        for group in self.storage.groups:
+            copy_pages(group.k, group.v, src, dst)
 
 
 def load(buffers: PlanBuffers, plan: StepPlan, tokens: Tensor) -> StepPlan:

@@ -249,6 +249,23 @@ class Decoder:
                 self.cache.truncate(dst, before)  # so that slots which were never written are not read
                 raise
 
+    def copy(self, dst: Branch, src: Branch, start: int, stop: int) -> None:
+        """Continue ``dst``, a fork of ``start`` tokens, with a bitwise copy of ``src``'s tokens [start, stop).
+
+        The copy has pages of its own, so ``dst`` goes on writing behind it as if it had computed it; a fork reads
+        ``src`` in place. ValueError unless ``dst`` has ``start`` tokens and wrote none of them, and token ``start``
+        begins a node or a chunk in which ``src`` has the others; OutOfPages where there is no room. Nothing has
+        changed then.
+        """
+        self.cache.check_copy(dst, src, start, stop)
+        scatter = self.cache.join(dst, src, start, stop, "append")
+        assert scatter is not None
+        try:
+            self._attention.copy(scatter)
+        except BaseException:
+            self.cache.truncate(dst, start)  # so that slots which were never written are not read
+            raise
+
     def _set_up_graphs(self, impossible: str | None) -> None:
         """Run decode steps from static buffers, unless there is a reason why that is ``impossible``."""
         if impossible is not None:

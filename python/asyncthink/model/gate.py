@@ -7,7 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class User(Protocol):
@@ -21,8 +21,9 @@ class Gate:
     """A lock that refuses reentry, and a queue of work for its holder.
 
     A second thread waits at :meth:`enter`, and gets its turn when the holder leaves: a thread that steps in a loop does
-    not keep the others out. The holding thread itself (a listener that calls its sampler again) gets a
-    RuntimeError there, because its step is not complete. ``users`` share the guarded state.
+    not keep the others out. The holding thread itself (a listener that calls its sampler again) gets a RuntimeError
+    there, because its step is not complete. ``users`` share the guarded state; what they have in common beside the
+    decoder is in ``shared``, by its type.
 
     >>> gate, order = Gate(), []
     >>> with gate.enter():
@@ -34,6 +35,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.users: weakref.WeakSet[User] = weakref.WeakSet()
+        self.shared: dict[type, Any] = {}
         self._lock = threading.RLock()
         self._turn = threading.Lock()  # held by the thread that is next
         self._owner: int | None = None  # the thread inside; written by the one that holds the lock

@@ -1,0 +1,49 @@
+"""What an engine did and holds, at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters of an engine since it was made, and what its decoder's cache holds now.
+
+    Args:
+        steps: forward passes.
+        drawn_tokens: tokens that agents drew.
+        prompt_tokens: tokens of the prompts that contexts began with: of episodes, and of isolated workers.
+        prefix_tokens: of these, tokens whose K/V were there already: of a template, a pinned head, or another context.
+        saved_tokens: all tokens found computed: ``prefix_tokens``, and those of contexts that continued after a pause.
+        waiting, running: episodes.
+        preemptions: how often an episode was paused because pages ran out.
+        heads: heads in the cache that are kept for other contexts; pinned ones and templates do not count.
+        pinned: pinned heads and templates.
+        head_pages: pages that heads see, pinned ones included.
+        evictions: heads that were given up for room, of all samplers of the decoder.
+        free_pages, num_pages: of the cache.
+
+    >>> stats = EngineStats(prompt_tokens=400, prefix_tokens=300)
+    >>> stats.hit_rate
+    0.75
+    """
+
+    steps: int = 0
+    drawn_tokens: int = 0
+    prompt_tokens: int = 0
+    prefix_tokens: int = 0
+    saved_tokens: int = 0
+    waiting: int = 0
+    running: int = 0
+    preemptions: int = 0
+    heads: int = 0
+    pinned: int = 0
+    head_pages: int = 0
+    evictions: int = 0
+    free_pages: int = 0
+    num_pages: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the prompts' tokens that were found computed; 0 without prompts."""
+        return self.prefix_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
