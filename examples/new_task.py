@@ -8,7 +8,7 @@ from asyncthink.tasks import TASKS, Demonstration, Script
 from asyncthink.tasks.script import check_options
 from asyncthink.tasks.split import in_held_out_share
 
-Numbers = tuple[int, ...]
+Terms = tuple[int, ...]
 
 
 class Sums:
@@ -16,23 +16,23 @@ class Sums:
 
     name, asked = "sums", 1  # an answer is asked for one result
 
-    def sample(self, seed: int, held_out: bool = False) -> Numbers:
+    def sample(self, seed: int, held_out: bool = False) -> Terms:
         rng = random.Random(f"sums {seed}")
         while True:  # a tenth of all puzzles, chosen by their hash, never appears in training
             puzzle = tuple(rng.randint(1, 40) for _ in range(4))
             if in_held_out_share(str(puzzle)) == held_out:
                 return puzzle
 
-    def prompt(self, puzzle: Numbers) -> str:
+    def prompt(self, puzzle: Terms) -> str:
         return " ".join(map(str, puzzle))
 
-    def verify(self, puzzle: Numbers, answer: str | None) -> float:
+    def verify(self, puzzle: Terms, answer: str | None) -> float:
         return float((answer or "").strip() == str(sum(puzzle)))
 
     def demonstrate(
-        self, puzzle: Numbers, seed: int, mode: str = "asyncthink", context: str = "shared", pool: int = 4
+        self, puzzle: Terms, seed: int, mode: str = "asyncthink", context: str = "shared", pool: int = 4, depth: int = 1
     ) -> Demonstration:
-        check_options(mode, context, pool)
+        check_options(mode, context, pool, depth)
         first, rest, total = sum(puzzle[:2]), sum(puzzle[2:]), sum(puzzle)
         scripts = [agent := Script("organizer" if mode == "asyncthink" else "solo")]
         if mode == "asyncthink":

@@ -20,7 +20,12 @@ from asyncthink.protocol.prompts import PromptFormat
 from asyncthink_kernels.cache import TreeCache
 
 PROMPTS = PromptFormat(
-    organizer="O:{question}\n", worker_shared="W:", worker_isolated="I:{subquery}\n", solo="S:{question}\n"
+    organizer="O:{question}\n",
+    worker_shared="W:",
+    worker_isolated="I:{subquery}\n",
+    solo="S:{question}\n",
+    forking_worker_shared="F:",
+    forking_worker_isolated="J:{subquery}\n",
 )
 END = "\x03"
 _CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n", END, "é"]

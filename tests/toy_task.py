@@ -37,7 +37,13 @@ class Counting:
         return sum(number + FURTHER in found for number in puzzle) / self.asked
 
     def demonstrate(
-        self, puzzle: tuple[int, ...], seed: int, mode: str = "asyncthink", context: str = "shared", pool: int = 4
+        self,
+        puzzle: tuple[int, ...],
+        seed: int,
+        mode: str = "asyncthink",
+        context: str = "shared",
+        pool: int = 4,
+        depth: int = 1,
     ) -> Demonstration:
         rng = random.Random(f"demonstrate {seed}")
         held: list[int] = []

@@ -37,16 +37,21 @@ def _fast(backend: Tokenizer, template: str | None = None) -> PreTrainedTokenize
     return made
 
 
-def byte_level(template: str | None = None, tags: bool = False, prefix: bool = False) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; ``tags``: each protocol tag is one added token; ``prefix``: a space is put in front of a text."""
+def byte_level(
+    template: str | None = None, tags: bool = False, prefix: bool = False, merged: bool = False
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE; ``tags``: each protocol tag is one added token; ``prefix``: a space is put in front of a text.
+
+    ``merged``: parts of tags, and what stands between two of them, are tokens (``><``, ``FORK``).
+    """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=330, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        vocab_size=400 if merged else 330, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
-    backend.train_from_iterator(CORPUS, trainer)
+    backend.train_from_iterator([*CORPUS, *(["".join(TAGS)] * 9 if merged else [])], trainer)
     if tags:
         backend.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
     return _fast(backend, template)
@@ -94,6 +99,7 @@ def word_piece() -> PreTrainedTokenizerFast:
 KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "byte-level": byte_level,
     "byte-level, tags": lambda: byte_level(tags=True),
+    "byte-level, merged": lambda: byte_level(merged=True),
     "byte-level, prefix": lambda: byte_level(prefix=True),
     "legacy": lambda: sentencepiece("legacy"),
     "metaspace first": lambda: sentencepiece("first"),

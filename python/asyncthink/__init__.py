@@ -15,7 +15,9 @@ from asyncthink.protocol.parser import Parser
 from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
 
 if TYPE_CHECKING:
+    from asyncthink.engine.async_engine import AsyncEngine
     from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams, Thread, TokenEvent
+    from asyncthink.engine.tools import Tool
     from asyncthink.model.decoder import Decoder
     from asyncthink.tasks import Task
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_PROMPTS",
+    "AsyncEngine",
     "Decoder",
     "Episode",
     "Event",
@@ -34,12 +37,13 @@ __all__ = [
     "Task",
     "Thread",
     "TokenEvent",
+    "Tool",
     "Trace",
     "__version__",
     "checkpoint_path",
 ]
 
-_FROM_SAMPLER = ("ForkJoinSampler", "SamplingParams", "Thread", "TokenEvent")
+_FROM_SAMPLER = ("ForkJoinSampler", "SamplingParams", "Thread", "TokenEvent", "Tool")
 
 
 def checkpoint_path(name: str = "countdown") -> Path:
@@ -61,6 +65,10 @@ def __getattr__(name: str) -> Any:
         from asyncthink.engine import sampler
 
         return getattr(sampler, name)
+    if name == "AsyncEngine":
+        from asyncthink.engine.async_engine import AsyncEngine
+
+        return AsyncEngine
     if name == "Decoder":
         from asyncthink.model.decoder import Decoder
 

@@ -285,3 +285,30 @@ def test_lines_elsewhere() -> None:
     assert lines[1] == "    1  organizer   forks worker 1: look\N{MIDDLE DOT}[2J"
     assert lines[3] == "    3  worker 1    returns: nothing"
     assert len(lines) == 7
+
+
+def test_lines_of_what_agents_write() -> None:
+    console = Console(file=io.StringIO(), width=20)
+    with watcher(console, texts=True, first="agent 1") as screen:
+        for event in (
+            TokenEvent(0, "one\n\ntw", True, 1), TokenEvent(0, "o\x1b", True, 2), TokenEvent(0, "told", False, 2),
+            Event("call", 0, 3, 0.3, text='add({"a": 1})'), Event("tool", 0, 5, 0.5, text="4"),
+            TokenEvent(1, "left", True, 6),
+        ):  # fmt: skip
+            screen.show(event)
+    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "    1  agent 1     | one",
+        "    3  agent 1     | two\N{MIDDLE DOT}",
+        '    3  agent 1     calls add({"a": 1})',
+        "    5  agent 1     is told: 4",
+        "    6  agent 2     | left",
+    ]
+
+
+def test_lanes_go_away_where_texts_are_printed_whole() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24, color_system=None)
+    with watcher(console, texts=True, first="agent 1") as screen:
+        screen.show(Event("call", 0, 3, 0.3, text="add({})"))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "agent 1" in shown and "waits for a tool" in shown
+    assert "agent 1" not in shown[shown.rindex("\x1b[2K") :]

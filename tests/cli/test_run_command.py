@@ -15,9 +15,10 @@ from asyncthink.cli.app import app
 from asyncthink.cli.options import loading
 from asyncthink.cli.run import question_from
 from asyncthink.engine.sampler import ForkJoinSampler
-from asyncthink.episode.records import Episode, Trace
+from asyncthink.episode.records import Episode, Event, Trace
 from asyncthink.model.files import load_tokenizer
-from asyncthink.view.report import print_answer
+from asyncthink.protocol.prompts import DEFAULT_INSTRUCTIONS
+from asyncthink.view.report import print_answer, print_texts
 from untrained import save_untrained
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 from 1 1"}]
@@ -96,37 +97,65 @@ def test_nothing_is_asked_before_a_model_is_loaded() -> None:
     assert result.stderr == "asyncthink: question: expected a text, or --messages FILE, got neither\n"
 
 
-def test_what_was_written_is_shown_without_an_answer() -> None:
+def test_everything_that_was_written_is_shown() -> None:
     traces = [
-        Trace(0, "organizer", text="Paris is\x1b[2J the capital.<JOIN-1>"),
-        Trace(1, "worker", parent=0, fork_index=1, text="I looked."),
-        Trace(2, "solo", text="  "),
+        Trace(0, "organizer", sampled=[True], text="Paris is\x1b[2J the capital.<JOIN-1>", finish="error"),
+        Trace(1, "worker", parent=0, fork_index=1, text="I looked.\nTwice.", finish="return"),
+        Trace(2, "reply", text="  ", finish="end"),
     ]
-    console = Console(file=io.StringIO(), width=20)
-    print_answer(console, Episode("Q", "asyncthink", traces=traces, finish="end"), texts=True)
-    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
-        "no answer (end)",
-        "organizer  Paris is\N{MIDDLE DOT}[2J the capital.<JOIN-1>",
-        "worker 1  I looked.",
-        "agent 3  nothing",
-    ]
+    fork = Event("fork", 0, 3, 0.1, 1, 1, "look it\nup in a book")
+    episode = Episode("Q", "asyncthink", traces=traces, events=[fork], finish="end", format_errors=["organizer: none"])
+    for width, subquery in ((100, "look it up in a book"), (36, "look it\N{HORIZONTAL ELLIPSIS}")):
+        console = Console(file=io.StringIO(), width=width)
+        print_texts(console, episode)
+        print_answer(console, episode)
+        assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+            "organizer  1 token, error", "Paris is\N{MIDDLE DOT}[2J the capital.<JOIN-1>", "",
+            f"worker 1  0 tokens, return  {subquery}", "I looked.", "Twice.", "",
+            "agent 3  0 tokens, end", "nothing", "",
+            "no answer (end)", "format error: organizer: none",
+        ]  # fmt: skip
+
+
+def test_texts_are_wrapped_on_a_terminal_alone() -> None:
+    episode = Episode("Q", "parallel", traces=[Trace(0, "reply", text="one two three")], answer="one two three")
+    for terminal, lines in ((True, 2), (False, 1)):
+        console = Console(file=io.StringIO(), width=10, force_terminal=terminal, color_system=None)
+        print_texts(console, episode)
+        assert len(console.file.getvalue().splitlines()) == 2 + lines  # type: ignore[attr-defined]
 
 
 def test_run_prints_the_whole_reply(untrained: Path) -> None:
     base = ("--model", untrained, "2 from 1 1", "--max-tokens", 5, "--mode", "sequential")
     printed = run(*base).stdout
     assert "no answer (budget)" in printed
-    (line,) = [line for line in printed.splitlines() if line.startswith("agent 1  ")]
-    told = json.loads(
-        run("--model", untrained, "2 from 1 1", "--max-tokens", 5, "--mode", "sequential", "--json").stdout
-    )
-    assert line == f"agent 1  {told['traces'][0]['text'].strip() or 'nothing'}"
+    told = json.loads(run(*base, "--json").stdout)
+    text = told["traces"][0]["text"].strip() or "nothing"
+    assert f"agent 1  5 tokens, budget\n{text}\n" in printed
+
+
+def test_replies_of_models_that_were_not_trained_in_the_protocol_are_their_answers(tmp_path: Path) -> None:
+    folder = save_untrained(tmp_path, prompts=None)
+    base = ("--model", folder, "2 from 1 1", "--max-tokens", 5, "--json")
+    for options, role in (
+        (("--mode", "sequential"), "reply"),
+        (("--mode", "parallel", "--pool", 2), "reply"),
+        (("--mode", "sequential", "--answer", "tags", "--guide", "off"), "solo"),
+        (("--guide", "off"), "organizer"),
+    ):
+        told = json.loads(run(*base, *options).stdout)
+        assert told["traces"][0]["role"] == role
+        assert (told["answer"] == told["traces"][0]["text"].strip()) == (role == "reply")
+        assert bool(told["format_errors"]) == (role != "reply")
+    refused = run(*base, "--answer", "text")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert "expected 'tags' with mode='asyncthink'" in refused.stderr
 
 
 def test_a_system_prompt_is_a_turn_of_the_models_own_chat(tmp_path: Path) -> None:
     chat = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
     folder = save_untrained(tmp_path, prompts=None, chat_template=chat)
-    base = ("--model", folder, "2 from 1 1", "--max-tokens", 2)
+    base = ("--model", folder, "2 from 1 1", "--max-tokens", 2, "--guide", "off")
     shown = run(*base, "--system", "Be brief.")
     assert shown.exit_code == 0, shown.output
     assert "begins: 2 from 1 1" in shown.stdout
@@ -134,10 +163,10 @@ def test_a_system_prompt_is_a_turn_of_the_models_own_chat(tmp_path: Path) -> Non
     for extra in (["--system", "Be"], []):
         trace = json.loads(run(*base, *extra, "--json").stdout)["traces"][0]
         prompts.append([token for token, drawn in zip(trace["tokens"], trace["sampled"], strict=True) if not drawn])
-    with_system, without = prompts
-    head = load_tokenizer(folder)("<|system|>Be<|end|>", add_special_tokens=False)["input_ids"]
-    assert with_system[: len(head)] == head
-    assert with_system[len(head) :] == without
+    instructions, tok = DEFAULT_INSTRUCTIONS["organizer"], load_tokenizer(folder)
+    for prompt, system in zip(prompts, (f"{instructions}\n\nBe", instructions), strict=True):
+        text = f"<|system|>{system}<|end|><|user|>2 from 1 1<|end|><|assistant|>"
+        assert prompt == tok(text, add_special_tokens=False)["input_ids"]
 
 
 def test_explain(untrained: Path) -> None:
@@ -165,3 +194,15 @@ def test_a_terminal_sees_the_stages_in_a_spinner(monkeypatch: pytest.MonkeyPatch
     with loading(quiet=True) as progress:
         progress("checking the model")
     assert "checking" not in shown.getvalue()
+
+
+def test_a_model_without_a_protocol_of_its_own_is_led_through_a_plan(tmp_path: Path, untrained: Path) -> None:
+    folder = save_untrained(tmp_path, prompts=None, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
+    base = ("--model", folder, "2 from 1 1", "--max-tokens", 12, "--json")
+    planned = json.loads(run(*base, "--forks", 2).stdout)
+    assert (planned["finish"], planned["format_errors"], len(planned["traces"])) == ("answer", [], 3)
+    free = json.loads(run("--model", untrained, "2 from 1 1", "--max-tokens", 12, "--json").stdout)
+    assert not free["traces"][0]["forced"]
+    refused = run(*base, "--guide", "legal", "--forks", 2)
+    assert refused.exit_code == 1
+    assert "forks: expected None without the guide 'plan'" in refused.output

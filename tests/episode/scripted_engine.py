@@ -15,12 +15,19 @@ END = 3
 
 
 class Characters:
-    """A tokenizer with one token for each character. A worker's prompt is ``W:``, or ``I:`` and the sub-query."""
+    """A tokenizer with one token for each character. A worker's prompt is ``W:``, or ``I:`` and the sub-query.
+
+    That of a worker that may fork begins with ``F``.
+    """
 
     stop_ids = frozenset({END})
 
     def prompt(self, name: str, subquery: str) -> list[int]:
-        return tokens("W:" if name == "worker_shared" else f"I:{subquery}")
+        own = "W:" if name.endswith("worker_shared") else f"I:{subquery}"
+        return tokens("F" + own if name.startswith("forking") else own)
+
+    def literal(self, text: str) -> list[int]:
+        return tokens(text)
 
     def stream(self, context: Sequence[int]) -> CharacterStream:
         return CharacterStream()
@@ -113,6 +120,7 @@ class ScriptedEngine:
             for speaker in list(self.core.speakers):
                 turn = order[(step + speaker.number) % len(order)] if order else 1
                 if speaker.draws and turn and not self.core.done:
+                    self.core.rule(speaker.number)
                     self.carry_out(self.core.accept(speaker.number, self._next(speaker.number), -1.0))
                     self.check()
             self.carry_out(self.core.tick())
@@ -127,7 +135,9 @@ class ScriptedEngine:
         speaker = self.core.speakers[number]
         trace, before = speaker.trace, []
         if trace.parent is not None and self.core.options.context == "shared":
-            before = self.expected(trace.parent)[: trace.fork_at]
+            above = self.core.episode.traces[trace.parent].tokens
+            before = self.expected(trace.parent)
+            before = before[: len(before) - len(above) + trace.fork_at]
         return [*before, *trace.tokens]
 
     def check(self) -> None:

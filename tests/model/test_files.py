@@ -21,7 +21,7 @@ from asyncthink.model import auto_dtype
 from asyncthink.model import files as model_files
 from asyncthink.model.files import device_for, dtype_for, load_network, load_tokenizer
 from asyncthink.protocol.chat import prompts_for
-from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
+from asyncthink.protocol.prompts import DEFAULT_INSTRUCTIONS, PromptFormat
 from asyncthink.train.loading import ModelOptions, load
 from untrained import PROMPTS, save_untrained
 
@@ -92,7 +92,7 @@ def test_the_question_is_a_turn_of_the_models_own_chat(chatty: Path) -> None:
     drawn = episode.traces[0].sampled.index(True)
     text = sampler.tokenizer.decode(episode.traces[0].tokens[:drawn])
     expected = load_tokenizer(chatty).apply_chat_template(
-        [{"role": "user", "content": DEFAULT_PROMPTS.fill("solo", question="2 from 1 1")}],
+        [{"role": "system", "content": DEFAULT_INSTRUCTIONS["solo"]}, {"role": "user", "content": "2 from 1 1"}],
         tokenize=False,
         add_generation_prompt=True,
     )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from asyncthink.protocol import tags
 from asyncthink.protocol.parser import Parser
-from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
+from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat, worker_template
 from asyncthink.protocol.tags import Answer, Fork, FormatError, Join, Return, join_insert, render
 
 FRAGMENTS = [f"<{close}{name}>" for close in ("", "/") for name in ("FORK-1", "FORK-2", "JOIN-1", "JOIN-2")]
@@ -219,6 +219,17 @@ def test_render_refuses_what_cannot_be_read_back() -> None:
     assert render(Return("x <b>")) == "<RETURN>x <b></RETURN>"
 
 
+def test_a_worker_that_may_fork_reads_as_an_organizer_that_returns() -> None:
+    text = "<FORK-1>a</FORK-1>x<JOIN-1><ANSWER>no</ANSWER><RETURN>r</RETURN>"
+    parser = Parser("worker", may_fork=True)
+    assert parser.may_fork and parser.feed(text) == [Fork(1, "a"), Join(1), Return("r")]
+    assert Parser("worker", may_fork=True).close() == [FormatError(tags.NO_RETURN)]
+    assert read("worker", text) == [FormatError(tags.NESTED_TAG, "<FORK-1>")]
+    assert Parser("organizer").may_fork
+    assert not Parser("solo", may_fork=True).may_fork
+    assert Parser("solo", may_fork=True).feed("<FORK-1>a</FORK-1>") == []
+
+
 def test_prompts_are_filled_literally() -> None:
     prompts = PromptFormat("O {question} {other}", "W {subquery} of {question}", "I {subquery}", "S {question}")
     assert prompts.fill("organizer", question="{subquery} \\1 {}") == "O {subquery} \\1 {} {other}"
@@ -258,6 +269,26 @@ def test_default_prompts_name_every_tag() -> None:
     prompts = DEFAULT_PROMPTS
     assert all(tag in prompts.organizer for tag in ("<FORK-1>", "</FORK-1>", "<JOIN-1>", "<ANSWER>", "</ANSWER>"))
     assert "<RETURN>" in prompts.worker_shared and "<RETURN>" in prompts.worker_isolated and "<ANSWER>" in prompts.solo
+
+
+def test_formats_without_templates_for_forking_workers_load(tmp_path) -> None:
+    four = {name: getattr(DEFAULT_PROMPTS, name) for name in ("organizer", "worker_shared", "worker_isolated", "solo")}
+    old = PromptFormat(**four)
+    old.save(tmp_path)
+    assert json.loads((tmp_path / "asyncthink.json").read_text())["prompts"] == four
+    assert PromptFormat.load(tmp_path) == old
+    for used in (old.parts, old.prefix):
+        with pytest.raises(ValueError, match="expected a template 'forking_worker_isolated' for workers that may fork"):
+            used("forking_worker_isolated")
+    with pytest.raises(ValueError, match=r"prompt 'forking_worker_isolated': expected \{subquery\} in it"):
+        PromptFormat(**four, forking_worker_isolated="x")
+
+
+def test_default_prompts_of_forking_workers_name_their_tags() -> None:
+    for context in ("shared", "isolated"):
+        text = DEFAULT_PROMPTS.fill(worker_template(context, may_fork=True), subquery="a task")
+        assert all(tag in text for tag in ("<FORK-1>", "</FORK-1>", "<JOIN-1>", "<RETURN>", "</RETURN>", "a task"))
+        assert "Do not fork" not in text and "ANSWER" not in text
 
 
 def test_protocol_and_records_need_no_torch() -> None:

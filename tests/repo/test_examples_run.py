@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -9,7 +10,11 @@ from typing import Any
 
 import pytest
 
+from asyncthink import Tool
+from asyncthink.protocol.chat import prompts_for
 from asyncthink.tasks import TASKS
+from scripted import END, ScriptedDecoder
+from tool_templates import HERMES, chatting
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.py"))
 
@@ -30,7 +35,7 @@ def test_an_example_is_short_and_takes_no_arguments(path: Path) -> None:
 def test_every_example_is_run_here() -> None:
     assert [path.stem for path in EXAMPLES] == [
         *("best_of_n", "generate", "map_reduce", "new_task", "self_consistency", "skeleton_of_thought"),
-        *("stream", "train_loop", "tree_of_thoughts"),
+        *("stream", "tools", "train_loop", "tree_of_thoughts"),
     ]
 
 
@@ -52,6 +57,34 @@ def test_stream_shows_everything_that_was_drawn(capsys: pytest.CaptureFixture[st
     lines = [line for trace in episode.traces if trace.role == "worker" for line in trace.text.split("\n")[:-1]]
     assert lines
     assert all(line in shown for line in lines)
+
+
+def test_tools(capsys: pytest.CaptureFixture[str]) -> None:
+    """With a model that follows a script, in place of the one that the program downloads."""
+    (path,) = [path for path in EXAMPLES if path.stem == "tools"]
+    program = runpy.run_path(str(path))
+    tools = [Tool(program["calculator"]), Tool(program["search"])]
+    tok = chatting(HERMES, *(json.dumps(tool.schema) for tool in tools))
+    prompts = prompts_for(tok).with_tools([tool.schema for tool in tools])  # type: ignore[attr-defined]
+
+    def used(name: str, result: str, **arguments: str) -> str:
+        call = json.dumps({"name": name, "arguments": arguments})
+        return f"<tool_call>{call}</tool_call>{END}[user]<told>{result}</told>{END}[assistant]"
+
+    head = prompts.fill("organizer", question=program["QUESTION"]) + "<FORK-1>the north cellar</FORK-1>"
+    found = "The north cellar holds 17 casks of 225 litres each."
+    worker = prompts.fill("worker_shared", subquery="the north cellar") + used("search", found, word="NORTH")
+    worker += used("calculator", "3825", expression="17 * 225") + "<RETURN>3825</RETURN>"
+    rest = used("calculator", "8325", expression="3825 + 9 * 500") + "<JOIN-1>3825</JOIN-1><ANSWER>8325</ANSWER>"
+    episode = program["main"](ScriptedDecoder(tok, [head + rest, head + worker], 2048), tok)
+    assert episode.answer == "8325"
+    shown = capsys.readouterr().out
+    assert "agent 1: search(" in shown
+    assert shown.endswith("answer: 8325\n")
+    assert program["search"]("cat") == "no line has it"
+    for expression in ("__import__('os')", "2 ** 9", "f(1)", "'a' * 3", "-x"):
+        with pytest.raises(ValueError, match="expected numbers"):
+            program["calculator"](expression)
 
 
 def test_train_loop_learns_from_what_was_drawn(capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,7 +89,8 @@ ARROWS: dict[str, set[str]] = {
     "engine": {"episode", "model", "protocol"},
     "eval": {"engine", "episode", "model", "protocol", "tasks"},
     "train": {"engine", "episode", "files", "model", "protocol", "tasks"},
-    "cli": {"engine", "episode", "eval", "files", "model", "tasks", "train", "view"},
+    "serve": {"engine", "episode", "protocol", "view"},
+    "cli": {"engine", "episode", "eval", "files", "model", "serve", "tasks", "train", "view"},
     "__main__": {"cli"},
 }
 

@@ -173,3 +173,12 @@ def test_what_is_refused(cold: Path, tmp_path: Path) -> None:
         train_grpo(config(out, cold, steps=2))
     with pytest.raises(ValueError, match="steps: expected more than the 1 that are done"):
         train_grpo(config(out, cold, steps=1, resume=True))
+
+
+@pytest.mark.parametrize("guide", ["legal", "plan"])
+def test_a_step_under_a_guide_is_on_policy_and_without_format_errors(cold: Path, tmp_path: Path, guide: str) -> None:
+    train_grpo(config(tmp_path / "run", cold, guide=guide, steps=1, max_tokens=60))
+    (line,) = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    metrics = json.loads(line)
+    assert metrics["format_errors"] == 0
+    assert metrics["off_policy"] < 1e-4

@@ -148,7 +148,7 @@ def test_an_instruct_model_is_trained_by_the_documented_commands(qwen3: Path, tm
     last = checkpoints(sft)[-1]
     assert json.loads((last / "config.json").read_text())["dtype"] == "bfloat16"
     prompts = PromptFormat.load(last)
-    assert prompts.organizer.startswith("<|im_start|>user\nYou are the organizer")
+    assert prompts.organizer.startswith("<|im_start|>system\nYou are the organizer")
     assert prompts.organizer.endswith("<think>\n\n</think>\n\n")
     few = ["--steps", "2", "--questions", "1", "--group-size", "2", "--max-tokens", "12", "--save-every", "1"]
     app([*second, "--model", str(last), "--out", str(grpo), *few], standalone_mode=False)

@@ -241,7 +241,8 @@ def test_rows_do_not_leak(seed: int) -> None:
         before = token_logprobs(model, batch)[span.start : span.stop]
         batch.tokens[0, ~seen] = (batch.tokens[0, ~seen] + 7) % VOCABULARY
         after = token_logprobs(model, batch)[span.start : span.stop]
-        batch.tokens[0, span.prefix] = (batch.tokens[0, span.prefix] + 7) % VOCABULARY
+        prefix = span.seen[0][0]
+        batch.tokens[0, prefix] = (batch.tokens[0, prefix] + 7) % VOCABULARY
         moved = token_logprobs(model, batch)[span.start : span.stop]
     assert torch.equal(before, after)
     assert not torch.equal(before, moved)

@@ -30,11 +30,7 @@ def test_rows_lie_one_behind_the_other() -> None:
     assert batch.positions.tolist() == [[*range(10), 5, 6, 7, 8, 0, 1]]
     skip = IGNORED
     assert batch.labels.tolist() == [[skip, skip, *range(13, 20), skip, 31, 32, 33, skip, 41, skip]]
-    assert [(s.start, s.stop, s.prefix, s.prefix_stop) for s in batch.spans] == [
-        (0, 10, 0, 0),
-        (10, 14, 0, 5),
-        (14, 16, 14, 14),
-    ]
+    assert [(s.start, s.stop, s.seen) for s in batch.spans] == [(0, 10, ()), (10, 14, ((0, 5),)), (14, 16, ())]
 
 
 def test_moves_are_places_of_the_sequence() -> None:
@@ -57,8 +53,8 @@ def test_whole_episodes_fill_a_batch() -> None:
         (replace(WORKER, learned=(False,)), "as many marks, got 4, 1"),
         (replace(WORKER, learned=(True,) * 4), "nothing predicts it"),
         (replace(WORKER, parent=None), "fork_at 0 without a parent, got 5"),
-        (replace(WORKER, parent=1), "a parent that has none itself, got row 1"),
-        (replace(WORKER, parent=2), "a parent that has none itself, got row 2"),
+        (replace(WORKER, parent=1), "a parent among the rows before it, got row 1"),
+        (replace(WORKER, parent=2), "a parent among the rows before it, got row 2"),
         (replace(WORKER, fork_at=11), r"fork_at in \[0, 10\], got 11"),
         (replace(WORKER, moves=(Move(0, 0, 8, 11),)), "moves of tokens that other rows hold"),
         (replace(WORKER, moves=(Move(3, 0, 0, 2),)), "moves into its 4 tokens"),
@@ -146,7 +142,10 @@ AFTER = {
     **{f"<FORK-{i}>": ["abc"[i - 1]] for i in (1, 2, 3)},
     **{"abc"[i - 1]: [f"</FORK-{i}>"] for i in (1, 2, 3)},
     **{f"</FORK-{i}>": ["x", f"<JOIN-{i}>", f"<FORK-{i % 3 + 1}>", "<RETURN>z"] for i in (1, 2, 3)},
-    **{f"</JOIN-{i}>": ["x", "x", f"<JOIN-{i % 3 + 1}>", f"<FORK-{i % 3 + 1}>", "<ANSWER>"] for i in (1, 2, 3)},
+    **{
+        f"</JOIN-{i}>": ["x", "x", f"<JOIN-{i % 3 + 1}>", f"<FORK-{i % 3 + 1}>", "<ANSWER>", "<RETURN>"]
+        for i in (1, 2, 3)
+    },
 }
 
 
@@ -197,6 +196,7 @@ class Setting:
     page_size: int
     max_rows: int
     question: str
+    depth: int = 1
 
 
 LONG = "".join(chr(65 + k % 26) for k in range(40))
@@ -205,17 +205,20 @@ settings_of = st.builds(
     st.sampled_from(["asyncthink"] * 4 + ["parallel", "sequential"]),
     st.sampled_from(Context),
     st.sampled_from(JoinMode),
-    st.integers(2, 4),
+    st.integers(2, 7),
     st.builds(
         PromptFormat,
         st.just("O{question}\n"),
         st.sampled_from(["", "W:", "W{subquery}:"]),
         st.sampled_from(["I{subquery}:", LONG + "{subquery}:"]),
         st.sampled_from(["S{question}=", LONG + "{question}="]),
+        forking_worker_shared=st.sampled_from(["", "\n", "F{subquery}\n"]),
+        forking_worker_isolated=st.sampled_from(["J{subquery}\n", LONG + "{subquery}\n"]),
     ),
     st.sampled_from([1, 8]),
     st.sampled_from([5, 64]),
     st.integers(0, 10**6).map(str),
+    st.integers(1, 3),
 )
 
 
@@ -224,6 +227,7 @@ def record(setting: Setting, questions: list[str]) -> list[Episode]:
     sampler = ForkJoinSampler(
         decoder, TOK, prompts=setting.prompts, max_rows=setting.max_rows,
         mode=setting.mode, pool=setting.pool, context=setting.context, join=setting.join,
+        depth=setting.depth,
     )  # fmt: skip
     return sampler.generate(questions, SamplingParams(temperature=0.0, max_tokens=24))
 
@@ -257,6 +261,24 @@ def test_forks_behind_joins_and_cut_returns_are_among_them(join: str, context: s
     assert {e.finish for e in episodes} >= {"answer", "error"}
     assert {t.finish for e in episodes for t in e.traces[1:]} >= {"return", "cancelled"}
     assert any(len(e.traces) - 1 > e.joins for e in episodes)
+    check_same_view(episodes)
+
+
+@pytest.mark.parametrize("shared", ["F\n", ""])
+@pytest.mark.parametrize("join", JoinMode)
+def test_workers_of_workers_are_among_them(join: str, shared: str) -> None:
+    """Three levels, prompts of no token, joins by workers, and workers that fork behind a join."""
+    prompts = PromptFormat(
+        "O{question}\n", "W:", "I{subquery}:", "S{question}=",
+        forking_worker_shared=shared, forking_worker_isolated="J{subquery}\n",
+    )  # fmt: skip
+    episodes = record(Setting("asyncthink", "shared", join, 9, prompts, 8, 64, "", 3), [str(k) for k in range(40)])
+    nested = [(e, t) for e in episodes for t in e.traces if t.parent]
+    assert any(e.traces[t.parent].parent for e, t in nested)
+    joins = [(e, t, j) for e in episodes for t in e.traces[1:] for j in t.joins]
+    if shared:  # without a prompt, few workers come that far
+        assert any(j.source is not None for *_, j in joins) == (join != "exact")
+        assert any(other.parent == t.agent and other.fork_at > j.at for e, t, j in joins for other in e.traces)
     check_same_view(episodes)
 
 

@@ -1,4 +1,4 @@
-"""The command ``asyncthink``: demo, run, view, eval, profile, train."""
+"""The command ``asyncthink``: demo, run, chat, serve, view, eval, profile, train."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import Annotated, Any, NoReturn, ParamSpec
 import typer
 from rich.console import Console
 
+from asyncthink.cli.chat import converse
 from asyncthink.cli.evaluate import evaluate
 from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
 from asyncthink.cli.profile import profile_step
 from asyncthink.cli.renamed import Command
 from asyncthink.cli.run import ask
+from asyncthink.cli.serve import serve
 from asyncthink.episode.records import Episode
 from asyncthink.files import check_writable, write_whole
 from asyncthink.view.html import timeline_html
@@ -119,6 +121,7 @@ def demo(
 
 
 app.command(name="run")(guarded(ask))
+app.command(name="chat")(guarded(converse))
 
 
 @app.command()
@@ -135,6 +138,7 @@ def view(
 
 
 app.command(name="eval", cls=Command)(guarded(evaluate))
+app.command(name="serve")(guarded(serve))
 app.command(name="profile")(guarded(profile_step))
 
 

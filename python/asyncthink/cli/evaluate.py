@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
-from asyncthink.cli.options import Device, Dtype, Revision, loading
+from asyncthink.cli.options import Depth, Device, Dtype, Revision, loading
 from asyncthink.episode.options import Mode
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def evaluate(
     pool: Annotated[
         int, typer.Option(help="Agents alive at the same time: the organizer and its workers, or parallel traces.")
     ] = 4,
+    depth: Depth = 1,
     max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw, the same in every mode.")] = 700,
     temperature: Annotated[
         float, typer.Option(help="0 takes the most likely token; all traces of `parallel` are then the same.")
@@ -63,7 +64,7 @@ def evaluate(
         settings = evaluation.settings(mode, context, join)
         paths = models_by_mode(model or [], [setting["mode"] for setting in settings])
         models = _load(paths, device=device, dtype=dtype, revision=revision, progress=progress)
-        samplers = [models[setting["mode"]].sampler(pool=pool, **setting) for setting in settings]
+        samplers = [models[setting["mode"]].sampler(pool=pool, depth=depth, **setting) for setting in settings]
         held_out = evaluation.held_out(puzzle_task, puzzles, first)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
         rows = []
@@ -88,6 +89,7 @@ def evaluate(
         "first": first,
         "questions_sha256": evaluation.fingerprint(puzzle_task, held_out),
         "pool": pool,
+        "depth": depth,
         "budget": max_tokens,  # the key of stored reports
         "temperature": temperature,
         "draws": draws,

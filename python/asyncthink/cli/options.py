@@ -17,6 +17,7 @@ Dtype = Annotated[
 Pool = Annotated[int, typer.Option(help="Agents alive at the same time: the organizer and up to POOL - 1 workers.")]
 Context = Annotated[str, typer.Option(help="What a worker sees: shared (the organizer's tokens) or isolated.")]
 JoinMode = Annotated[str, typer.Option("--join", help="How a return enters the organizer: exact, append or link.")]
+Depth = Annotated[int, typer.Option(help="Levels of workers: 1, or more to let workers fork workers of their own.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Save = Annotated[Path | None, typer.Option(help="Also write the episode as JSON, for `asyncthink view`.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
+from asyncthink.cli.options import Context, Depth, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
+from asyncthink.episode.options import default_forms
 from asyncthink.files import check_writable, write_whole
 from asyncthink.view.html import timeline_html
 
@@ -26,9 +27,22 @@ def ask(
     ] = None,
     as_json: Json = False,
     mode: Annotated[str, typer.Option(help="asyncthink, sequential or parallel.")] = "asyncthink",
+    answer: Annotated[
+        str | None,
+        typer.Option(
+            help="tags (between answer tags) or text (the whole reply; not with asyncthink). Default: text for a model "
+            "without asyncthink.json in the other modes."
+        ),
+    ] = None,
     join: JoinMode = "exact",
     context: Context = "shared",
     pool: Pool = 4,
+    guide: Annotated[
+        str | None,
+        typer.Option(help="off, legal or plan; plan by default, but off for a model with an asyncthink.json."),
+    ] = None,
+    forks: Annotated[int | None, typer.Option(help="Forks of a plan; two or more by default.")] = None,
+    depth: Depth = 1,
     max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw.")] = 1024,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the random streams.")] = 0,
@@ -47,11 +61,14 @@ def ask(
     console = Console(quiet=as_json)
     with loading(quiet=as_json) as progress:
         from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
-        from asyncthink.view.report import print_answer, print_explanation, print_figures
+        from asyncthink.engine.saved_prompts import saved_prompts
+        from asyncthink.view.report import print_answer, print_explanation, print_figures, print_texts
         from asyncthink.view.terminal import watcher
 
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
-        agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join}
+        agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join, "depth": depth}
+        trained = None not in (answer, guide) or saved_prompts(model, revision) is not None
+        agents |= default_forms(trained, mode, answer=answer, guide=guide) | {"forks": forks}
         loading_options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
         sampler = ForkJoinSampler(model, **agents, **loading_options, progress=progress)
     explanation = sampler.explain() if explain else {}
@@ -62,7 +79,8 @@ def ask(
     if as_json:
         (episode,) = sampler.generate([request], params)
     else:
-        with watcher(console) as screen, sampler.stream(request, params) as stream:
+        first = "organizer" if mode == "asyncthink" else "agent 1"
+        with watcher(console, texts=True, first=first) as screen, sampler.stream(request, params) as stream:
             for event in stream:
                 screen.show(event)
         episode = stream.episode
@@ -74,7 +92,8 @@ def ask(
     if out:
         write_whole(out, timeline_html(episode))
     _print_json(episode.to_dict(), as_json)
-    print_answer(console, episode, texts=True)
+    print_texts(console, episode)
+    print_answer(console, episode)
     print_figures(console, episode)
 
 

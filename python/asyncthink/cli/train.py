@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from asyncthink.cli.options import Depth
 from asyncthink.cli.renamed import Command
 from asyncthink.cli.train_grpo import grpo
 from asyncthink.cli.train_options import (
@@ -62,6 +63,7 @@ def sft(
         float, typer.Option(help="Share of the other organized episodes that also train on the workers' traces.")
     ] = 1.0,
     pool: Pool = 4,
+    depth: Depth = 1,
     max_tokens: Annotated[
         int | None, typer.Option(help="Leave out demonstrations in which an agent writes more tokens.")
     ] = None,
@@ -103,6 +105,7 @@ def sft(
         ),
         mixture=Mixture(solo, part, shared, isolated, append, workers),
         pool=pool,
+        depth=depth,
         max_tokens=max_tokens,
         seed=seed,
         steps=steps,

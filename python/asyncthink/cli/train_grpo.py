@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from asyncthink.cli.options import Depth
 from asyncthink.cli.train_options import (
     Checkpointing,
     Decay,
@@ -33,8 +34,10 @@ def grpo(
     task: Annotated[str, typer.Option(help="Task, or several separated by commas.")] = "countdown",
     mode: Annotated[str, typer.Option(help="asyncthink, or a baseline: sequential, parallel.")] = "asyncthink",
     pool: Pool = 4,
+    depth: Depth = 1,
     context: Annotated[str, typer.Option(help="What a worker sees: shared or isolated.")] = "shared",
     join: Annotated[str, typer.Option(help="How a return enters the organizer: exact, append or link.")] = "exact",
+    guide: Annotated[str, typer.Option(help="What agents may write while sampled: off, legal or plan.")] = "off",
     max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw.")] = 1024,
     temperature: Annotated[float, typer.Option(help="Sampling temperature of the rollouts.")] = 1.0,
     questions: Annotated[int, typer.Option(help="Questions per step.")] = 8,
@@ -107,8 +110,10 @@ def grpo(
         task=task,
         mode=mode,
         pool=pool,
+        depth=depth,
         context=context,
         join=join,
+        guide=guide,
         max_tokens=max_tokens,
         temperature=temperature,
         questions=questions,

@@ -40,7 +40,11 @@ class Agent:
         self.layout: tuple[Pinned, int] | None = None
         self.computed = 0
         self.queue: deque[list[int] | Splice] = deque()
-        self.mask: Bits | None = None  # the tokens that may be drawn next; None: all
+
+    @property
+    def mask(self) -> Bits | None:
+        """None, as the rule of its episode's guide is looked up in each step (:mod:`.guided`)."""
+        return None
 
     @property
     def scores(self) -> bool:

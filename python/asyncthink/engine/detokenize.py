@@ -139,6 +139,9 @@ class ModelTexts:
     def stream(self, context: Sequence[int]) -> TextStream:
         return TextStream(self._codec, context)
 
+    def literal(self, text: str) -> list[int]:
+        return self._codec.encode([(text, True)], continues=True)
+
     def insert(self, index: int, stream: Any, tokens: Sequence[int], returned: tuple[int, int]) -> Insert:
         return join_tokens(self._codec, index, stream, tokens, returned)
 

@@ -25,7 +25,7 @@ class LoadedModel:
     name: str
     decoder: Decoder
     tokenizer: Any
-    prompts: PromptFormat
+    prompts: PromptFormat | None  # given or saved with the model; None: each sampler's default
 
     @classmethod
     def load(cls, model: str | Path, **options: Any) -> LoadedModel:
@@ -34,8 +34,8 @@ class LoadedModel:
         Raises ValueError, one line, if the model cannot be loaded or served.
         """
         sampler = ForkJoinSampler(model, **options)
-        return cls(Path(model).name, sampler.decoder, sampler.tokenizer, sampler.prompts)
+        return cls(Path(model).name, sampler.decoder, sampler.tokenizer, sampler.own_prompts)
 
     def sampler(self, **options: Any) -> ForkJoinSampler:
-        """A sampler with its own ``mode``, ``pool``, ``context``, ``join``."""
+        """A sampler with its own ``mode``, ``pool``, ``context``, ``join``, ``guide``."""
         return ForkJoinSampler(self.decoder, self.tokenizer, prompts=self.prompts, **options)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from asyncthink.engine.guided import GuidedLogits
 from asyncthink.engine.jobs import Job, Participant, Spare
 from asyncthink.engine.labels import label
 from asyncthink.engine.prefix_cache import PrefixCache
 from asyncthink.engine.run import EpisodeRun
-from asyncthink.engine.sampling import draw, drawable, forbid
+from asyncthink.engine.sampling import draw, drawable
 from asyncthink.engine.scheduler import Scheduler, Work
 from asyncthink.engine.stats import EngineStats
 from asyncthink.engine.tools import results, wait_for_result
@@ -28,10 +28,7 @@ Draw = Callable[[Tensor, Sequence[Job], Sequence[Participant]], Sequence[tuple[i
 
 
 def draw_tokens(logits: Tensor, runs: Sequence[Job], agents: Sequence[Participant]) -> Sequence[tuple[int, float]]:
-    """Draw by the parameters of each job, keyed by its seed and the agent's key, within the agent's mask."""
-    masks = {row: agent.mask for row, agent in enumerate(agents) if agent.mask is not None}
-    if masks:
-        logits = forbid(logits, torch.from_numpy(np.stack(list(masks.values()))), list(masks))
+    """Draw by the parameters of each job, keyed by its seed and the agent's key."""
     numbers, positions = zip(*(agent.key for agent in agents), strict=True)
     return list(zip(*draw(logits, [run.params for run in runs], numbers, positions), strict=True))
 
@@ -45,12 +42,20 @@ class LocalEngine:
     Args:
         decoder: the model and its cache.
         prefixes: heads of contexts in that cache.
+        guided: takes tokens out of the logits that guides forbid.
         draw: draws the tokens.
         max_rows, max_episodes: see :class:`asyncthink.engine.scheduler.Scheduler`.
     """
 
     def __init__(
-        self, decoder: Decoder, prefixes: PrefixCache, draw: Draw = draw_tokens, *, max_rows: int, max_episodes: int
+        self,
+        decoder: Decoder,
+        prefixes: PrefixCache,
+        guided: GuidedLogits,
+        draw: Draw = draw_tokens,
+        *,
+        max_rows: int,
+        max_episodes: int,
     ) -> None:
         self.decoder, self.prefixes = decoder, prefixes
         self.spares: list[Spare] = [prefixes.heads]
@@ -60,7 +65,7 @@ class LocalEngine:
             max_rows=max_rows,
             max_episodes=max_episodes,
         )
-        self.draw = draw
+        self.draw, self.guided = draw, guided
         self._steps = self._drawn = 0
         self.gate.users.add(self.scheduler)
 
@@ -97,6 +102,8 @@ class LocalEngine:
             with label("schedule"):
                 work = self._schedule()
             drawing, logits = self._run(work)
+            with label("guide"):
+                logits = self.guided(logits, drawing)
             with label("draw"):
                 drawn = self._draw(drawing, logits)
             with label("parse"):

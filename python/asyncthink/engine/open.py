@@ -13,7 +13,7 @@ from asyncthink.engine.saved_prompts import saved_prompts
 from asyncthink.model.decoder import Decoder
 from asyncthink.model.files import load_tokenizer
 from asyncthink.protocol.chat import prompts_for
-from asyncthink.protocol.prompts import FILE_NAME, PromptFormat
+from asyncthink.protocol.prompts import FILE_NAME, ORGANIZE, DefaultPrompts, PromptFormat
 
 
 class Opened(NamedTuple):
@@ -35,10 +35,11 @@ def open_model(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     progress: Callable[[str], None] | None = None,
+    default: DefaultPrompts = ORGANIZE,
 ) -> Opened:
     """A decoder, its tokenizer and its prompts; ``sizes`` are arguments of :class:`Decoder`, None where not given.
 
-    The prompts are ``prompts``, else those of the model's ``asyncthink.json``, else the default ones in the tokenizer's
+    The prompts are ``prompts``, else those of the model's ``asyncthink.json``, else ``default`` in the tokenizer's
     chat template, or plain if it has none.
 
     Raises:
@@ -63,7 +64,7 @@ def open_model(
         decoder = Decoder.load(model, **source, progress=progress, **given)
     if prompts is not None:
         return Opened(decoder, tokenizer, prompts, "given")
-    return Opened(decoder, tokenizer, prompts_for(tokenizer, saved), _source(tokenizer, saved))
+    return Opened(decoder, tokenizer, prompts_for(tokenizer, saved, default), _source(tokenizer, saved))
 
 
 def stop_ids(model: nn.Module) -> list[int]:

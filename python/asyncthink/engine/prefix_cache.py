@@ -69,14 +69,18 @@ class PrefixCache:
         self._documents: dict[Tokens, str] = {}  # pinned prompts, with the template they fill
         self._live: list[Agent] = []  # those that began a context of their own and hold it
 
-    def encode(self, name: str, *, question: Question = "", subquery: str = "") -> list[int]:
-        """Tokens of template ``name`` with its slots filled; those of ``worker_shared`` continue other tokens.
+    def encode(
+        self, name: str, *, question: Question = "", subquery: str = "", prompts: PromptFormat | None = None
+    ) -> list[int]:
+        """Tokens of template ``name`` with its slots filled; those of a worker with shared context continue others.
 
+        ``prompts`` are others than the sampler's own.
         Raises ValueError for a prompt without tokens, because the first draw needs the logits of one.
         """
-        parts = self._prompts.parts(name, question=question, subquery=subquery)
-        tokens = self._codec.encode(parts, continues=name == "worker_shared")
-        if not tokens and name != "worker_shared":
+        parts = (prompts or self._prompts).parts(name, question=question, subquery=subquery)
+        continues = name.endswith("worker_shared")
+        tokens = self._codec.encode(parts, continues=continues)
+        if not tokens and not continues:
             raise ValueError(f"prompt {name!r}: expected at least one token, got none")
         return tokens
 
@@ -101,7 +105,7 @@ class PrefixCache:
 
         All prompts that have more in common with it than with the template begin with it, without a copy.
         """
-        self.prepare([name])
+        self.prepare(())
         self._hold(tuple(tokens), self._template(name))
         self._documents[tuple(tokens)] = name
 

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from asyncthink.episode.modes import opening
+from asyncthink.episode.options import AnswerForm, Context, Mode, Options
 from asyncthink.episode.params import SamplingParams
-from asyncthink.protocol.messages import Question
+from asyncthink.protocol.codec import Codec
+from asyncthink.protocol.messages import Question, check_text
+from asyncthink.protocol.prompts import PromptFormat, worker_template
 from asyncthink_kernels.cache import TreeCache
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one episode begins with. ``prompt`` are the tokens of the filled template that opens it."""
+
+    question: Question
+    prompt: Sequence[int]
+    params: SamplingParams
+    options: Options
 
 
 def params_for(
@@ -31,6 +46,27 @@ def check_params(params: object, name: str) -> None:
         raise ValueError(f"{name}: expected SamplingParams, got {type(params).__name__}")
 
 
+def worker_templates(options: Options) -> list[str]:
+    """The names of the templates that an episode's workers may get: those that may not fork first.
+
+    >>> worker_templates(Options(depth=2, context="isolated")), worker_templates(Options("sequential"))
+    (['worker_isolated', 'forking_worker_isolated'], [])
+    """
+    if options.mode != Mode.ASYNCTHINK:
+        return []
+    return [worker_template(str(options.context), may_fork) for may_fork in (False, True)[: options.depth]]
+
+
+def check_templates(prompts: PromptFormat, options: Options) -> None:
+    """Raises ValueError if the prompts lack a template that an episode's workers may get."""
+    for name in worker_templates(options):
+        if getattr(prompts, name) is None:
+            raise ValueError(
+                f"depth: expected 1, as the prompts have no template {name!r} for workers that may fork, "
+                f"got {options.depth}"
+            )
+
+
 def check_length(prompt: Sequence[int], name: str, cache: TreeCache, max_length: int | None) -> None:
     """Raises ValueError if the cache, or the model's positions, cannot hold the prompt and another token."""
     capacity = cache.num_pages * cache.page_size
@@ -43,3 +79,29 @@ def check_length(prompt: Sequence[int], name: str, cache: TreeCache, max_length:
         raise ValueError(
             f"{name}: expected fewer than {max_length} tokens (the positions of this model), got {len(prompt)}"
         )
+
+
+def continued(codec: Codec, prompt: str | Sequence[int]) -> list[int]:
+    """The tokens of a prompt that is to be continued as it is, a text or ids.
+
+    Raises ValueError for one without tokens, text that UTF-8 cannot encode, and ids that are not the tokenizer's.
+    """
+    if isinstance(prompt, str):
+        check_text("prompt", prompt)
+        tokens = list(codec.backend.encode(prompt, add_special_tokens=True).ids)
+    else:
+        tokens, size = list(prompt), codec.backend.get_vocab_size()
+        wrong = next((token for token in tokens if isinstance(token, bool) or not 0 <= token < size), None)
+        if wrong is not None:
+            raise ValueError(f"prompt: expected token ids in [0, {size}), got {wrong}")
+    if not tokens:
+        raise ValueError("prompt: expected at least one token, got none")
+    return tokens
+
+
+def templates(options: Options) -> list[str]:
+    """Templates whose prefixes are cached for agents; the one that opens an episode comes first."""
+    if options.answer == AnswerForm.TEXT:
+        return []  # a conversation as its users write it
+    isolated = options.context == Context.ISOLATED
+    return [opening(options), *(worker_templates(options) if isolated else [])]

@@ -11,11 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from asyncthink.engine.detokenize import ModelTexts
+from asyncthink.engine.guided import GuidedLogits
 from asyncthink.engine.jobs import Job, Participant
 from asyncthink.engine.local import LocalEngine, draw_tokens
 from asyncthink.engine.open import open_model, stop_ids
 from asyncthink.engine.prefix_cache import PrefixCache
-from asyncthink.engine.requests import check_length, check_params, params_for
+from asyncthink.engine.requests import (
+    Request,
+    check_length,
+    check_params,
+    check_templates,
+    continued,
+    params_for,
+    templates,
+)
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.stats import EngineStats
 from asyncthink.engine.stream import EpisodeStream
@@ -23,17 +32,17 @@ from asyncthink.engine.threads import Thread, Threads
 from asyncthink.engine.tools import Tool, Toolbox, declared
 from asyncthink.episode.core import EpisodeCore
 from asyncthink.episode.modes import opening
-from asyncthink.episode.options import Aggregate, AnswerForm, Context, JoinMode, Mode, Options
+from asyncthink.episode.options import Aggregate, AnswerForm, Context, Guide, JoinMode, Mode, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.recorder import Listener
 from asyncthink.episode.records import Episode, Event, TokenEvent
 from asyncthink.model.decoder import Decoder
-from asyncthink.protocol.chat import reply_parts
+from asyncthink.protocol.chat import prompts_for, reply_parts
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import Question, turns
-from asyncthink.protocol.prompts import PromptFormat
+from asyncthink.protocol.prompts import ORGANIZE, PLAN, PromptFormat
 
-__all__ = ["EpisodeStream", "ForkJoinSampler", "SamplingParams", "Thread", "TokenEvent"]
+__all__ = ["EpisodeStream", "ForkJoinSampler", "SamplingParams", "Thread", "TokenEvent", "Tool"]
 
 
 class ForkJoinSampler:
@@ -44,9 +53,11 @@ class ForkJoinSampler:
             optimizer step call :meth:`refresh`); or a :class:`asyncthink.Decoder`, which samplers can share with its
             K/V cache.
         tokenizer: the model's fast tokenizer; loaded from the path if ``model`` is one.
-        prompts: the four prompt templates; by default those of the model's ``asyncthink.json``, else
-            ``asyncthink.DEFAULT_PROMPTS`` in the tokenizer's chat template, or plain where it has none.
-        mode, pool, context, join, aggregate, answer: see :class:`asyncthink.episode.options.Options`.
+        prompts: the prompt templates; by default those of the model's ``asyncthink.json``, else
+            ``asyncthink.DEFAULT_PROMPTS`` (with the guide "plan", ``PLAN_PROMPTS``) in the tokenizer's chat template,
+            or plain where it has none.
+        mode, pool, context, join, aggregate, answer, guide, forks, depth: see
+            :class:`asyncthink.episode.options.Options`.
         tools: functions that agents may call, in the model's own format of calls (:mod:`asyncthink.engine.tools`).
             Nothing else is ever called.
         device, dtype, revision: of a model that is loaded here. "auto": the GPU where there is one; the stored dtype,
@@ -64,7 +75,8 @@ class ForkJoinSampler:
 
     Raises:
         ValueError: a model that cannot be loaded or served (DecoderError gives the reason), a join mode that the model
-            does not support, options outside their range. Also arguments without effect: ``device``, ``dtype``,
+            does not support, options outside their range, a depth above 1 with prompts that have no templates for
+            workers that may fork. Also arguments without effect: ``device``, ``dtype``,
             ``revision`` with a live module; these and ``page_size``, ``num_pages``, ``graphs``, ``compile``, ``pack``
             with a Decoder.
 
@@ -100,6 +112,9 @@ class ForkJoinSampler:
         aggregate: str = Aggregate.VOTE,
         answer: str = AnswerForm.TAGS,
         tools: Sequence[Callable[..., Any] | Tool] = (),
+        guide: str = Guide.OFF,
+        forks: int | None = None,
+        depth: int = 1,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
@@ -113,26 +128,28 @@ class ForkJoinSampler:
         pack: bool | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        self.options = Options(mode, pool, context, join, aggregate, answer)
+        self.options = Options(mode, pool, context, join, aggregate, answer, guide, forks, depth)
         sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
         sizes |= {"graphs": graphs, "compile": compile, "pack": pack}
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
-        opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress)
-        self.decoder, self.tokenizer, self.prompts, self._prompts_from = opened
-        if join not in self.decoder.join_modes:
-            raise ValueError(
-                f"join: this model offers {', '.join(self.decoder.join_modes)}, got {str(join)!r}: "
-                f"{self.decoder.unavailable[join]}"
-            )
+        default = PLAN if self.options.guide == Guide.PLAN else ORGANIZE
+        opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress, default=default)
+        self.decoder, self.tokenizer, self.prompts, self.prompts_from = opened
+        self.own_prompts = None if self.prompts_from.startswith("default") else self.prompts
         self.codec = Codec(self.tokenizer, stop_ids(self.decoder.model))
         self.cache = self.decoder.cache
         self.toolbox = Toolbox.of(tools, self.tokenizer, self.codec, thinks=self.options.answer == AnswerForm.TEXT)
         if self.toolbox and self.options.answer == AnswerForm.TAGS:
             self.prompts = declared(self.prompts, self.toolbox.schemas)
+        self._check_options(self.options)
         self.prefixes = PrefixCache(self.prompts, self.codec, self.decoder, prefix_pages)
-        self._texts = ModelTexts(self.codec, self.prefixes.encode)
         self.engine = LocalEngine(
-            self.decoder, self.prefixes, lambda *rows: self._draw(*rows), max_rows=max_rows, max_episodes=max_episodes
+            self.decoder,
+            self.prefixes,
+            GuidedLogits(self.codec),
+            lambda *rows: self._draw(*rows),
+            max_rows=max_rows,
+            max_episodes=max_episodes,
         )
         self.scheduler = self.engine.scheduler
         self.threads = Threads(self.engine, self.tokenizer, self.codec)
@@ -164,11 +181,14 @@ class ForkJoinSampler:
         """
         sets = params_for(questions, params)
         with self._gate.enter():
-            prompts = [self._prompt(question, f"questions[{number}]") for number, question in enumerate(questions)]
-            self.engine.prepare_prefixes(self._templates)
+            requests = [
+                self.request(question, own, name=f"questions[{number}]")
+                for number, (question, own) in enumerate(zip(questions, sets, strict=True))
+            ]
+            self.engine.prepare_prefixes(templates(self.options))
             runs = [
-                self._new(question, prompt, own, _numbered(number, on_event) if on_event else None)
-                for number, (question, prompt, own) in enumerate(zip(questions, prompts, sets, strict=True))
+                self._new(request, _numbered(number, on_event) if on_event else None)
+                for number, request in enumerate(requests)
             ]
             self.scheduler.waiting.extend(runs)
             try:
@@ -187,12 +207,54 @@ class ForkJoinSampler:
 
         Raises ValueError as :meth:`generate` does.
         """
+        with self._gate.enter():
+            request = self.request(question, params, name="questions[0]")
+            self.engine.prepare_prefixes(templates(request.options))
+            return EpisodeStream(self.engine, functools.partial(self._new, request))
+
+    # -- requests with their own options ------------------------------------------------------------------------
+
+    def request(
+        self,
+        question: Question,
+        params: SamplingParams | None = None,
+        options: Options | None = None,
+        *,
+        name: str = "question",
+    ) -> Request:
+        """A question, checked and encoded, for :meth:`start`. Any thread may call this at any time.
+
+        ``options`` are the episode's own; None: the sampler's. Raises ValueError as :meth:`generate` does, and for
+        options that the model does not support.
+        """
+        params = params if params is not None else SamplingParams()
+        options = options if options is not None else self.options
+        check_params(params, "params")
+        self._check_options(options)
+        if self.toolbox and options.answer != self.options.answer:
+            raise ValueError(f"answer: expected {str(self.options.answer)!r} beside tools, got {str(options.answer)!r}")
+        tokens = self._prompt(question, name, options)
+        return Request(question, tokens, params, options)
+
+    def continuation(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Request:
+        """A request to continue a text, or token ids, by one agent: no template, and tags are text.
+
+        A text is encoded with the tokens that the tokenizer adds to one. Raises ValueError for a prompt without tokens,
+        one that is too long, and an id that is not the tokenizer's.
+        """
         params = params if params is not None else SamplingParams()
         check_params(params, "params")
-        with self._gate.enter():
-            prompt = self._prompt(question, "questions[0]")
-            self.engine.prepare_prefixes(self._templates)
-            return EpisodeStream(self.engine, functools.partial(self._new, question, prompt, params))
+        tokens = continued(self.codec, prompt)
+        check_length(tokens, "prompt", self.cache, self.decoder.max_length)
+        text = prompt if isinstance(prompt, str) else self.codec.decode(tokens)
+        return Request(text, tokens, params, Options(Mode.SEQUENTIAL, answer=AnswerForm.TEXT))
+
+    def start(self, request: Request, listener: Listener | None = None) -> EpisodeRun:
+        """Queue the request's episode beside all others. The caller holds the decoder's gate, and calls the steps."""
+        self.engine.prepare_prefixes(templates(request.options))
+        run = self._new(request, listener)
+        self.scheduler.waiting.append(run)
+        return run
 
     def thread(self, prompt: Question) -> Thread:
         """A branch that a program holds (:class:`asyncthink.engine.thread.Thread`).
@@ -251,7 +313,8 @@ class ForkJoinSampler:
             OutOfPages: it does not fit beside what runs and what is pinned. Nothing is pinned then.
         """
         with self._gate.enter():
-            self.prefixes.pin(self._templates[0], self._prompt(question, "question"))
+            self.prefixes.prepare(templates(self.options))
+            self.prefixes.pin(opening(self.options), self._prompt(question, "question"))
 
     def unpin(self, question: Question) -> None:
         """Let go of a pinned question. Raises ValueError if it is not pinned."""
@@ -269,7 +332,7 @@ class ForkJoinSampler:
 
     def explain(self) -> dict[str, str]:
         """How this sampler runs, and why: :meth:`asyncthink.Decoder.explain`, and the origin of the prompts."""
-        return self.decoder.explain() | {"prompts": self._prompts_from}
+        return self.decoder.explain() | {"prompts": self.prompts_from}
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
@@ -277,15 +340,14 @@ class ForkJoinSampler:
         """(token, log-probability) for each row of logits [N, V]; a subclass may override it."""
         return draw_tokens(logits, runs, agents)
 
-    def _new(
-        self, question: Question, prompt: Sequence[int], params: SamplingParams, listener: Listener | None
-    ) -> EpisodeRun:
+    def _new(self, request: Request, listener: Listener | None) -> EpisodeRun:
+        question = request.question
         core = EpisodeCore(
             turns(question)[-1][1],
-            prompt,
-            params,
-            self.options,
-            self._texts,
+            request.prompt,
+            request.params,
+            request.options,
+            ModelTexts(self.codec, functools.partial(self.prefixes.encode, prompts=self._format(request.options))),
             max_length=self.decoder.max_length,
             listener=listener,
             tools=self.toolbox.texts if self.toolbox else None,
@@ -294,25 +356,40 @@ class ForkJoinSampler:
             core.episode.meta["messages"] = [dict(message) for message in question]
         return EpisodeRun(core, self.cache, self.prefixes, self.decoder.storage.bytes_per_token, self.toolbox)
 
-    @property
-    def _templates(self) -> list[str]:
-        """Templates whose prefixes are cached for agents; the one that opens an episode comes first."""
-        if self.options.answer == AnswerForm.TEXT:
-            return []  # a conversation as its users write it
-        isolated = self.options.mode == Mode.ASYNCTHINK and self.options.context == Context.ISOLATED
-        return [opening(self.options), *(["worker_isolated"] if isolated else [])]
+    def _check_options(self, options: Options) -> None:
+        if options.join not in self.decoder.join_modes:
+            raise ValueError(
+                f"join: this model offers {', '.join(self.decoder.join_modes)}, got {str(options.join)!r}: "
+                f"{self.decoder.unavailable[options.join]}"
+            )
+        if self.toolbox and options.guide != Guide.OFF:
+            raise ValueError(f"guide: expected 'off' beside tools (guides know only tags), got {str(options.guide)!r}")
+        check_templates(self._format(options), options)
 
-    def _prompt(self, question: Question, name: str) -> list[int]:
+    def _format(self, options: Options) -> PromptFormat:
+        """The templates of an episode: the model's own, or the default ones for its guide."""
+        planned = options.guide == Guide.PLAN
+        if self.own_prompts is not None or planned == (self.options.guide == Guide.PLAN):
+            return self.prompts
+        return self._other_prompts
+
+    @functools.cached_property
+    def _other_prompts(self) -> PromptFormat:
+        """The default templates with the guide "plan", where this sampler's own episodes have another one, or v.v."""
+        return prompts_for(self.tokenizer, default=ORGANIZE if self.options.guide == Guide.PLAN else PLAN)
+
+    def _prompt(self, question: Question, name: str, options: Options | None = None) -> list[int]:
         """The tokens that open an episode. Raises ValueError if the cache or the model cannot hold them."""
+        options = options if options is not None else self.options
         turns(question, name)
         try:
-            if self.options.answer == AnswerForm.TEXT:
+            if options.answer == AnswerForm.TEXT:
                 schemas = self.toolbox.schemas if self.toolbox else ()
                 tokens = self.codec.encode(reply_parts(self.tokenizer, question, schemas))
                 if not tokens:
                     raise ValueError("expected at least one token, got none")
             else:
-                tokens = self.prefixes.encode(opening(self.options), question=question)
+                tokens = self.prefixes.encode(opening(options), question=question, prompts=self._format(options))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         check_length(tokens, name, self.cache, self.decoder.max_length)

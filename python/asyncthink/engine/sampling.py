@@ -43,13 +43,15 @@ def forbid(logits: Tensor, masks: Tensor, rows: Sequence[int] | None = None) -> 
     expected = (len(rows), -(-vocabulary // 32))
     if masks.dtype != torch.int32 or masks.shape != expected:
         raise ValueError(f"masks: expected int32 {list(expected)}, got {masks.dtype} {list(masks.shape)}")
-    bits = torch.arange(32, dtype=torch.int32, device=masks.device)
-    allowed = (masks[:, :, None] >> bits).bitwise_and_(1).bool().reshape(len(rows), -1)[:, :vocabulary]
-    if not (drawable := allowed.any(1)).all():
-        raise ValueError(
-            f"masks: expected an allowed token in each row, got none in row {rows[drawable.tolist().index(False)]}"
-        )
-    forbidden = ~allowed.to(logits.device)
+    used = masks.clone()
+    if spare := -vocabulary % 32:  # the last word's bits from V on
+        used[:, -1] &= 2 ** (32 - spare) - 1
+    if not (drawable := used.any(1)).all():
+        row = rows[drawable.tolist().index(False)]
+        raise ValueError(f"masks: expected an allowed token in each row, got none in row {row}")
+    codes = used.to(logits.device).view(torch.uint8)
+    of_byte = (torch.arange(256, device=logits.device)[:, None] >> torch.arange(8, device=logits.device)) & 1 == 0
+    forbidden = of_byte[codes.int()].flatten(1)[:, :vocabulary]
     if len(rows) == count and list(rows) == list(range(count)):
         return logits.masked_fill(forbidden, -torch.inf)
     chosen = torch.tensor(rows, dtype=torch.int64, device=logits.device)

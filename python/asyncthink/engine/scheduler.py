@@ -90,6 +90,12 @@ class Scheduler:
         self._full = True
         return self.waiting[0]
 
+    def withdraw(self) -> list[Job]:
+        """Move all running episodes, in their order, to the front of the waiting ones and return them."""
+        paused, self.running = self.running, []
+        self.waiting.extendleft(reversed(paused))
+        return paused
+
     def retire(self) -> None:
         """Remove the running episodes that are done."""
         left = [run for run in self.running if not run.done]

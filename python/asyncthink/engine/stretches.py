@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -135,10 +136,14 @@ class Stretch:
 
 
 class Stretches:
-    """The K/V of all stretches in one cache, least recently used first. Callers hold the decoder's gate."""
+    """The K/V of all stretches in one cache, least recently used first. Callers hold the decoder's gate.
 
-    def __init__(self, cache: TreeCache) -> None:
+    ``version`` is the decoder's :meth:`Decoder.weights_version`.
+    """
+
+    def __init__(self, cache: TreeCache, version: Callable[[], int]) -> None:
         self.cache = cache
+        self._version, self._computed_under = version, version()
         self.kept: OrderedDict[Stretch, None] = OrderedDict()
 
     def keep(self, stretch: Stretch, branch: Branch) -> None:
@@ -175,6 +180,13 @@ class Stretches:
         """Release the K/V of all stretches that no running job needs."""
         while self.evict():
             pass
+
+    def drop_stale(self) -> None:
+        """After a change of the weights, release what was computed under others."""
+        version = self._version()
+        if version != self._computed_under:
+            self.clear()
+            self._computed_under = version
 
     def cut(self, stretch: Stretch, length: int) -> None:
         """Keep the K/V of at most the first ``length`` tokens."""

@@ -119,6 +119,7 @@ class ThreadJob:
     def start(self) -> None:
         if self.done:  # ended before the engine took it
             return
+        self._pool.drop_stale()
         target, stretch = self.target, self.target.stretch
         self.agents = [Reader(s, stop, s.start) for s, stop in self._needed() if s is not stretch] + [target]
         for reader in self.agents:

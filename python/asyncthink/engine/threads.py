@@ -39,9 +39,8 @@ class Threads:
     def __init__(self, engine: LocalEngine, tokenizer: Any, codec: Codec) -> None:
         self.engine, self.tokenizer, self.codec = engine, tokenizer, codec
         self.gate = engine.gate
-        self.pool = Stretches(engine.decoder.cache)
+        self.pool = Stretches(engine.decoder.cache, engine.decoder.weights_version)
         self.stepper = Stepper(engine)
-        self._weights = engine.decoder.weights_version()
         engine.spares.append(self.pool)
 
     def open(self, prompt: Question) -> Thread:
@@ -146,7 +145,8 @@ class Threads:
                 for state, own in zip(states, sets, strict=True)
                 for length in [state.stretch.length]
             ]  # fmt: skip
-            self._begin(states, [[job] for job in jobs])
+            for state, job in zip(states, jobs, strict=True):
+                state.jobs = [job]
         try:
             yield jobs
         finally:
@@ -177,7 +177,7 @@ class Threads:
                 stretch.users[state] = WHOLE
                 reader = Reader(stretch, stretch.length, length - 1, state.number, scores=True)
                 jobs.append(Scoring(reader, self.pool, self.engine.prefixes, SamplingParams(), tokens))
-            self._begin([state], [jobs])
+            state.jobs = list(jobs)
         try:
             yield jobs
         finally:
@@ -186,16 +186,6 @@ class Threads:
                 for job in jobs:
                     self.pool.release(job.target.stretch, state)
         _raise([state], jobs)
-
-    def _begin(self, states: Sequence[ThreadState], jobs: Sequence[Sequence[ThreadJob]]) -> None:
-        """K/V of other weights go; the threads are busy."""
-        self.engine.prefixes.drop_stale()
-        version = self.engine.decoder.weights_version()
-        if version != self._weights:
-            self.pool.clear()
-            self._weights = version
-        for state, own in zip(states, jobs, strict=True):
-            state.jobs = list(own)
 
     def _end(self, states: Sequence[ThreadState], jobs: Sequence[ThreadJob]) -> None:
         self.engine.abandon([job for job in jobs if not job.done])

@@ -1,8 +1,7 @@
 """Tools that agents may call: Python functions, run on threads of their own, beside the steps of the model.
 
 >>> def double(x: int) -> int:
-...     '''
-...     Twice a number.
+...     '''Twice a number.
 ...
 ...     Args:
 ...         x: The number.
@@ -21,11 +20,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from jsonschema import Draft202012Validator
 from transformers.utils.chat_template_utils import get_json_schema
 
+from asyncthink.episode.core import EpisodeCore
 from asyncthink.protocol.calls import ToolCall
 from asyncthink.protocol.chat import ChatPrompts
 from asyncthink.protocol.codec import Codec
@@ -33,8 +33,12 @@ from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.protocol.rendering import Schemas
 from asyncthink.protocol.tool_format import ToolFormat, tool_format
 
-if TYPE_CHECKING:
-    from asyncthink.engine.run import EpisodeRun
+
+class Calling(Protocol):
+    """An episode whose agents may wait for tools."""
+
+    core: EpisodeCore
+    calls: dict[int, Pending]  # by the agent that waits
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,9 @@ class Tool:
     """A function that agents may call.
 
     Its name, the types of its parameters and its docstring (a sentence, then ``Args:`` with a line for each parameter)
-    become the JSON schema that the model reads. It may be called from several threads at once, and must not wait for the sampler
-    that calls it. What it returns is told
-    as text (as JSON if it is no string); what it raises is told as an error.
+    become the JSON schema that the model reads. It may be called from several threads at once, and must not wait for
+    the sampler that calls it. What it returns is told as text (as JSON if it is no string); what it raises is told as
+    an error.
 
     Args:
         function: the function.
@@ -187,7 +191,7 @@ def declared(prompts: PromptFormat, schemas: Schemas) -> ChatPrompts:
     return prompts.with_tools(schemas)
 
 
-def results(run: EpisodeRun) -> Iterator[tuple[int, str]]:
+def results(run: Calling) -> Iterator[tuple[int, str]]:
     """(agent, text) of the calls of an episode that are over, in the order of the agents. Each is given once."""
     for number, pending in sorted(run.calls.items()):
         text = pending.result()
@@ -196,7 +200,7 @@ def results(run: EpisodeRun) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def wait_for_result(runs: Sequence[EpisodeRun]) -> bool:
+def wait_for_result(runs: Sequence[Calling]) -> bool:
     """Block until a tool has replied, or its time or an episode's is over. False if no agent waits for a tool."""
     waiting = [
         (run, pending)

@@ -9,21 +9,16 @@ from asyncthink.episode.joins import splice_of, spliced_joins
 from asyncthink.episode.options import JoinMode
 from asyncthink.episode.speaker import Speaker
 from asyncthink.episode.wishes import Begin, Feed, Fork, Wish
+from asyncthink.protocol.prompts import worker_template
 
 
 def contexts(core: EpisodeCore) -> list[Wish]:
-    """Wishes that rebuild the current contexts of all agents that need one.
-
-    An agent needs its context until it is done; a done worker while a join has read its K/V, or will read it.
-    """
-    joined = {join.worker for speaker in core.speakers for join in speaker.trace.joins}
-    read = {join.worker for speaker in core.speakers if not speaker.done for join in spliced_joins(speaker)}
-    if core.options.join != JoinMode.EXACT:
-        read |= {worker.number for worker in core.workers.values() if worker.trace.returned} - joined
+    """Wishes that rebuild the current contexts of all agents that need one."""
     wishes: list[Wish] = []
+    needed = _needed(core)
     first_root: Speaker | None = None  # the first agent without a parent; later ones fork from its prompt
     for speaker in core.speakers:
-        if speaker.done and speaker.number not in read:
+        if speaker.number not in needed:
             continue
         if speaker.trace.parent is not None and speaker.offset:
             known = 0
@@ -34,10 +29,28 @@ def contexts(core: EpisodeCore) -> list[Wish]:
         else:
             first_root = first_root or (speaker if speaker.trace.parent is None else None)
             known = speaker.prompt_tokens
-            name = "worker_isolated" if speaker.trace.role == "worker" else speaker.trace.role
+            worker = worker_template("isolated", speaker.parser.may_fork)
+            name = worker if speaker.trace.role == "worker" else speaker.trace.role
             wishes.append(Begin(speaker.number, speaker.trace.tokens[:known], name))
         wishes += _rest(speaker, known, core.speakers)
     return wishes
+
+
+def _needed(core: EpisodeCore) -> set[int]:
+    """The agents that need their contexts: those that run, and done workers whose K/V a join has read, or will read.
+
+    A done worker's context may itself hold K/V of its own workers, and so on down the tree.
+    """
+    needed = {speaker.number for speaker in core.speakers if not speaker.done}
+    if core.options.join != JoinMode.EXACT:
+        joined = {join.worker for speaker in core.speakers for join in speaker.trace.joins}
+        unread = [worker for worker in core.workers.values() if worker.number not in joined and worker.trace.returned]
+        needed |= {worker.number for worker in unread if worker.trace.parent in needed}
+    new = needed
+    while new:
+        new = {join.worker for number in new for join in spliced_joins(core.speakers[number])} - needed
+        needed |= new
+    return needed
 
 
 def _rest(speaker: Speaker, first: int, speakers: Sequence[Speaker]) -> list[Wish]:

@@ -11,14 +11,17 @@ from collections.abc import Callable, Sequence
 
 from asyncthink.episode.joins import enter
 from asyncthink.episode.modes import STRATEGIES, opening
-from asyncthink.episode.options import Context, Options
+from asyncthink.episode.options import Context, Guide, Options
 from asyncthink.episode.params import SamplingParams
+from asyncthink.episode.plan import GUIDES
 from asyncthink.episode.recorder import Listener, Recorder
 from asyncthink.episode.records import Episode, ToolUse, Trace
 from asyncthink.episode.speaker import Speaker, Texts
 from asyncthink.episode.tools import ToolTexts
 from asyncthink.episode.wishes import Begin, Call, Feed, Fork, Release, Wish
 from asyncthink.protocol.calls import ToolCall
+from asyncthink.protocol.guide import Rule
+from asyncthink.protocol.prompts import worker_template
 from asyncthink.protocol.tags import BUDGET_EXCEEDED, POOL_OVERFLOW, Action, Answer, FormatError, Return
 from asyncthink.protocol.tags import Fork as ForkTag
 from asyncthink.protocol.tags import Join as JoinTag
@@ -33,12 +36,15 @@ class EpisodeCore:
         question: the question, as the record shows it.
         prompt: tokens of the filled template that opens the episode, at least one.
         params: limits: ``max_tokens``, ``max_episode_tokens``, ``stop``, ``timeout``.
-        options: mode, pool, context, join, aggregate.
+        options: mode, pool, context, join, aggregate, guide.
         texts: prompts, detokenizing, and the tokens of a join.
         max_length: positions of the model; None where there is no limit.
         listener: called with every event as it happens.
         tools: the model's format of tool calls; None: what looks like a call is text.
         clock: returns seconds; the record's times are differences of it.
+
+    Raises:
+        ValueError: a guide, and limits under which it cannot lead to an answer.
     """
 
     def __init__(
@@ -56,13 +62,14 @@ class EpisodeCore:
     ) -> None:
         self.params, self.options, self.strategy = params, options, STRATEGIES[options.mode]
         organized = (str(options.mode), str(options.context), str(options.join))
-        self.episode = Episode(question, *organized, options.pool, params.seed)
+        self.episode = Episode(question, *organized, options.pool, params.seed, depth=options.depth)
         self.record = Recorder(self.episode, listener, clock)
         self.speakers: list[Speaker] = []
-        self.workers: dict[int, Speaker] = {}  # by the i of <FORK-i>
+        self.workers: dict[tuple[int, int], Speaker] = {}  # by the parent's number and the i of <FORK-i>
         self.done = False
-        self.prompt, self._texts, self._max_length, self._tools = prompt, texts, max_length, tools
+        self.prompt, self.texts, self.max_length, self._tools = prompt, texts, max_length, tools
         self._wishes: list[Wish] = []
+        self.guide = GUIDES[options.guide](self) if options.guide in GUIDES else None
 
     # -- called by the engine -------------------------------------------------------------------------------------
 
@@ -78,6 +85,7 @@ class EpisodeCore:
             else:  # each agent computes the last token itself: its first draw needs those logits
                 self._wish(Fork(number, 0, len(tokens) - 1), Feed(number, tokens[-1:]))
             self.record.event("start", speaker, text=self.episode.question)
+        self._lead_all()
         return self._take_wishes()
 
     def accept(self, agent: int, token: int, logprob: float) -> list[Wish]:
@@ -85,7 +93,9 @@ class EpisodeCore:
         speaker = self.speakers[agent]
         if speaker.done or self.done:
             return []
-        ended = token in self._texts.stop_ids
+        if speaker.rule is not None:
+            speaker.trace.ruled(speaker.rule)
+        ended = token in self.texts.stop_ids
         call = self._read_call(speaker, "", ended) if ended else None
         piece = "" if ended and call is None else speaker.stream.push(token)
         speaker.trace.add(token, True, logprob, self.record.step, piece)
@@ -101,7 +111,23 @@ class EpisodeCore:
             self._check_limits(speaker, len(piece))
         if call := call or self._read_call(speaker, piece, ended):
             self._call(speaker, call)
-        return [wish for wish in self._take_wishes() if wish is not feed or not speaker.done]
+        read = not speaker.done  # whether the token is read: by the agent, or by a join of what it returns
+        self._lead(speaker)
+        return [wish for wish in self._take_wishes() if wish is not feed or read]
+
+    def rule(self, agent: int) -> Rule | None:
+        """What ``agent`` may draw next, to be asked before its draw; None where there is no guide."""
+        speaker = self.speakers[agent]
+        speaker.rule = None if self.guide is None else self.guide.rule(speaker)
+        return speaker.rule
+
+    def may_fork(self, speaker: Speaker) -> bool:
+        """Whether this agent may have workers."""
+        return speaker.parser.may_fork
+
+    def free_seats(self) -> int:
+        """How many more workers may live now."""
+        return self.options.pool - 1 - sum(not worker.done for worker in self.workers.values())
 
     def told(self, agent: int, text: str) -> list[Wish]:
         """The tool that ``agent`` waits for gave ``text``. Late results, after the agent's end, are ignored."""
@@ -131,7 +157,8 @@ class EpisodeCore:
             return self.end("cancelled")
         if self.params.timeout is not None and self.record.now() > self.params.timeout:
             return self.end("timeout")
-        return []
+        self._lead_all()
+        return self._take_wishes()
 
     def end(self, reason: str) -> list[Wish]:
         """End the episode from outside."""
@@ -146,7 +173,7 @@ class EpisodeCore:
         if isinstance(action, ForkTag):
             self._fork(speaker, action)
         elif isinstance(action, JoinTag):
-            worker = speaker.waiting_for = self.workers[action.index]
+            worker = speaker.waiting_for = self.workers[speaker.number, action.index]
             if worker.done:
                 self._join(speaker)
             else:
@@ -163,24 +190,27 @@ class EpisodeCore:
             self._fail(speaker, action)
 
     def _fork(self, parent: Speaker, action: ForkTag) -> None:
-        live = sum(not worker.done for worker in self.workers.values())
-        if live >= self.options.pool - 1:
+        if (seats := self.free_seats()) <= 0:
+            live = self.options.pool - 1 - seats
             detail = f"<FORK-{action.index}> with {live} live workers, pool {self.options.pool}"
             self._fail(parent, parent.parser.fail(POOL_OVERFLOW, detail))
             return
         number, shared = len(self.speakers), self.options.context == Context.SHARED
         trace = Trace(number, "worker", parent.number, action.index, len(parent.trace.tokens))
         worker = self._add(trace, parent.length if shared else 0)
-        name = f"worker_{self.options.context}"
-        tokens = self._texts.prompt(name, action.subquery)
+        name = worker_template(str(self.options.context), worker.parser.may_fork)
+        planned = self.options.guide == Guide.PLAN  # a line of its own, with the newline that ended it
+        tokens = self.texts.prompt(name, action.subquery.strip() if planned else action.subquery)
         worker.prompt(tokens, self.record.step)
         if shared:
             self._wish(Fork(number, parent.number, parent.length), Feed(number, tokens))
         else:
             self._wish(Begin(number, tokens, name))
-        self.workers[action.index] = worker
+        self.workers[parent.number, action.index] = worker
         self.record.event("fork", parent, action.index, number, action.subquery)
-        if self._full(worker.length):
+        if self.guide is not None:
+            self._lead(worker) if self.guide.fits(worker) else self._give_up(worker, "length")
+        elif self._full(worker.length):
             self._run_out(worker)
 
     def _join(self, speaker: Speaker) -> None:
@@ -189,8 +219,10 @@ class EpisodeCore:
         assert worker is not None
         assert worker.trace.fork_index is not None
         index, trace = worker.trace.fork_index, worker.trace
-        insert = self._texts.insert(index, worker.stream, trace.tokens, worker.returned)
-        if self._full(speaker.length + insert.length + len(insert.closing)):
+        insert = self.texts.insert(index, worker.stream, trace.tokens, worker.returned)
+        if self.guide is not None:
+            insert = self.guide.fit(speaker, insert)
+        elif self._full(speaker.length + insert.length + len(insert.closing)):
             self._run_out(speaker)
             return
         join, wishes = enter(speaker, worker, insert, str(self.options.join))
@@ -205,7 +237,7 @@ class EpisodeCore:
 
     def _read_call(self, speaker: Speaker, piece: str, ended: bool) -> ToolCall | None:
         """The call that the agent's last token completes. Inside of a tag, and behind its end, calls are text."""
-        if self._tools is None or self.done or not speaker.draws or speaker.parser.inside:
+        if self._tools is None or self.done or not speaker.draws or speaker.parser.open is not None:
             return None
         return self._tools.read(speaker.turn, piece, ended)
 
@@ -240,6 +272,8 @@ class EpisodeCore:
         params = self.params
         if speaker.ends_in(params.stop, new):
             self._close(speaker, "stop")
+        elif self.guide is not None:
+            return  # it leads the agent to its end in time
         elif speaker.trace.decoded >= params.max_tokens:
             self._fail(speaker, speaker.parser.fail(BUDGET_EXCEEDED, f"{params.max_tokens} tokens"), "budget")
         elif params.max_episode_tokens is not None and self.episode.total_tokens >= params.max_episode_tokens:
@@ -255,15 +289,19 @@ class EpisodeCore:
 
     def _full(self, length: int) -> bool:
         """Whether a context of ``length`` tokens leaves no position for another one."""
-        return self._max_length is not None and length >= self._max_length
+        return self.max_length is not None and length >= self.max_length
 
     def _run_out(self, speaker: Speaker) -> None:
         """The model has no position left for the agent's next token."""
-        error = speaker.parser.fail(BUDGET_EXCEEDED, f"{self._max_length} positions of the model")
+        error = speaker.parser.fail(BUDGET_EXCEEDED, f"{self.max_length} positions of the model")
         self._fail(speaker, error, "length")
 
     def _close(self, speaker: Speaker, reason: str) -> None:
-        """The agent stopped by itself. A missing or open tag is a format error."""
+        """The agent stopped by itself. A missing or open tag is a format error, but not under a guide."""
+        if self.guide is not None:
+            result = speaker.parser.conclude()
+            self._give_up(speaker, reason) if result is None else self._act(speaker, result)
+            return
         for action in speaker.parser.close():
             if isinstance(action, FormatError):
                 self._fail(speaker, action, reason)
@@ -293,7 +331,7 @@ class EpisodeCore:
         self.strategy.gave_up(self, speaker, reason)
 
     def _end(self, speaker: Speaker, reason: str) -> None:
-        """End the agent. An organizer that waits for it gets its return, which may be empty."""
+        """End the agent and its own workers. A parent that waits for it gets its return, which may be empty."""
         if speaker.done:
             return
         speaker.done = True
@@ -303,12 +341,25 @@ class EpisodeCore:
         speaker.trace.text = speaker.text
         if speaker.trace.parent is None or self.done:
             return
+        self._cancel_workers(speaker)
         if not speaker.trace.returned:  # no join can read its context
             self._wish(Release(speaker.number))
         parent = self.speakers[speaker.trace.parent]
+        if parent.done:  # it has cancelled this worker
+            return
         self.record.event("return", speaker, speaker.trace.fork_index, parent.number, speaker.trace.returned or "")
         if parent.waiting_for is speaker:
             self._join(parent)
+            self._lead(parent)
+
+    def _cancel_workers(self, parent: Speaker) -> None:
+        """``parent`` has ended: nobody joins its workers any more, as nobody does when the organizer has answered."""
+        for worker in [self.workers[number, i] for number, i in self.workers if number == parent.number]:
+            if not worker.done:
+                self.record.event("stop", worker, worker.trace.fork_index, text="cancelled")
+                self._end(worker, "cancelled")
+            else:
+                self._wish(Release(worker.number))
 
     def finish(self, reason: str, answer: str | None = None) -> None:
         """End the episode. Agents that still run end as "cancelled"; all contexts are released."""
@@ -322,11 +373,30 @@ class EpisodeCore:
         self.record.finish(reason, answer)
         self._wishes = [Release(speaker.number) for speaker in self.speakers]
 
+    # -- what the guide inserts -----------------------------------------------------------------------------------
+
+    def _lead_all(self) -> None:
+        """Lead the agents whose text to insert has changed with the tokens that the episode has left."""
+        if self.guide is not None and (self.guide.tick() or not self.record.step):
+            for speaker in sorted(self.speakers, key=lambda speaker: -speaker.number):  # workers before who joins them
+                self._lead(speaker)
+
+    def _lead(self, speaker: Speaker) -> None:
+        """Insert what is due for the agent before it draws again. The tags in it act."""
+        while self.guide is not None and not self.done and speaker.draws and (text := self.guide.due(speaker)):
+            for token in self.texts.literal(text):
+                piece = speaker.force(token, self.record.step)
+                self.record.token(speaker, piece, drawn=False)
+                self._wish(Feed(speaker.number, [token]))
+                for action in speaker.parser.feed(piece):
+                    self._act(speaker, action)
+
     # -- bookkeeping ----------------------------------------------------------------------------------------------
 
     def _add(self, trace: Trace, offset: int) -> Speaker:
-        before = [] if trace.parent is None or not offset else self.speakers[trace.parent].trace.tokens
-        speaker = Speaker(trace, self._texts.stream(before), offset)
+        parent = None if trace.parent is None else self.speakers[trace.parent]
+        before = parent.trace.tokens if parent is not None and offset else []
+        speaker = Speaker(trace, self.texts.stream(before), offset, parent, self.options.depth)
         self.speakers.append(speaker)
         self.episode.traces.append(trace)
         return speaker

@@ -16,6 +16,7 @@ from typing import Any
 from asyncthink.episode.critical_path import critical_path
 from asyncthink.episode.options import Context, JoinMode, Mode
 from asyncthink.files import write_whole
+from asyncthink.protocol.guide import Rule
 from asyncthink.protocol.tags import Role
 
 #: Kinds of :class:`Event`.
@@ -31,7 +32,7 @@ FINISHES = (
 
 @dataclass(slots=True)
 class Event:
-    """One thing that happened to one agent.
+    """One thing that happened to one agent. A worker whose parent ended before it has a "stop": it was cancelled.
 
     ``step`` counts forward passes since the episode was admitted; ``time`` is seconds since then. ``index`` is the i of
     ``<FORK-i>`` / ``<JOIN-i>``; ``peer`` is the other agent (the worker of a fork or join, the organizer of a return).
@@ -59,7 +60,7 @@ class TokenEvent:
 
 @dataclass(slots=True)
 class Join:
-    """A worker's return as it entered the organizer: ``tokens[at : at + length]`` of the organizer's trace.
+    """A worker's return as it entered its parent: ``tokens[at : at + length]`` of the parent's trace.
 
     ``source`` is the half-open range of the worker's own ``tokens`` whose K/V was joined at ``at + lead`` (``append``,
     ``link``); ``None`` when all of the text was prefilled (``exact``, or no token is wholly inside the text). The
@@ -99,6 +100,9 @@ class Trace:
     ``sampled[k]`` is True when token k was drawn by this agent; ``logprobs[k]`` is then its natural-log probability
     under softmax(logits / temperature), before top-k, top-p and min-p (0.0 when inserted); ``steps[k]`` is the step
     that drew or inserted it; ``pieces[k]`` is the text it added. ``text`` is the text after the prompt.
+
+    Under a guide, ``forced`` are the numbers of the tokens that the guide inserted for the agent: they act as tags, and
+    are no more ``sampled`` than a prompt. ``rules`` are (k, the rule under which token k and later ones were drawn).
     """
 
     agent: int
@@ -116,6 +120,8 @@ class Trace:
     returned: str | None = None
     finish: str = ""  # one of FINISHES
     tools: list[ToolUse] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)
+    rules: list[tuple[int, Rule]] = field(default_factory=list)
 
     def add(self, token: int, sampled: bool, logprob: float, step: int, piece: str = "") -> None:
         self.tokens.append(token)
@@ -123,6 +129,11 @@ class Trace:
         self.logprobs.append(logprob)
         self.steps.append(step)
         self.pieces.append(piece)
+
+    def ruled(self, rule: Rule) -> None:
+        """The next token is drawn under ``rule``."""
+        if not self.rules or self.rules[-1][1] != rule:
+            self.rules.append((len(self.tokens), rule))
 
     @property
     def decoded(self) -> int:
@@ -134,7 +145,8 @@ class Trace:
 class Episode:
     """One query, its traces, its answer.
 
-    ``mode``, ``context`` and ``join_mode`` are values of the enumerations in :mod:`asyncthink.episode.options`.
+    ``mode``, ``context`` and ``join_mode`` are values of the enumerations in :mod:`asyncthink.episode.options`;
+    ``depth`` is the most levels of workers.
     ``critical_path_seconds`` runs from admission to the answer,
     prefill included; ``wall_seconds`` also counts the wait for admission. ``step_times[s]`` is the end of step s in
     seconds since admission. ``kv_bytes_shared`` is what workers (and ``link`` joins) read in place instead of owning a
@@ -162,6 +174,7 @@ class Episode:
     meta: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     prefix_tokens: int = 0
+    depth: int = 1
 
     @property
     def total_tokens(self) -> int:
@@ -180,8 +193,8 @@ class Episode:
     def critical_path_tokens(self) -> int:
         """Longest chain of drawn tokens through forks and joins (AsyncThink, arXiv 2510.26658, section 2.3).
 
-        A worker starts at its organizer's clock, a join waits for the later of the two. Inserted tokens cost nothing.
-        In ``parallel`` mode the traces are independent and the longest one counts.
+        A worker starts at the clock of the agent that forks it, a join waits for the later of the two. Inserted tokens
+        cost nothing. In ``parallel`` mode the traces are independent and the longest one counts.
         """
         if self.mode == Mode.PARALLEL:
             return max((trace.decoded for trace in self.traces), default=0)
@@ -194,7 +207,11 @@ class Episode:
         return self.total_tokens / path if path else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """As JSON. A depth of 1 is left out: the file of such an episode is the one that it always was."""
+        data = dataclasses.asdict(self)
+        if self.depth == 1:
+            del data["depth"]
+        return data
 
     def save(self, path: str | Path) -> None:
         write_whole(path, json.dumps(self.to_dict()))
@@ -214,4 +231,5 @@ class Episode:
 def _trace(data: dict[str, Any]) -> Trace:
     joins = [Join(**{**j, "source": tuple(j["source"]) if j["source"] else None}) for j in data.get("joins", [])]
     tools = [ToolUse(**use) for use in data.get("tools", [])]
-    return Trace(**{**data, "joins": joins, "tools": tools})
+    rules = [(first, Rule.from_dict(rule)) for first, rule in data.get("rules", [])]
+    return Trace(**{**data, "joins": joins, "tools": tools, "rules": rules})

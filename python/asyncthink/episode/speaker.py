@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from asyncthink.episode.records import Trace
+from asyncthink.episode.tree import worker_name
 from asyncthink.protocol.calls import ToolCall
+from asyncthink.protocol.guide import Rule
 from asyncthink.protocol.parser import Parser
 
 
@@ -66,6 +68,10 @@ class Texts(Protocol):
         """The text of tokens that will follow ``context``."""
         ...
 
+    def literal(self, text: str) -> list[int]:
+        """The tokens of a text of tags and newlines that is inserted into a context; tags may be control tokens."""
+        ...
+
     def insert(self, index: int, stream: Stream, tokens: Sequence[int], returned: tuple[int, int]) -> Insert:
         """The tokens of a join of worker ``index``.
 
@@ -75,15 +81,26 @@ class Texts(Protocol):
 
 
 class Speaker:
-    """An agent of a running episode. ``offset`` tokens of its parent's context stand in front of ``trace.tokens``."""
+    """An agent of a running episode. ``offset`` tokens of its parent's context stand in front of ``trace.tokens``.
 
-    def __init__(self, trace: Trace, stream: Stream, offset: int) -> None:
+    ``parent`` is the agent that forked it, None for those that begin an episode. ``depth`` is the most levels of
+    workers: a worker below that level may fork.
+    """
+
+    def __init__(
+        self, trace: Trace, stream: Stream, offset: int, parent: Speaker | None = None, depth: int = 1
+    ) -> None:
         self.trace = trace
         self.stream = stream
         self.offset = offset
-        self.parser = Parser(trace.role)
+        self.parent = parent
+        self.path: tuple[int, ...] = ()  # the i of the <FORK-i> from the organizer down to this agent
+        if parent is not None and trace.fork_index is not None:
+            self.path = (*parent.path, trace.fork_index)
+        self.parser = Parser(trace.role, may_fork=len(self.path) < depth)
         self.waiting_for: Speaker | None = None
         self.call: ToolCall | None = None  # the agent waits for its result
+        self.rule: Rule | None = None  # of the token that is being drawn
         self.done = False
         self.prompt_tokens = self.prompt_chars = 0
         self.turn_chars = 0  # characters before what it drew since its prompt, or since the last insertion
@@ -95,8 +112,8 @@ class Speaker:
 
     @property
     def name(self) -> str:
-        """The agent's name in format errors."""
-        return f"worker {self.trace.fork_index}" if self.trace.role == "worker" else self.trace.role
+        """The agent's name in format errors: "organizer", "worker 2", and "worker 2.1" for worker 1 of worker 2."""
+        return worker_name(self.path) if self.trace.role == "worker" else self.trace.role
 
     @property
     def length(self) -> int:
@@ -149,6 +166,13 @@ class Speaker:
         """Add an inserted token. Its text never acts as a tag."""
         piece = self.stream.push(token)
         self.parser.insert(piece)
+        self.trace.add(token, False, 0.0, step, piece)
+        return piece
+
+    def force(self, token: int, step: int) -> str:
+        """Add a token that a guide inserts. Its text acts once the parser reads it."""
+        piece = self.stream.push(token)
+        self.trace.forced.append(len(self.trace.tokens))
         self.trace.add(token, False, 0.0, step, piece)
         return piece
 

@@ -30,6 +30,7 @@ PARTS = {
     "transformers": "the rest of the model",
     "plan": "plan",
     "schedule": "schedule",
+    "guide": "token masks of a guide",
     "draw": "draw tokens",
     "parse": "parse and record",
     "rest": "the rest of the sampler",
@@ -45,7 +46,7 @@ _EVENTS = {
     "asyncthink::append_kv": "append",
     f"{PREFIX}model": "transformers",
     _STEP: "rest",
-} | {f"{PREFIX}{part}": part for part in ("plan", "schedule", "draw", "parse")}
+} | {f"{PREFIX}{part}": part for part in ("plan", "schedule", "guide", "draw", "parse")}
 """Name of an event -> the part that its own time belongs to."""
 
 _WARM = 3  # steps before any is timed

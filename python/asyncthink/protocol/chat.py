@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import Question, turns
-from asyncthink.protocol.prompts import DEFAULT_INSTRUCTIONS, DEFAULT_PROMPTS, Part, PromptFormat
+from asyncthink.protocol.prompts import ORGANIZE, DefaultPrompts, Part, PromptFormat
 from asyncthink.protocol.rendering import Schemas, provenance, render
 
 _MARK = "(the organizer's words)"
-_SLOTS = {"organizer": "question", "solo": "question", "worker_isolated": "subquery"}
+_SLOTS = {
+    "organizer": "question",
+    "solo": "question",
+    "worker_isolated": "subquery",
+    "forking_worker_isolated": "subquery",
+}
 _SYSTEM = ("system", "developer")
 
 
-def prompts_for(tokenizer: Any, saved: PromptFormat | None = None) -> PromptFormat:
+def prompts_for(tokenizer: Any, saved: PromptFormat | None = None, default: DefaultPrompts = ORGANIZE) -> PromptFormat:
     """The templates for a model, from its tokenizer alone: no file, no network.
 
-    These are ``saved`` (those of the checkpoint) if given, else the default ones in the tokenizer's chat format. If the
-    tokenizer has no chat template, they are the default ones as plain text, after the tokens that the tokenizer adds to
+    These are ``saved`` (those of the checkpoint) if given, else ``default`` in the tokenizer's chat format, with its
+    instructions as the system turn (:func:`chat_prompts`). If the
+    tokenizer has no chat template, they are ``default`` as plain text, after the tokens that the tokenizer adds to
     a text (its begin-of-text token), so that the ids are those of ``tokenizer(text)``.
     """
     if saved is not None:
         return saved
     if getattr(tokenizer, "chat_template", None):
-        return chat_prompts(tokenizer, DEFAULT_PROMPTS, DEFAULT_INSTRUCTIONS)
-    codec, p = Codec(tokenizer), DEFAULT_PROMPTS
-    organizer, isolated, solo = (_begun(codec, text) for text in (p.organizer, p.worker_isolated, p.solo))
-    return PromptFormat(organizer, p.worker_shared, isolated, solo)
+        return chat_prompts(tokenizer, default.plain, default.instructions)
+    codec, p = Codec(tokenizer), default.plain
+    begun = {name: _begun(codec, getattr(p, name)) for name in _SLOTS if getattr(p, name) is not None}
+    return dataclasses.replace(p, **begun)
 
 
 def reply_parts(tokenizer: Any, question: Question, tools: Schemas = ()) -> list[Part]:
@@ -50,8 +57,10 @@ def reply_parts(tokenizer: Any, question: Question, tools: Schemas = ()) -> list
             f"got {len(conversation)} messages"
         )
     said = conversation[0][1]
-    begun = _begun(Codec(tokenizer), said)
-    return [part for part in ((begun.removesuffix(said), True), (said, False)) if part[0]]
+    probe = said or "x"  # of an empty text one could not tell what stands before it from what stands behind
+    begin = _begun(Codec(tokenizer), probe).removesuffix(probe)
+    begin = begin if said else begin.rstrip()
+    return [part for part in ((begin, True), (said, False)) if part[0]]
 
 
 def _begun(codec: Codec, template: str) -> str:
@@ -77,9 +86,9 @@ def chat_prompts(
     plain template.
 
     A worker with shared context starts in the middle of the organizer's turn. So ``worker_shared`` becomes the end of
-    that turn, a user turn with the instructions, and the beginning of the assistant's turn. Templates with a switch for
-    the model's own thinking have it off. ``tools`` are declared as the chat template does. Raises ValueError if the
-    template alters or drops a turn.
+    that turn, a user turn with the instructions, and the beginning of the assistant's turn; so does
+    ``forking_worker_shared``. Templates with a switch for the model's own thinking have it off. ``tools`` are declared
+    as the chat template does. Raises ValueError if the template alters or drops a turn.
     """
     if instructions is not None and not _has_system_turn(tokenizer):
         instructions = None
@@ -87,7 +96,7 @@ def chat_prompts(
     def opening(name: str) -> list[dict[str, str]]:
         if instructions is None:
             return _messages(["user"], [getattr(prompts, name)])
-        return _messages(["system", "user"], [instructions[name], "{" + _SLOTS[name] + "}"])
+        return _with_instructions(instructions[name], _messages(["user"], ["{" + _SLOTS[name] + "}"]))
 
     def shown(messages: Sequence[Mapping[str, str]]) -> str:
         text = render(tokenizer, messages, tools, enable_thinking=False)
@@ -95,15 +104,21 @@ def chat_prompts(
             raise ValueError(f"chat template: expected it to keep the last turn, got {text!r}")
         return text
 
-    later = _messages(["assistant", "user"], [_MARK, prompts.worker_shared])
-    shared = shown([*opening("organizer"), *later])
-    if _MARK not in shared:
-        raise ValueError(f"chat template: expected it to keep the assistant's turn, got {shared!r}")
+    def continued(worker: str) -> str:
+        later = _messages(["assistant", "user"], [_MARK, worker])
+        shared = shown([*opening("organizer"), *later])
+        if _MARK not in shared:
+            raise ValueError(f"chat template: expected it to keep the assistant's turn, got {shared!r}")
+        return shared.partition(_MARK)[2]
+
+    forking = prompts.forking_worker_shared, prompts.forking_worker_isolated
     return ChatPrompts(
         organizer=shown(opening("organizer")),
-        worker_shared=shared.partition(_MARK)[2],
+        worker_shared=continued(prompts.worker_shared),
         worker_isolated=shown(opening("worker_isolated")),
         solo=shown(opening("solo")),
+        forking_worker_shared=None if forking[0] is None else continued(forking[0]),
+        forking_worker_isolated=None if forking[1] is None else shown(opening("forking_worker_isolated")),
         plain=prompts,
         tokenizer=tokenizer,
         instructions=instructions,
@@ -164,11 +179,19 @@ class ChatPrompts(PromptFormat):
         if self.instructions is None:
             plain = self.plain.fill(name, question=contents[-1], subquery=contents[-1])
             messages[-1] = {"role": "user", "content": plain}
-        elif roles[0] in _SYSTEM:
-            messages[0]["content"] = f"{self.instructions[name]}\n\n{contents[0]}"
         else:
-            messages.insert(0, {"role": "system", "content": self.instructions[name]})
+            messages = _with_instructions(self.instructions[name], messages)
         return render(self.tokenizer, messages, self.tools, enable_thinking=False)
+
+
+def _with_instructions(instructions: str, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """``messages`` with the instructions, if there are any, at the head of the system turn."""
+    if not instructions:
+        return messages
+    first, *later = messages
+    if first["role"] in _SYSTEM:
+        return [first | {"content": f"{instructions}\n\n{first['content']}"}, *later]
+    return [{"role": "system", "content": instructions}, *messages]
 
 
 def _messages(roles: Sequence[str], contents: Sequence[str]) -> list[dict[str, str]]:

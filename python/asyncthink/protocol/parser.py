@@ -12,7 +12,6 @@ from asyncthink.protocol.tags import (
     NO_ANSWER,
     NO_RETURN,
     REPEATED_JOIN,
-    TAG,
     UNCLOSED_TAG,
     UNKNOWN_JOIN,
     VOCABULARY,
@@ -24,7 +23,7 @@ from asyncthink.protocol.tags import (
     Return,
     Role,
     Span,
-    begins_tag,
+    read_tag,
 )
 
 
@@ -36,15 +35,22 @@ class Parser:
     rest of its last piece. After an Answer, a Return or a FormatError the parser is :attr:`done` and reports nothing
     more.
 
+    Args:
+        role: an organizer may fork, a solo agent may not.
+        may_fork: whether a worker may fork and join workers of its own.
+
+    Raises ValueError for another role.
+
     >>> parser = Parser("organizer")
     >>> parser.feed("<FORK-1>7 + 5</FORK") + parser.feed("-1> meanwhile")
     [Fork(index=1, subquery='7 + 5', span=Span(start=0, begin=8, end=13, stop=22, overrun=' meanwhile'))]
     """
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, may_fork: bool = False) -> None:
         if role not in VOCABULARY:
             raise ValueError(f"role: expected one of {', '.join(VOCABULARY)}, got {role!r}")
         self.role = role
+        self.may_fork = role == "organizer" or (role == "worker" and may_fork)
         self.done = False
         self.forked: set[int] = set()
         self.joined: set[int] = set()
@@ -60,9 +66,19 @@ class Parser:
         return "".join(self._pieces)
 
     @property
-    def inside(self) -> bool:
-        """Whether a tag is open."""
-        return self._open is not None
+    def tail(self) -> str:
+        """The characters of a tag that has begun, from its "<"; "" if none has."""
+        return self._tag
+
+    @property
+    def open(self) -> str | None:
+        """The opening tag that is not closed yet, such as ``<FORK-1>``."""
+        return None if self._open is None else _written(*self._open[:2])
+
+    @property
+    def inner(self) -> str:
+        """The text behind the opening tag that is not closed yet; "" if there is none."""
+        return "" if self._open is None else self.text[self._open[3] :]
 
     def insert(self, piece: str) -> None:
         """Add text that the runtime inserted. It never acts, and it never completes a tag that has begun."""
@@ -76,20 +92,9 @@ class Parser:
         actions: list[Action] = []
         read = 0  # characters of the piece
         while read < len(piece) and not self.done:
-            if not self._tag:
-                read = piece.find("<", read)
-                if read < 0:
-                    break
-            tag = self._tag + piece[read]
-            read += 1
-            if begins_tag(tag):
-                self._tag = tag
-                continue
-            self._tag = ""
-            if match := TAG.fullmatch(tag):
+            self._tag, read, match = read_tag(self._tag, piece, read)
+            if match is not None:
                 actions += self._act(match, base + read, piece[read:])
-            elif tag[-1] == "<":
-                self._tag = "<"
         return actions
 
     def close(self) -> list[Action]:
@@ -99,6 +104,15 @@ class Parser:
         if self._open is not None:
             return [self.fail(UNCLOSED_TAG, _written(*self._open[:2]))]
         return [self.fail(NO_RETURN if self.role == "worker" else NO_ANSWER)]
+
+    def conclude(self) -> Answer | Return | None:
+        """End the agent inside its answer or return, as if the closing tag stood here; None if it is in neither."""
+        if self.done or self._open is None or self._open[0] not in ("ANSWER", "RETURN"):
+            return None
+        name, _, start, begin = self._open
+        self.done, end = True, self._length
+        span = Span(start, begin, end, end)
+        return (Answer if name == "ANSWER" else Return)(self.text[begin:end], span)
 
     def fail(self, reason: str, detail: str = "") -> FormatError:
         """End the agent with a format error: the parser's own, or one that the episode core detected."""
@@ -120,7 +134,7 @@ class Parser:
         start = stop - len(match[0])
         if closing:
             return [self._close_tag(name, index, match[0], Span(start, start, start, stop, overrun))]
-        if self._open is not None or (self.role == "worker" and family):
+        if self._open is not None or (self.role == "worker" and family and not self.may_fork):
             return [self.fail(NESTED_TAG, match[0])]
         if name == "JOIN":
             return [self._join(index, Span(start, stop, stop, stop, overrun))]

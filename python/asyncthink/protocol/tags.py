@@ -3,8 +3,8 @@
 ========================================= ======================================== ==================
 text                                      what happens                             who may write it
 ========================================= ======================================== ==================
-``<FORK-i>sub-query</FORK-i>``            worker i starts on the sub-query         organizer
-``<JOIN-i>``                              the runtime inserts worker i's return    organizer
+``<FORK-i>sub-query</FORK-i>``            worker i starts on the sub-query         organizer, and a
+``<JOIN-i>``                              the runtime inserts worker i's return    worker that may fork
                                           and ``</JOIN-i>``
 ``<ANSWER>text</ANSWER>``                 the episode ends                         organizer, solo
 ``<RETURN>text</RETURN>``                 the worker ends                          worker
@@ -12,9 +12,9 @@ text                                      what happens                          
 
 i is 1 to 999 without leading zeros, names are upper case, a tag holds no spaces: ``<FORK-0>``, ``<FORK-01>``,
 ``<fork-1>``, ``<JOIN - 1>`` and ``<b>`` are text. A tag of another role is text too (``<RETURN>`` from an organizer,
-``<FORK-1>`` from a solo agent; any tag in a reply, whose whole text is the answer), with one exception: a worker cannot
-fork or join, so there FORK and JOIN tags are the format error :data:`NESTED_TAG`. Source: AsyncThink, arXiv
-2510.26658, section 2.
+``<FORK-1>`` from a solo agent; any tag in a reply, whose whole text is the answer), with one exception: in the text of
+a worker that may not fork, FORK and JOIN tags are the format error :data:`NESTED_TAG`. Each agent numbers its own
+workers. Source: AsyncThink, arXiv 2510.26658, section 2, where no worker may fork.
 """
 
 from __future__ import annotations
@@ -156,6 +156,38 @@ def is_tag(text: str) -> bool:
 def begins_tag(text: str) -> bool:
     """Whether ``text`` is the beginning of a protocol tag, or could be: ``<``, ``</FOR``, ``<JOIN-12``."""
     return text in _PREFIXES or _INDEXED_PREFIX.fullmatch(text) is not None
+
+
+def read_tag(tag: str, piece: str, read: int) -> tuple[str, int, re.Match[str] | None]:
+    """Read ``piece`` from character ``read`` on, up to the end of the next tag.
+
+    Args:
+        tag: the characters of a tag that has begun before, from its "<"; "" if none has.
+        piece: the text; ``0 <= read < len(piece)``.
+        read: how much of it was read before.
+
+    Returns:
+        The characters of a tag that has begun by then, the number of characters read by then, and the match of
+        :data:`TAG` if a tag ended there; None at the end of the piece.
+
+    >>> read_tag("<JO", "IN-1> and <FO", 0)
+    ('', 5, <re.Match object; span=(0, 8), match='<JOIN-1>'>)
+    >>> read_tag("", "IN-1> and <FO", 5)
+    ('<FO', 13, None)
+    """
+    while read < len(piece):
+        if not tag:
+            read = piece.find("<", read)
+            if read < 0:
+                return "", len(piece), None
+        tag += piece[read]
+        read += 1
+        if begins_tag(tag):
+            continue
+        if match := TAG.fullmatch(tag):
+            return "", read, match
+        tag = "<" if tag[-1] == "<" else ""
+    return tag, read, None
 
 
 def _checked_index(index: int) -> int:

@@ -59,9 +59,18 @@ class Task(Protocol):
         """The correct share of an answer in [0, 1]; 0 without an answer."""
 
     def demonstrate(
-        self, puzzle: Any, seed: int, mode: str = "asyncthink", context: str = "shared", pool: int = 4
+        self,
+        puzzle: Any,
+        seed: int,
+        mode: str = "asyncthink",
+        context: str = "shared",
+        pool: int = 4,
+        depth: int = 1,
     ) -> Demonstration:
-        """A written-out solution, a pure function of its arguments. Raises ValueError if the task has none."""
+        """A written-out solution, a pure function of its arguments, with at most ``depth`` levels of workers.
+
+        Raises ValueError if the task has none.
+        """
 
 
 def task(name: str) -> Task:

@@ -13,7 +13,7 @@ import functools
 import itertools
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from asyncthink.tasks.expressions import Expression, combine, number, parse
@@ -165,17 +165,23 @@ class Countdown:
         return "".join(f" #{number}:{text}" for number, text in enumerate([*kept.values()][:ASKED], 1))
 
     def demonstrate(
-        self, puzzle: Puzzle, seed: int, mode: str = "asyncthink", context: str = "shared", pool: int = 4
+        self,
+        puzzle: Puzzle,
+        seed: int,
+        mode: str = "asyncthink",
+        context: str = "shared",
+        pool: int = 4,
+        depth: int = 1,
     ) -> Demonstration:
         """A written-out solution, a pure function of its arguments.
 
         "asyncthink": an organizer with workers in a random topology. "sequential" and "parallel": one agent searches
         some of the parts in random order, as many as :attr:`pairs_alone` allows. "part": one agent searches the parts
-        that the question names, without any protocol.
+        that the question names, without any protocol. With a ``depth`` above 1 workers may organize their own parts.
 
         Raises ValueError for an unknown mode or context and for a pool without a worker.
         """
-        check_options(mode, context, pool)
+        check_options(mode, context, pool, depth)
         question, rng = self.prompt(puzzle), random.Random(f"demonstrate {seed}")
         if mode != "asyncthink":
             starts = self._some_starts(puzzle, rng)
@@ -184,8 +190,9 @@ class Countdown:
             scripts = [search_alone(puzzle.numbers, puzzle.target, ASKED, starts)]
             return Demonstration(question, mode, context, pool, scripts)
         prefix = question if context == "isolated" else ""
-        scripts = self._organized(puzzle, prefix, pool, rng)
-        return Demonstration(question, mode, context, pool, scripts)
+        writer = Writer(Script("organizer"))
+        parts = _parts(puzzle, puzzle.numbers[:-1], prefix, writer, lambda: writer.answer(ASKED))
+        return Demonstration(question, mode, context, pool, organize(parts, writer.script, pool, rng, depth), depth)
 
     def _some_starts(self, puzzle: Puzzle, rng: random.Random) -> list[int]:
         """Starts in random order within :attr:`pairs_alone`; one time in five within a random smaller limit."""
@@ -199,24 +206,28 @@ class Countdown:
                 room -= pairs
         return kept or [puzzle.numbers[-2]]
 
-    def _organized(self, puzzle: Puzzle, prefix: str, pool: int, rng: random.Random) -> list[Script]:
-        starts = puzzle.numbers[:-1]
-        writer = Writer(Script("organizer"))
 
-        def own(part: int) -> None:
-            writer.search(puzzle.numbers, puzzle.target, starts[part])
+def _parts(puzzle: Puzzle, starts: Sequence[int], prefix: str, writer: Writer, close: Callable[[], None]) -> Parts:
+    """The search of ``starts`` by an organizer who writes with ``writer``, and by its workers."""
 
-        parts = Parts(
-            len(starts),
-            subquery=lambda group: prefix + _named([starts[part] for part in group]),
-            work=lambda group, script: search_as_worker(
-                puzzle.numbers, puzzle.target, [starts[part] for part in group], script
-            ),
-            own=own,
-            join=writer.join,
-            close=lambda: writer.answer(ASKED),
-        )
-        return organize(parts, writer.script, pool, rng)
+    def own(part: int) -> None:
+        writer.search(puzzle.numbers, puzzle.target, starts[part])
+
+    def organized(group: Sequence[int], script: Script) -> tuple[Parts, list[str]]:
+        inner = Writer(script)
+        return _parts(puzzle, [starts[part] for part in group], prefix, inner, inner.give_back), inner.solutions
+
+    return Parts(
+        len(starts),
+        subquery=lambda group: prefix + _named([starts[part] for part in group]),
+        work=lambda group, script: search_as_worker(
+            puzzle.numbers, puzzle.target, [starts[part] for part in group], script
+        ),
+        own=own,
+        join=writer.join,
+        close=close,
+        organized=organized,
+    )
 
 
 def _named(starts: Iterable[int]) -> str:

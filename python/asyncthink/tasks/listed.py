@@ -40,7 +40,13 @@ class ListedCountdown(Countdown):
         return self.puzzles.pick(seed, held_out)
 
     def demonstrate(
-        self, puzzle: Puzzle, seed: int, mode: str = "asyncthink", context: str = "shared", pool: int = 4
+        self,
+        puzzle: Puzzle,
+        seed: int,
+        mode: str = "asyncthink",
+        context: str = "shared",
+        pool: int = 4,
+        depth: int = 1,
     ) -> Demonstration:
         """As :meth:`.countdown.Countdown.demonstrate`. Also raises ValueError for a puzzle outside its search.
 
@@ -56,7 +62,7 @@ class ListedCountdown(Countdown):
             )
         if len(find_all(numbers, puzzle.target)) > len(LABELS):
             raise ValueError(f"puzzle: expected at most {len(LABELS)} solutions, {self.prompt(puzzle)!r} has more")
-        return Countdown.demonstrate(self, puzzle, seed, mode, context, pool)
+        return Countdown.demonstrate(self, puzzle, seed, mode, context, pool, depth)
 
 
 def _puzzle(record: Record, where: str) -> Puzzle:

@@ -99,7 +99,13 @@ class Math:
         return float(verify(parse(_delimited(expected)), parse(_delimited(given))))
 
     def demonstrate(
-        self, puzzle: Problem, seed: int, mode: str = "asyncthink", context: str = "shared", pool: int = 4
+        self,
+        puzzle: Problem,
+        seed: int,
+        mode: str = "asyncthink",
+        context: str = "shared",
+        pool: int = 4,
+        depth: int = 1,
     ) -> Demonstration:
         """Always raises ValueError: this task has no demonstrations."""
         raise ValueError(f"task: {self.name} has no demonstrations")

@@ -21,13 +21,17 @@ class Piece:
 
 @dataclass(slots=True)
 class Script:
-    """One agent's text. A worker (``role="worker"``) is forked after the organizer's first ``fork_at`` pieces."""
+    """One agent's text. A worker (``role="worker"``) is forked after the first ``fork_at`` pieces of script ``parent``.
+
+    ``parent`` is that script's number in the demonstration, 0: the organizer.
+    """
 
     role: Role
     fork_index: int | None = None
     fork_at: int = 0
     subquery: str = ""
     pieces: list[Piece] = field(default_factory=list)
+    parent: int = 0
 
     def say(self, text: str) -> None:
         self.pieces.append(Piece(text))
@@ -42,8 +46,9 @@ class Script:
 
 @dataclass(slots=True)
 class Demonstration:
-    """One solved question: the organizer's (or the solo) script first, then the workers' in the order of their forks.
+    """One solved question: the organizer's (or the solo) script first, then the workers', each behind its parent.
 
+    Workers stand in the order of their forks; ``depth`` is the most levels of workers.
     Scripts do not contain prompts: prompts belong to a checkpoint, not to a task.
     """
 
@@ -52,12 +57,15 @@ class Demonstration:
     context: str = "shared"
     pool: int = 4
     scripts: list[Script] = field(default_factory=list)
+    depth: int = 1
 
 
-def check_options(mode: str, context: str, pool: int) -> None:
+def check_options(mode: str, context: str, pool: int, depth: int = 1) -> None:
     """Check the options of a task's ``demonstrate``. Raises ValueError naming the one that is wrong."""
     for name, value, allowed in (("mode", mode, DEMONSTRATED), ("context", context, tuple(Context))):
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    if depth < 1:
+        raise ValueError(f"depth: expected at least 1 (workers that do not fork), got {depth}")
     if mode == "asyncthink" and pool < 2:
         raise ValueError(f"pool: expected at least 2 (an organizer and a worker), got {pool}")

@@ -104,6 +104,10 @@ class Writer:
         self.solutions += returned
         self.script.say("\n")
 
+    def give_back(self) -> None:
+        """End a worker's script with its solutions."""
+        self.script.say(f"<RETURN>{returned_text(self.solutions)}</RETURN>")
+
     def answer(self, asked: int) -> None:
         listed = "".join(f" #{k}:{solution}" for k, solution in enumerate(self.solutions[:asked], 1))
         self.script.say(f"<ANSWER>{listed or 'none'}</ANSWER>")
@@ -119,5 +123,5 @@ def search_as_worker(numbers: tuple[int, ...], target: int, starts: Iterable[int
     writer = Writer(script)
     for start in starts:
         writer.search(numbers, target, start)
-    script.say(f"<RETURN>{returned_text(writer.solutions)}</RETURN>")
+    writer.give_back()
     return writer.solutions

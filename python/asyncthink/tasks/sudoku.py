@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from asyncthink.tasks.grids import Grid, forced_row, generate, solutions
@@ -80,21 +80,31 @@ class Sudoku:
         return sum(rows.get(row) == solution.row(row) for row in range(self.size)) / self.size
 
     def demonstrate(
-        self, puzzle: Grid, seed: int, mode: str = "asyncthink", context: str = "shared", pool: int = 4
+        self,
+        puzzle: Grid,
+        seed: int,
+        mode: str = "asyncthink",
+        context: str = "shared",
+        pool: int = 4,
+        depth: int = 1,
     ) -> Demonstration:
         """A written-out solution, a pure function of its arguments.
 
         "asyncthink": an organizer with workers in a random topology. "sequential" and "parallel": one agent solves all
-        rows in random order. "part": one agent solves the rows that the question names, without any protocol.
+        rows in random order. "part": one agent solves the rows that the question names, without any protocol. With a
+        ``depth`` above 1 workers may organize their own rows.
 
         Raises ValueError for an unknown mode or context, for a pool without a worker, and for a puzzle in which some
         row does not follow from the givens.
         """
-        check_options(mode, context, pool)
+        check_options(mode, context, pool, depth)
         question, rng = self.prompt(puzzle), random.Random(f"demonstrate {seed}")
         if mode == "asyncthink":
-            scripts = _organized(puzzle, question if context == "isolated" else "", pool, rng)
-            return Demonstration(question, mode, context, pool, scripts)
+            organizer = Writer(Script("organizer"), puzzle)
+            prefix = question if context == "isolated" else ""
+            parts = _parts(range(puzzle.size), prefix, organizer, organizer.answer)
+            scripts = organize(parts, organizer.script, pool, rng, depth)
+            return Demonstration(question, mode, context, pool, scripts, depth)
         rows = rng.sample(range(self.size), rng.randint(1, self.size) if mode == "part" else self.size)
         writer = Writer(Script("solo"), puzzle)
         for row in rows:
@@ -132,22 +142,37 @@ class Writer:
         self.rows += returned
         self.script.say("\n")
 
+    def give_back(self) -> None:
+        """End a worker's script with its rows."""
+        self.script.say(f"<RETURN>{_listed(self.rows)}</RETURN>")
+
     def answer(self) -> None:
         self.script.say(f"<ANSWER>{_listed(self.rows)}</ANSWER>")
 
 
-def _organized(puzzle: Grid, prefix: str, pool: int, rng: random.Random) -> list[Script]:
-    writer = Writer(Script("organizer"), puzzle)
+def _parts(rows: Sequence[int], prefix: str, writer: Writer, close: Callable[[], None]) -> Parts:
+    """The solution of ``rows`` by an organizer who writes with ``writer``, and by its workers."""
 
-    def work(rows: Sequence[int], script: Script) -> list[str]:
-        worker = Writer(script, puzzle)
-        for row in rows:
-            worker.solve(row)
-        script.say(f"<RETURN>{_listed(worker.rows)}</RETURN>")
+    def work(group: Sequence[int], script: Script) -> list[str]:
+        worker = Writer(script, writer.puzzle)
+        for part in group:
+            worker.solve(rows[part])
+        worker.give_back()
         return worker.rows
 
-    parts = Parts(puzzle.size, lambda rows: prefix + _named(rows), work, writer.solve, writer.join, writer.answer)
-    return organize(parts, writer.script, pool, rng)
+    def organized(group: Sequence[int], script: Script) -> tuple[Parts, list[str]]:
+        inner = Writer(script, writer.puzzle)
+        return _parts([rows[part] for part in group], prefix, inner, inner.give_back), inner.rows
+
+    return Parts(
+        len(rows),
+        subquery=lambda group: prefix + _named(rows[part] for part in group),
+        work=work,
+        own=lambda part: writer.solve(rows[part]),
+        join=writer.join,
+        close=close,
+        organized=organized,
+    )
 
 
 def _named(rows: Iterable[int]) -> str:

@@ -1,4 +1,4 @@
-"""Random organizer topologies over the parts of a search: which agent searches what, when it forks and joins.
+"""Random topologies of agents over the parts of a search: which agent searches what, when it forks and joins.
 
 No topology is fixed (AsyncThink, arXiv 2510.26658, section 3.1). A seed draws the number of forks, the partition, the
 interleaving of forks, own work and joins, and the order of joins. Reinforcement learning finds out which topologies are
@@ -23,6 +23,10 @@ class Parts:
 
     ``subquery`` names a group of parts to a worker; ``work`` writes a worker's script and returns its results; ``own``
     writes one part that the organizer does itself; ``join`` writes a join; ``close`` writes the answer.
+
+    ``organized`` is for a worker that organizes its group itself: the parts of the group, numbered anew, whose
+    functions write the worker's script and end it with a return, and the list that its results are added to. None: such
+    a task's workers do not fork.
     """
 
     count: int
@@ -31,31 +35,64 @@ class Parts:
     own: Callable[[int], None]
     join: Callable[[int, list[str]], None]
     close: Callable[[], None]
+    organized: Callable[[Sequence[int], Script], tuple[Parts, list[str]]] | None = None
 
 
-def organize(parts: Parts, organizer: Script, pool: int, rng: random.Random) -> list[Script]:
-    """The script of an organizer and those of its workers. At most ``pool - 1`` workers are alive at any time."""
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """A worker that nobody has joined yet, with its results; it and its own workers are at most ``agents``."""
+
+    index: int
+    results: list[str]
+    agents: int
+
+
+def organize(parts: Parts, organizer: Script, pool: int, rng: random.Random, depth: int = 1) -> list[Script]:
+    """The script of an organizer and those of its workers, each behind its parent's.
+
+    At most ``pool - 1`` workers are alive at any time. With a ``depth`` above 1 a worker of several parts may organize
+    them itself; it gets a share of the pool, which it and its own workers do not exceed.
+    """
     groups, own = _partition(parts.count, rng)
     style = rng.choice(STYLES)
-    workers: list[Script] = []
-    live: list[tuple[int, list[str]]] = []
+    scripts, forks = [organizer], 0
+    live: list[_Live] = []
     while groups or own or live:
-        action = _choose(style, bool(groups) and len(live) < pool - 1, bool(own), bool(live), rng)
+        room = pool - 1 - sum(worker.agents for worker in live)
+        action = _choose(style, bool(groups) and room > 0, bool(own), bool(live), rng)
         if action == "fork":
-            group = groups.pop(0)
-            index = len(workers) + 1
+            group, forks = groups.pop(0), forks + 1
             subquery = parts.subquery(group)
-            organizer.say(f"<FORK-{index}>{subquery}</FORK-{index}>")
-            worker = Script("worker", index, len(organizer.pieces), subquery)
+            organizer.say(f"<FORK-{forks}>{subquery}</FORK-{forks}>")
+            worker = Script("worker", forks, len(organizer.pieces), subquery)
             organizer.say("\n")
-            workers.append(worker)
-            live.append((index, parts.work(group, worker)))
+            added, results, agents = _delegate(parts, group, worker, room, rng, depth)
+            for script in added[1:]:
+                script.parent += len(scripts)
+            scripts += added
+            live.append(_Live(forks, results, agents))
         elif action == "own":
             parts.own(own.pop(0))
         else:
-            parts.join(*live.pop(rng.randrange(len(live)) if rng.random() < 0.5 else 0))
+            joined = live.pop(rng.randrange(len(live)) if rng.random() < 0.5 else 0)
+            parts.join(joined.index, joined.results)
     parts.close()
-    return [organizer, *workers]
+    return scripts
+
+
+def _delegate(
+    parts: Parts, group: Sequence[int], worker: Script, room: int, rng: random.Random, depth: int
+) -> tuple[list[Script], list[str], int]:
+    """(scripts of a worker and of its own, its results, the most agents of these that live), at most ``room`` agents.
+
+    Half of the workers that could organize their group do.
+    """
+    may = depth > 1 and room > 1 and len(group) > 1 and parts.organized is not None
+    if not may or parts.organized is None or rng.random() < 0.5:
+        return [worker], parts.work(group, worker), 1
+    inner, results = parts.organized(group, worker)
+    share = rng.randint(2, room)
+    return organize(inner, worker, share, rng, depth - 1), results, share
 
 
 def _choose(style: str, can_fork: bool, can_work: bool, can_join: bool, rng: random.Random) -> str:

@@ -10,9 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from asyncthink.engine.detokenize import TextStream, join_tokens
 from asyncthink.episode.records import Episode, Join, Trace
+from asyncthink.episode.tree import lineage
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.parser import Parser
-from asyncthink.protocol.prompts import PromptFormat
+from asyncthink.protocol.prompts import PromptFormat, worker_template
 from asyncthink.protocol.tags import Return, join_insert
 from asyncthink.tasks import Demonstration, Script, Task
 from asyncthink.train.packing import Batch, Row, pack
@@ -25,44 +26,40 @@ def encode(
     """The episode that a sampler would have recorded if its agents had drawn the demonstration's text.
 
     Prompts and joins get the token ids of the sampler, from the same functions. ``join`` is "exact" or "append":
-    whether the organizer attends to its own K/V of a returned text or to the worker's. Raises ValueError when the
-    demonstration inserts a text that the worker did not return.
+    whether an agent attends to its own K/V of a returned text or to the worker's. Raises ValueError when the
+    demonstration inserts a text that the worker did not return, and for a worker script that precedes its parent's.
     """
-    codec = Codec(tokenizer)
-    episode = Episode(demonstration.question, demonstration.mode, demonstration.context, join, demonstration.pool)
-    for agent, script in enumerate(demonstration.scripts):
+    codec, said = Codec(tokenizer), demonstration
+    episode = Episode(said.question, said.mode, said.context, join, said.pool, depth=said.depth)
+    for agent, script in enumerate(said.scripts):
         trace = Trace(agent, script.role, text=script.text)
-        _extend(trace, _prompt(codec, script, demonstration, prompts), sampled=False)
-        episode.traces.append(trace)
-    workers = {
-        script.fork_index: trace
-        for script, trace in zip(demonstration.scripts, episode.traces, strict=True)
-        if script.role == "worker"
-    }
-    for trace in workers.values():
-        for piece in demonstration.scripts[trace.agent].pieces:
-            _extend(trace, codec.encode([(piece.text, True)], continues=True), sampled=True)
-    for script, trace in zip(demonstration.scripts, episode.traces, strict=True):
         if script.role == "worker":
-            continue
+            if not 0 <= script.parent < agent:
+                raise ValueError(f"scripts[{agent}]: expected a parent before it, got script {script.parent}")
+            trace.parent, trace.fork_index = script.parent, script.fork_index
+        episode.traces.append(trace)
+        may_fork = len(lineage(episode.traces, agent)) <= said.depth
+        _extend(trace, _prompt(codec, script, said, prompts, may_fork), sampled=False)
+    for trace in reversed(episode.traces):  # workers stand behind their parents, who need their returns
+        workers = {worker.fork_index: worker for worker in episode.traces if worker.parent == trace.agent}
         offsets: list[int] = []  # number of tokens before each piece
-        for piece in script.pieces:
+        for piece in said.scripts[trace.agent].pieces:
             offsets.append(len(trace.tokens))
             if piece.said:
                 _extend(trace, codec.encode([(piece.text, True)], continues=True), sampled=True)
             else:
                 _insert(codec, trace, workers, piece.text, join)
-        for worker in workers.values() if trace.agent == 0 else ():
-            worker_script = demonstration.scripts[worker.agent]
-            worker.parent, worker.fork_index = 0, worker_script.fork_index
-            worker.fork_at = offsets[worker_script.fork_at]
+        for worker in workers.values():
+            worker.fork_at = offsets[said.scripts[worker.agent].fork_at]
     return episode
 
 
-def _prompt(codec: Codec, script: Script, demonstration: Demonstration, prompts: PromptFormat) -> list[int]:
-    name = f"worker_{demonstration.context}" if script.role == "worker" else script.role
+def _prompt(
+    codec: Codec, script: Script, demonstration: Demonstration, prompts: PromptFormat, may_fork: bool
+) -> list[int]:
+    name = worker_template(demonstration.context, may_fork) if script.role == "worker" else script.role
     parts = prompts.parts(name, question=demonstration.question, subquery=script.subquery)
-    return codec.encode(parts, continues=name == "worker_shared")
+    return codec.encode(parts, continues=name.endswith("worker_shared"))
 
 
 def _insert(codec: Codec, trace: Trace, workers: dict[int | None, Trace], text: str, join: str) -> None:
@@ -83,14 +80,15 @@ def _insert(codec: Codec, trace: Trace, workers: dict[int | None, Trace], text: 
 
 def _replay(codec: Codec, worker: Trace) -> tuple[TextStream, tuple[int, int]]:
     """The worker's text as the sampler would have decoded it, and the range of characters that it returned."""
-    stream, parser, start, returned = TextStream(codec), Parser("worker"), 0, (0, 0)
-    for token, drawn in zip(worker.tokens, worker.sampled, strict=True):
+    stream, parser, start, returned = TextStream(codec), Parser("worker", may_fork=True), 0, (0, 0)
+    for number, (token, drawn) in enumerate(zip(worker.tokens, worker.sampled, strict=True)):
         piece = stream.push(token)
-        if not drawn:
+        if not drawn and True not in worker.sampled[:number]:  # the prompt
             stream.flush()
             start = len(stream.text)
-            continue
-        for action in parser.feed(piece):
+        elif not drawn:  # the return of a worker of its own
+            parser.insert(piece)
+        for action in parser.feed(piece) if drawn else ():
             if isinstance(action, Return):
                 returned = start + action.span.begin, start + action.span.end
     return stream, returned
@@ -157,6 +155,7 @@ class DemonstrationPacker:
     mixture: Mixture = field(default_factory=Mixture)
     pool: int = 4
     max_tokens: int | None = None
+    depth: int = 1
 
     def stream(self, seed: str, held_out: bool = False) -> Iterator[list[Row]]:
         """Endless episodes, a pure function of ``seed``: of held-out puzzles with ``held_out``, else of the others."""
@@ -165,7 +164,7 @@ class DemonstrationPacker:
             task = rng.choice(self.tasks)
             puzzle = task.sample(rng.getrandbits(62), held_out)
             mode, context, join = self.mixture.draw(rng)
-            demonstration = task.demonstrate(puzzle, rng.getrandbits(62), mode, context, self.pool)
+            demonstration = task.demonstrate(puzzle, rng.getrandbits(62), mode, context, self.pool, self.depth)
             episode = encode(demonstration, self.tokenizer, self.prompts, join)
             if self.max_tokens is None or max(trace.decoded for trace in episode.traces) <= self.max_tokens:
                 episode_rows = rows(episode)

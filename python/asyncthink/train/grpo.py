@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.episode.options import Guide
+from asyncthink.episode.records import Episode
 from asyncthink.model.files import device_for
 from asyncthink.tasks import tasks
 from asyncthink.tasks.grading import how_to_aggregate
@@ -23,6 +25,7 @@ from asyncthink.train.checkpoint import Progress, load_state, save_checkpoint, s
 from asyncthink.train.distributed import World, gradients
 from asyncthink.train.grpo_config import GRPOConfig
 from asyncthink.train.grpo_loss import LossSums, grpo_loss
+from asyncthink.train.guided import DrawnMasks, drawn_masks
 from asyncthink.train.loading import Loaded, load, optimizer
 from asyncthink.train.logprobs import token_logprobs
 from asyncthink.train.metrics import episode_metrics, mean_metrics, step_metrics
@@ -51,7 +54,7 @@ def train_grpo(config: GRPOConfig) -> Path:
         torch.set_num_threads(config.threads)
         if config.model.bfloat16 == "auto":  # the sampler decodes in the dtype of the weights
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, bfloat16=False))
-        trainer = Trainer(config, load(config.model, newest), world, newest)
+        trainer = Trainer(config, load(config.model, newest).for_depth(config.depth, [config.context]), world, newest)
         begin_run(config.out, config, world)
         return trainer.train()
 
@@ -80,8 +83,10 @@ class Trainer:
             prompts=self.loaded.prompts,
             mode=config.mode,
             pool=config.pool,
+            depth=config.depth,
             context=config.context,
             join=config.join,
+            guide=config.guide,
             num_pages=-(-config.cache_tokens // 16),
         )
         self.params = SamplingParams(temperature=config.temperature, max_tokens=config.max_tokens)
@@ -171,13 +176,23 @@ class Trainer:
         old_logprobs, advantages, token_weights = drawn_tokens(rollouts, weights, self.loaded.device)
         if int(learned.sum()) != len(old_logprobs):
             raise RuntimeError(f"packing: expected {len(old_logprobs)} drawn tokens, got {int(learned.sum())}")
+        masks = self._masks([rollout.episode for rollout in rollouts])
         temperature = self.config.temperature
-        logprobs = token_logprobs(self.model, batch, temperature)[learned]
+        logprobs = token_logprobs(self.model, batch, temperature, masks=masks)[learned]
         reference_logprobs = None
         if self.reference is not None:
             with torch.no_grad():
-                reference_logprobs = token_logprobs(self.reference, batch, temperature)[learned]
+                reference_logprobs = token_logprobs(self.reference, batch, temperature, masks=masks)[learned]
         return grpo_loss(self.config.objective, logprobs, old_logprobs, advantages, token_weights, reference_logprobs)
+
+    def _masks(self, episodes: Sequence[Episode]) -> DrawnMasks | None:
+        """The tokens among which each token was drawn; None without a guide."""
+        if self.config.guide == Guide.OFF:
+            return None
+        model: Any = self.model
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        masks = drawn_masks(episodes, self.sampler.engine.guided.masks(vocabulary))
+        return None if masks is None else masks.to(self.loaded.device)
 
     def _save(self) -> Path:
         config = self.config

@@ -19,6 +19,7 @@ class GRPOConfig:
     Args:
         out: folder of the run.
         questions, group_size: each step draws ``questions`` questions and ``group_size`` episodes of each.
+        guide: what agents may write while they are sampled (:class:`asyncthink.episode.options.Guide`).
         max_tokens: tokens that one agent may draw.
         temperature: of the sampler.
         steps: rollouts of the run; each is followed by ``minibatches`` optimizer steps on its episodes.
@@ -38,8 +39,10 @@ class GRPOConfig:
     task: str = "countdown"
     mode: str = "asyncthink"
     pool: int = 4
+    depth: int = 1
     context: str = "shared"
     join: str = "exact"
+    guide: str = "off"
     max_tokens: int = 1024
     temperature: float = 1.0
     questions: int = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,7 +18,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from asyncthink.engine.requests import check_templates
 from asyncthink.engine.saved_prompts import saved_prompts
+from asyncthink.episode.options import Options
 from asyncthink.model.auto_dtype import choose_dtype
 from asyncthink.model.files import device_for, load_tokenizer, open_weights
 from asyncthink.protocol.chat import prompts_for
@@ -25,8 +28,15 @@ from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.train.lora import FOLDER, add_lora, load_adapter
 from asyncthink.train.tokenizer import build_tokenizer
 
-#: Prompts of a model trained from random weights: the role is one token.
-TINY_PROMPTS = PromptFormat("<organizer>{question}\n", "<worker>\n", "<worker>{subquery}\n", "<solo>{question}\n")
+#: Prompts of a model trained from random weights: the role is one token, or two for a worker that may fork.
+TINY_PROMPTS = PromptFormat(
+    "<organizer>{question}\n",
+    "<worker>\n",
+    "<worker>{subquery}\n",
+    "<solo>{question}\n",
+    forking_worker_shared="<worker><organizer>\n",
+    forking_worker_isolated="<worker><organizer>{subquery}\n",
+)
 WEIGHTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -91,6 +101,15 @@ class Loaded:
     prompts: PromptFormat
     device: torch.device
     bfloat16: bool
+
+    def for_depth(self, depth: int, contexts: Iterable[str]) -> Loaded:
+        """With the prompts of a run with ``depth`` levels of workers in these contexts; its checkpoints get them.
+
+        Raises ValueError if a template is missing.
+        """
+        for context in contexts:
+            check_templates(self.prompts, Options(context=context, depth=depth))
+        return dataclasses.replace(self, prompts=self.prompts.for_depth(depth))
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which the model computes: autocast to bfloat16, or disabled."""

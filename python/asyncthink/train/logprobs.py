@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from asyncthink.engine.sampling import forbid
+from asyncthink.train.guided import DrawnMasks
 from asyncthink.train.packed_attention import PackedAttention, evaluating, run_packed
 from asyncthink.train.packing import IGNORED, Batch, Row, pack
 
@@ -22,7 +24,9 @@ def logits_of(model: nn.Module, batch: Batch) -> Tensor:
     return logits
 
 
-def token_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
+def token_logprobs(
+    model: nn.Module, batch: Batch, temperature: float = 1.0, chunk: int = CHUNK, masks: DrawnMasks | None = None
+) -> Tensor:
     """``out[t] = log softmax(logits[t] / temperature)[labels[0, t]]``, natural logarithm; 0 if the label is IGNORED.
 
     Logits are computed only at labelled positions, at most ``chunk`` numbers at a time. If they need more than one
@@ -33,12 +37,15 @@ def token_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0, chu
         batch: on the model's device.
         temperature: the sampler's (``SamplingParams.temperature``); the result then equals its ``Trace.logprobs``.
 
+        masks: the tokens among which each of the N labelled ones was drawn (:func:`.guided.drawn_masks`), on the
+            batch's device; softmax is over these alone. None: over all.
+
     Returns:
         [T] float32 (float64 for a float64 model). Token k of a row is scored at ``span.start + k - 1``.
 
     Raises:
-        ValueError: a temperature that is not above 0, or a model whose logits are not those of its output layer,
-            possibly scaled or soft-capped.
+        ValueError: a temperature that is not above 0, masks of another number of tokens, or a model whose logits are
+            not those of its output layer, possibly scaled or soft-capped.
 
     >>> use_packed_attention(model)                                                        # doctest: +SKIP
     >>> batch = pack([rows(episode)], 1)                                                   # doctest: +SKIP
@@ -52,12 +59,19 @@ def token_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0, chu
     labelled = (labels != IGNORED).nonzero()[:, 0]
     hidden = run_packed(decoder.base_model, PackedAttention(batch)).last_hidden_state[0, labelled]
     targets = labels[labelled]
+    if masks is not None and len(masks.index) != len(labelled):
+        raise ValueError(f"masks: expected those of {len(labelled)} labelled tokens, got {len(masks.index)}")
     rows = max(1, chunk // head.vocabulary)
-    parts = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    starts = range(0, len(labelled), rows)
+    allowed = [None if masks is None else masks[start : start + rows] for start in starts]
+    parts = zip(torch.split(hidden, rows), torch.split(targets, rows), allowed, strict=True) if starts else ()
     if len(labelled) <= rows:
-        chunks = [head.logprobs(part, target, temperature) for part, target in parts]
+        chunks = [head.logprobs(part, target, temperature, bits) for part, target, bits in parts]
     else:
-        chunks = [checkpoint(head.logprobs, part, target, temperature, use_reentrant=False) for part, target in parts]
+        chunks = [
+            checkpoint(head.logprobs, part, target, temperature, bits, use_reentrant=False)
+            for part, target, bits in parts
+        ]
     logprobs = torch.cat(chunks) if chunks else hidden.new_zeros(0)
     return logprobs.new_zeros(labels.shape[0]).index_put((labelled,), logprobs)
 
@@ -82,9 +96,13 @@ class Head:
         logits = logits * self.scale if self.scale != 1 else logits
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
-    def logprobs(self, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        """hidden [n, hidden size], targets [n] int64 -> log-probabilities of the targets [n]."""
+    def logprobs(self, hidden: Tensor, targets: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
+        """hidden [n, hidden size], targets [n] int64 -> log-probabilities of the targets [n].
+
+        ``masks`` [n, ceil(V / 32)] int32: the tokens that softmax is over; None: all.
+        """
         logits = self.logits(hidden) / temperature
+        logits = logits if masks is None else forbid(logits, masks)
         return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
 
 

@@ -49,12 +49,12 @@ class PackedAttention:
         return self._masks[window]
 
     def _mask(self, span: Span, window: int | None) -> Tensor | None:
-        if window is None and span.prefix == span.prefix_stop:
+        if window is None and not span.seen:
             return None
         device = self.batch.tokens.device
         own = torch.arange(span.start, span.stop, device=device)
-        prefix = torch.arange(span.prefix, span.prefix_stop, device=device)
-        return self.limits(window).sees(own[:, None], torch.cat([prefix, own])[None, :])
+        prefix = [torch.arange(first, last, device=device) for first, last in span.seen]
+        return self.limits(window).sees(own[:, None], torch.cat([*prefix, own])[None, :])
 
     def blocks(self, window: int | None) -> BlockMask:
         """The whole batch as a block mask."""
@@ -95,9 +95,11 @@ class PackedAttention:
         own = zip(*(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), strict=True)
         parts = []
         for span, (q, k, v), mask in zip(spans, own, self.masks(window), strict=True):
-            if span.prefix_stop > span.prefix:
-                seen = slice(span.prefix, span.prefix_stop)
-                k, v = torch.cat([key[:, :, seen], k], 2), torch.cat([value[:, :, seen], v], 2)
+            if span.seen:
+                k, v = (
+                    torch.cat([*(whole[:, :, first:last] for first, last in span.seen), rest], 2)
+                    for whole, rest in ((key, k), (value, v))
+                )
             if softcap is not None:
                 parts.append(_capped(q, k, v, mask, scale, softcap))
             else:
@@ -185,7 +187,7 @@ def _probe(model: PreTrainedModel) -> list[tuple[nn.Module, Tensor, Tensor]]:
     count = len(_PROBED)
     positions = _PROBED[None].to(model.device)
     nothing = torch.empty(0, dtype=torch.int64, device=model.device)
-    spans = tuple(Span(k, k + 1, k, k) for k in range(count))
+    spans = tuple(Span(k, k + 1) for k in range(count))
     seen: list[tuple[nn.Module, Tensor, Tensor]] = []
     rows = PackedAttention(Batch(torch.full_like(positions, 3), positions, positions, spans, nothing, nothing), seen)
     with evaluating(model):

@@ -27,15 +27,16 @@ def block_mask(limits: Limits, block: int = BLOCK) -> BlockMask:
     padding = (0, blocks * block - T)
     q = torch.arange(blocks * block, device=limits.own.device)
     own = functional.pad(limits.own, padding, value=blocks * block)
-    prefix, prefix_stop = functional.pad(limits.prefix, padding), functional.pad(limits.prefix_stop, padding)
-    padded = Limits(own, prefix, prefix_stop)
+    seen = tuple((functional.pad(first, padding), functional.pad(last, padding)) for first, last in limits.seen)
+    padded = Limits(own, seen)
     first = torch.arange(0, blocks * block, block, device=q.device)
     last = first + block - 1
-    own, prefix, prefix_stop, token = own[:, None], prefix[:, None], prefix_stop[:, None], q[:, None]
+    own, token = own[:, None], q[:, None]
     some = (own <= last) & (token >= torch.maximum(own, first))
-    some |= torch.maximum(prefix, first) < torch.minimum(prefix_stop, last + 1)
-    whole = (own <= first) & (token >= last) | (prefix <= first) & (prefix_stop > last)
-    whole |= token >= T
+    whole = (own <= first) & (token >= last) | (token >= T)
+    for begin, end in seen:
+        some |= torch.maximum(begin[:, None], first) < torch.minimum(end[:, None], last + 1)
+        whole |= (begin[:, None] <= first) & (end[:, None] > last)
     some_blocks = some.view(blocks, block, blocks).any(1)
     whole_blocks = whole.view(blocks, block, blocks).all(1) & some_blocks
 

@@ -1,7 +1,8 @@
 """Packing: an episode as a tree in one long sequence, where every token is computed once.
 
 Rows are concatenated into a single sequence of T tokens. A row attends to itself, causally, and to a prefix: the first
-tokens of one other row, its organizer's or one with the same beginning. It attends to nothing else. Gradients of a
+tokens of one other row (its parent's, or one with the same beginning) behind that row's own prefix, and so on up the
+tree. It attends to nothing else. Gradients of a
 row's loss reach the keys and values of the prefix, exactly as if the row had computed the prefix itself.
 :func:`visible` is the mask's specification; every attention of :mod:`asyncthink.train.packed_attention` implements it.
 """
@@ -31,8 +32,8 @@ class Move:
 class Row:
     """One agent's own tokens, and which of them it drew (``learned[k]``: token k is a training target).
 
-    The agent also sees the first ``fork_at`` tokens of row number ``parent`` of the episode (None: of no row), which
-    precede its own at their true positions. A parent has no parent itself. :func:`.rows.rows` makes the rows.
+    The agent also sees the first ``fork_at`` tokens of row number ``parent`` of the episode (None: of no row), and what
+    these see. They precede its own at their true positions. A parent is an earlier row. :func:`.rows.rows` makes them.
     """
 
     role: str
@@ -46,12 +47,20 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Row tokens ``[start, stop)`` of the sequence; they also see ``[prefix, prefix_stop)``."""
+    """Row tokens ``[start, stop)`` of the sequence; they also see each ``[first, last)`` of ``seen``.
+
+    ``seen`` are the row's prefix, from the top of the tree down: the ranges are not empty, and their lengths add up to
+    the position of the row's first token.
+    """
 
     start: int
     stop: int
-    prefix: int
-    prefix_stop: int
+    seen: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def position(self) -> int:
+        """The position of the first token."""
+        return sum(last - first for first, last in self.seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +108,8 @@ def pack(episodes: Iterable[Sequence[Row]], batch_tokens: int) -> Batch:
         _check(episode)
         base = len(spans)
         for row in episode:
-            prefix = spans[base + row.parent].start if row.parent is not None else end
-            spans.append(Span(end, end + len(row.tokens), prefix, prefix + row.fork_at))
+            seen = () if row.parent is None else _prefix(spans[base + row.parent], row.fork_at)
+            spans.append(Span(end, end + len(row.tokens), seen))
             rows.append(row)
             end += len(row.tokens)
         for row, span in zip(episode, spans[base:], strict=True):
@@ -112,7 +121,10 @@ def pack(episodes: Iterable[Sequence[Row]], batch_tokens: int) -> Batch:
             break
     if not rows:
         raise ValueError("pack: expected at least one episode, got none")
-    positions = [row.fork_at + k for row in rows for k in range(len(row.tokens))]
+    # A returned text may hold one that its worker was given, whose K/V are those of another row again.
+    sources = dict(zip(moved_to, moved_from, strict=True))
+    moved_from = [_source(sources, token) for token in moved_from]
+    positions = [span.position + k for span in spans for k in range(span.stop - span.start)]
     labels = [label for row in rows for label in _labels(row)]
     tokens = [token for row in rows for token in row.tokens]
     return Batch(
@@ -123,6 +135,18 @@ def pack(episodes: Iterable[Sequence[Row]], batch_tokens: int) -> Batch:
         torch.tensor(moved_from, dtype=torch.int64),
         torch.tensor(moved_to, dtype=torch.int64),
     )
+
+
+def _prefix(parent: Span, fork_at: int) -> tuple[tuple[int, int], ...]:
+    """What a row sees that continues the first ``fork_at`` tokens of its parent."""
+    return (*parent.seen, (parent.start, parent.start + fork_at)) if fork_at else parent.seen
+
+
+def _source(sources: dict[int, int], token: int) -> int:
+    """The token whose K/V stand at ``token`` once all moves are made."""
+    while token in sources:
+        token = sources[token]
+    return token
 
 
 def _labels(row: Row) -> list[int]:
@@ -140,8 +164,8 @@ def _check(episode: Sequence[Row]) -> None:
         if row.parent is None and row.fork_at:
             raise ValueError(f"{where}: expected fork_at 0 without a parent, got {row.fork_at}")
         if row.parent is not None:
-            if not 0 <= row.parent < len(episode) or episode[row.parent].parent is not None:
-                raise ValueError(f"{where}: expected a parent that has none itself, got row {row.parent}")
+            if not 0 <= row.parent < number:
+                raise ValueError(f"{where}: expected a parent among the rows before it, got row {row.parent}")
             if not 0 <= row.fork_at <= len(episode[row.parent].tokens):
                 size = len(episode[row.parent].tokens)
                 raise ValueError(f"{where}: expected fork_at in [0, {size}], got {row.fork_at}")
@@ -155,29 +179,44 @@ def _check(episode: Sequence[Row]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Token q attends to tokens ``[own[q], q]`` and ``[prefix[q], prefix_stop[q])``; all [T] int64."""
+    """Token q attends to tokens ``[own[q], q]`` and to ``[first[q], last[q])`` of each pair in ``seen``; all [T] int64.
+
+    There are as many pairs as the longest prefix has ranges, at least one; others are empty.
+    """
 
     own: Tensor
-    prefix: Tensor
-    prefix_stop: Tensor
+    seen: tuple[tuple[Tensor, Tensor], ...]
 
     def sees(self, q: Tensor, k: Tensor) -> Tensor:
         """Whether token q attends to the K/V at index k; q and k int64, of shapes that broadcast."""
-        return ((k >= self.own[q]) & (k <= q)) | ((k >= self.prefix[q]) & (k < self.prefix_stop[q]))
+        sees = (k >= self.own[q]) & (k <= q)
+        for first, last in self.seen:
+            sees = sees | ((k >= first[q]) & (k < last[q]))
+        return sees
 
 
 def limits(batch: Batch, window: int | None = None) -> Limits:
     """The tokens that each token of a batch attends to; with a ``window`` only the last ``window`` positions."""
     device = batch.tokens.device
     sizes = torch.tensor([span.stop - span.start for span in batch.spans], device=device)
-    bounds = torch.tensor([(span.start, span.prefix, span.prefix_stop) for span in batch.spans], device=device)
-    own, prefix, prefix_stop = bounds.repeat_interleave(sizes, 0).unbind(1)
+
+    def each_token(values: Iterable[int]) -> Tensor:
+        """[T] from one value for each row."""
+        return torch.tensor(list(values), device=device).repeat_interleave(sizes)
+
+    own = each_token(span.start for span in batch.spans)
     if window is not None:
-        # Positions are consecutive within a row and within a prefix, which begins at position 0.
-        q = torch.arange(len(own), device=device)
-        own = torch.maximum(own, q - window + 1)
-        prefix = torch.maximum(prefix, prefix + batch.positions[0] - window + 1)
-    return Limits(own, prefix, prefix_stop)
+        own = torch.maximum(own, torch.arange(len(own), device=device) - window + 1)
+    seen = []
+    for number in range(max(1, *(len(span.seen) for span in batch.spans))):
+        ranges = [span.seen[number] if number < len(span.seen) else (span.start, span.start) for span in batch.spans]
+        first, last = (each_token(ends) for ends in zip(*ranges, strict=True))
+        if window is not None:
+            # Positions are consecutive within a row and within a range, which begins where those before it end.
+            begin = each_token(Span(0, 0, span.seen[:number]).position for span in batch.spans)
+            first = torch.maximum(first, first + batch.positions[0] - window + 1 - begin)
+        seen.append((first, last))
+    return Limits(own, tuple(seen))
 
 
 def visible(batch: Batch, window: int | None = None) -> Tensor:

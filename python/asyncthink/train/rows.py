@@ -14,15 +14,15 @@ _SHARED_MINIMUM = 32  # shorter common prompts are computed again: looking them 
 def rows(episode: Episode) -> list[Row]:
     """One row per trace, in their order: the agent's own tokens, with a loss only on those it drew.
 
-    A worker with shared context sees the organizer's tokens up to its fork. Agents that begin a context of their own
-    (isolated workers, the traces of ``parallel`` mode) and share a long prompt see it in the row of the first of them,
-    so it is computed once.
+    A worker with shared context sees the tokens of the agents above it up to its fork. Agents that begin a context of
+    their own (isolated workers, the traces of ``parallel`` mode) and share a long prompt see it in the row of the first
+    of them, so it is computed once.
     """
     episode_rows: list[Row] = []
-    skipped: list[int] = []  # first tokens of each trace that lie in another row
+    skipped: list[int] = []  # first tokens of each trace that lie in another row; -1: the row begins with one before
     for trace in episode.traces:
         if trace.parent is not None and episode.context == "shared":
-            row = _forked_row(trace, episode.traces[trace.parent], episode.context)
+            row = _forked_row(trace, episode.traces[trace.parent], episode.context, skipped[trace.parent])
         else:
             parent, shared = _shared_prompt(trace, episode.traces[: trace.agent], episode_rows)
             tokens, learned = trace.tokens[shared:], trace.sampled[shared:]
@@ -43,13 +43,13 @@ def rows(episode: Episode) -> list[Row]:
     return episode_rows
 
 
-def _forked_row(trace: Trace, parent: Trace, context: str) -> Row:
-    """The row of a worker that sees its parent's tokens up to the fork."""
+def _forked_row(trace: Trace, parent: Trace, context: str, skipped: int) -> Row:
+    """The row of a worker that sees its parent's tokens up to the fork, without the first ``skipped`` of these."""
     tokens, learned, fork_at = list(trace.tokens), list(trace.sampled), trace.fork_at
     if learned[:1] != [False]:  # without a prompt of its own, the parent's last token predicts the first drawn one
         fork_at -= 1
         tokens, learned = [parent.tokens[fork_at], *tokens], [False, *learned]
-    return Row(trace.role, context, tuple(tokens), tuple(learned), parent.agent, fork_at)
+    return Row(trace.role, context, tuple(tokens), tuple(learned), parent.agent, fork_at - skipped)
 
 
 def _shared_prompt(trace: Trace, others: Sequence[Trace], other_rows: Sequence[Row]) -> tuple[int | None, int]:

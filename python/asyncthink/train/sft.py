@@ -37,6 +37,7 @@ class SFTConfig:
 
     Args:
         out: folder of the run.
+        pool, depth: of the organized demonstrations: agents alive at the same time, levels of workers.
         max_tokens: demonstrations in which some agent writes more tokens are left out; None leaves out none.
         steps, batches, batch_tokens: each of ``steps`` optimizer steps is on ``batches`` packed batches of about
             ``batch_tokens`` tokens. Several processes share the batches of a step; their number changes only rounding.
@@ -53,6 +54,7 @@ class SFTConfig:
     model: ModelOptions = field(default_factory=ModelOptions)
     mixture: Mixture = field(default_factory=Mixture)
     pool: int = 4
+    depth: int = 1
     max_tokens: int | None = None
     seed: int = 0
     steps: int = 13500
@@ -105,11 +107,18 @@ def train_sft(config: SFTConfig) -> Path:
         torch.set_num_threads(config.threads)
         model, dtype_reason = settle(config.model, config.out, config.resume, world)
         config = dataclasses.replace(config, model=model)
-        loaded = load(config.model, newest)
+        shares = {"shared": config.mixture.shared, "isolated": config.mixture.isolated}
+        loaded = load(config.model, newest).for_depth(config.depth, [name for name, share in shares.items() if share])
         _check_append(config, loaded)
         use_packed_attention(loaded.model, moves=config.mixture.append > 0)
         packer = DemonstrationPacker(
-            tasks(config.task), loaded.tokenizer, loaded.prompts, config.mixture, config.pool, config.max_tokens
+            tasks(config.task),
+            loaded.tokenizer,
+            loaded.prompts,
+            config.mixture,
+            config.pool,
+            config.max_tokens,
+            config.depth,
         )
         adam = optimizer(loaded.model, config.learning_rate, config.weight_decay)
         progress = load_state(newest, loaded.model, adam) if newest else Progress()

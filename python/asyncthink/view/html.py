@@ -8,7 +8,8 @@ from asyncthink.episode.records import Episode
 from asyncthink.view.page import page
 from asyncthink.view.timeline import Lane, Link, Segment, Timeline, timeline
 
-_HUES = (243, 170, 36, 330, 205, 120, 285, 60)
+#: Of agents, by their numbers, in degrees.
+HUES = (243, 170, 36, 330, 205, 120, 285, 60)
 _GREY = "--h:230;filter:saturate(.25)"
 _LEGEND = (
     ("", "thinking", "hsl(243 45% 70%)"),
@@ -22,6 +23,7 @@ _VERBS = {
     "fork": "forks",
     "join": "asks to join",
     "joined": "is given",
+    "tool": "is told by a tool",
     "answer": "answers",
     "return": "returns",
     "wait": "waits",
@@ -53,7 +55,8 @@ def timeline_html(episode: Episode, sequential: Episode | None = None) -> str:
     versus = timeline(sequential) if sequential else None
     scale = _Scale(drawn, versus)
     lanes = "".join(_lane(scale, lane, drawn, versus=False) for lane in drawn.lanes)
-    links = "".join(_link(scale, link) for link in drawn.links)
+    places = {lane.agent: place for place, lane in enumerate(drawn.lanes)}
+    links = "".join(_link(scale, link, places) for link in drawn.links)
     alone = "".join(_lane(scale, lane, versus, versus=True) for lane in versus.lanes) if versus else ""
     body = [
         _header(episode),
@@ -82,7 +85,7 @@ class _Scale:
 
 
 def _hue(agent: int) -> int:
-    return _HUES[agent % len(_HUES)]
+    return HUES[agent % len(HUES)]
 
 
 def _header(episode: Episode) -> str:
@@ -146,16 +149,17 @@ def _lane(scale: _Scale, lane: Lane, drawn: Timeline, *, versus: bool) -> str:
     title = "one agent alone" if versus else lane.title
     note = escape(" - ".join(filter(None, (lane.subquery, _ENDS.get(lane.finish)))))
     segments = "".join(_segment(scale, lane, title, segment, drawn) for segment in lane.segments)
+    indent = f' style="padding-left:{14 * (lane.level - 1)}px"' if lane.level > 1 else ""
     runs = "".join(f'<div class="run" style="{scale.box(*run)}"></div>' for run in ([] if versus else lane.critical))
     return (
-        f'<div class="lane" style="{style}"><div class="cap"><b>{escape(title)}</b>'
+        f'<div class="lane" style="{style}"><div class="cap"><b{indent}>{escape(title)}</b>'
         f'<span class="sub">{note}</span><span class="num">{lane.drawn} tokens</span></div>'
         f'<div class="track">{segments}{runs}</div></div>'
     )
 
 
 def _segment(scale: _Scale, lane: Lane, title: str, segment: Segment, drawn: Timeline) -> str:
-    hue = f";--h:{_hue(segment.index)}" if segment.index and segment.kind in ("fork", "join", "joined") else ""
+    hue = f";--h:{_hue(segment.peer)}" if segment.peer else ""
     steps = (
         f"step {segment.begin}" if segment.end - segment.begin <= 1 else f"steps {segment.begin} to {segment.end - 1}"
     )
@@ -163,12 +167,13 @@ def _segment(scale: _Scale, lane: Lane, title: str, segment: Segment, drawn: Tim
     if (seconds := drawn.seconds(segment.begin)) is not None:
         facts.append(f"at {_seconds(seconds)}")
     if segment.tokens:
-        facts.insert(0, f"{segment.tokens} token{'s' * (segment.tokens > 1)}")
+        inserted = f", {segment.forced} inserted by the guide" if segment.forced else ""
+        facts.insert(0, f"{segment.tokens} token{'s' * (segment.tokens > 1)}{inserted}")
     label = escape(f"{title} {_VERBS[segment.kind]} | {', '.join(facts)}")
     text = escape(segment.text)
-    if segment.kind in ("prompt", "joined"):
+    if segment.kind in ("prompt", "joined", "tool"):
         prompt = segment.kind == "prompt"
-        name, mark = ("told", "") if prompt else ("joined", segment.index)
+        name, mark = ("joined", segment.index) if segment.kind == "joined" else ("told", "")
         step = lane.segments[1].begin if prompt and len(lane.segments) > 1 else segment.end
         place = f"left:{scale(step):.3f}%{hue}"
         head = f'<button class="dot {name}" style="{place}" aria-label="{label}">'
@@ -181,8 +186,8 @@ def _segment(scale: _Scale, lane: Lane, title: str, segment: Segment, drawn: Tim
     )
 
 
-def _link(scale: _Scale, link: Link) -> str:
-    style = f"--h:{_hue(link.worker)};--p:{link.parent};--w:{link.worker}"
+def _link(scale: _Scale, link: Link, places: dict[int, int]) -> str:
+    style = f"--h:{_hue(link.worker)};--p:{places[link.parent]};--w:{places[link.worker]}"
     tone = f"{link.kind} crit" if link.critical else link.kind
     held = ""
     if link.kind == "join" and link.step > link.ready:
@@ -210,7 +215,7 @@ def _legend(name: str, text: str, colour: str) -> str:
 
 def _transcript(lane: Lane) -> str:
     spans = "".join(
-        f'<span class="p-{s.kind}"{f" style=--h:{_hue(s.index)}" if s.index else ""}>{escape(s.text)}</span>'
+        f'<span class="p-{s.kind}"{f" style=--h:{_hue(s.peer)}" if s.peer else ""}>{escape(s.text)}</span>'
         for s in lane.segments
         if s.text
     )

@@ -96,7 +96,7 @@ details pre span{border-radius:4px;padding:1px 0}
 details .p-prompt{color:var(--soft)}
 details .p-fork,details .p-join,details .p-joined{background:hsl(var(--h) var(--fillsat) var(--fill));
 color:hsl(var(--h) 50% var(--text))}
-details .p-joined{text-decoration:underline dotted}details .p-answer,details .p-return{font-weight:700}
+details .p-joined,details .p-tool{text-decoration:underline dotted}details .p-answer,details .p-return{font-weight:700}
 @media(max-width:640px){main{padding:22px 16px 150px}.figures{margin:20px 0 24px}
 .figures div{flex-basis:40%;padding:11px 13px}.figures dd{font-size:21px}:root{--L:92px;--track:50px}
 .axis i:nth-child(even){display:none}

@@ -9,31 +9,40 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asyncthink.episode.records import Episode, Trace
-from asyncthink.view.terminal import printable
+from asyncthink.episode import tree
+from asyncthink.episode.records import Episode
+from asyncthink.view.terminal import colour, printable
 
 _WIDEST = 160  # columns of a table, whatever the terminal's width
 
 
-def print_answer(console: Console, episode: Episode, texts: bool = False) -> None:
-    """The answer, or how the episode ended without one, its failures and format errors; ``texts`` adds all texts."""
+def print_texts(console: Console, episode: Episode) -> None:
+    """What each agent wrote, whole, under a line with its name, its sub-query and how it ended."""
+    subqueries = {event.peer: " ".join(event.text.split()) for event in episode.events if event.kind == "fork"}
+    for trace in episode.traces:
+        counted = f"{trace.decoded} token{'s' * (trace.decoded != 1)}, {trace.finish}"
+        title = Text.assemble(
+            (tree.name(episode.traces, trace.agent), f"bold {colour(trace.agent)}"), (f"  {counted}", "dim")
+        )
+        if subquery := printable(subqueries.get(trace.agent, "")):
+            title.append(f"  {subquery}", style="dim italic")
+            title.truncate(console.width, overflow="ellipsis")
+        console.print(title, soft_wrap=True, highlight=False)
+        console.print(Text(printable(trace.text.strip()) or "nothing"), soft_wrap=not console.is_terminal)
+        console.print()
+
+
+def print_answer(console: Console, episode: Episode) -> None:
+    """The answer, or how the episode ended without one, its failures and format errors."""
     if episode.answer is None:
         console.print(Text(f"no answer ({episode.finish})", style="bold red"))
-        for trace in episode.traces if texts else ():
-            title = f"{_agent(trace)}  "
-            console.print(Text.assemble((title, "bold"), printable(trace.text.strip()) or "nothing"), soft_wrap=True)
     else:
-        console.print(Text.assemble(("answer  ", "bold"), printable(episode.answer.strip())), soft_wrap=True)
+        answer = Text.assemble(("answer  ", "bold"), printable(episode.answer.strip()))
+        console.print(answer, soft_wrap=not console.is_terminal)
     for failure in episode.failures:
         console.print(Text(f"failure: {printable(failure)}", style="red"), soft_wrap=True)
     for error in episode.format_errors:
         console.print(Text(f"format error: {printable(error)}", style="red"), soft_wrap=True)
-
-
-def _agent(trace: Trace) -> str:
-    if trace.role == "solo":
-        return f"agent {trace.agent + 1}"
-    return trace.role if trace.fork_index is None else f"worker {trace.fork_index}"
 
 
 def print_explanation(console: Console, explanation: dict[str, str]) -> None:

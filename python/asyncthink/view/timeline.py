@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
+from asyncthink.episode import tree
 from asyncthink.episode.critical_path import critical_path
 from asyncthink.episode.options import Mode
 from asyncthink.episode.records import Episode, Trace
@@ -17,8 +18,9 @@ from asyncthink.protocol.tags import Answer, Fork, FormatError, Join, Return
 class Segment:
     """Consecutive tokens of one kind, drawn or inserted during the steps ``[begin, end)``.
 
-    ``kind`` is "prompt", "think", "fork", "join" (the tag), "joined" (the inserted return), "answer", "return", or
-    "wait" (no tokens). ``index`` is the i of FORK-i.
+    ``kind`` is "prompt", "think", "fork", "join" (the tag), "joined" (the inserted return), "tool" (the inserted result
+    of a tool), "answer", "return", or "wait" (no tokens). ``index`` is the i of FORK-i, ``peer`` that worker's number,
+    None if it was not forked. ``forced`` of the tokens were inserted by the episode's guide.
     """
 
     kind: str
@@ -27,14 +29,20 @@ class Segment:
     text: str = ""
     tokens: int = 0
     index: int | None = None
+    peer: int | None = None
+    forced: int = 0
 
 
 @dataclass(slots=True)
 class Lane:
-    """One agent. ``critical`` holds the intervals of steps in which it drew tokens of the critical path."""
+    """One agent, ``level`` forks below the one that began the episode.
+
+    ``critical`` holds the intervals of steps in which it drew tokens of the critical path.
+    """
 
     agent: int
     title: str
+    level: int = 0
     subquery: str = ""
     finish: str = ""
     segments: list[Segment] = field(default_factory=list)
@@ -42,7 +50,8 @@ class Lane:
 
     @property
     def drawn(self) -> int:
-        return sum(s.tokens for s in self.segments if s.kind not in ("prompt", "joined", "wait"))
+        inserted = ("prompt", "joined", "tool", "wait")
+        return sum(s.tokens - s.forced for s in self.segments if s.kind not in inserted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,8 @@ class Link:
 
 @dataclass(slots=True)
 class Timeline:
+    """``lanes`` stand in the order of the tree: each agent's workers right below it, in the order of its forks."""
+
     lanes: list[Lane]
     links: list[Link]
     first: int
@@ -82,16 +93,16 @@ def timeline(episode: Episode) -> Timeline:
         if not len(trace.tokens) == len(trace.sampled) == len(trace.steps) == len(trace.pieces):
             sizes = [len(column) for column in (trace.tokens, trace.sampled, trace.steps, trace.pieces)]
             raise ValueError(f"agent {trace.agent}: expected as many sampled, steps, pieces as tokens, got {sizes}")
-    lanes = [_lane(episode, trace) for trace in episode.traces]
+    lanes = {agent: _lane(episode, episode.traces[agent]) for agent in tree.depth_first(episode.traces)}
     path = critical_path(episode.traces) if episode.mode != Mode.PARALLEL else []
     for agent, first, last in path:
         steps = [s for s, drawn in _slice(episode.traces[agent], first, last) if drawn]
         if steps:
             lanes[agent].critical.append((steps[0], steps[-1] + 1))
     hops = {(a.agent, b.agent) for a, b in pairwise(path)}
-    links = [link for lane in lanes for link in _links(episode, lane, hops)]
+    links = [link for agent in range(len(lanes)) for link in _links(episode, lanes[agent], hops)]
     steps = [s for trace in episode.traces for s in trace.steps] or [0]
-    return Timeline(lanes, links, min(steps), max(steps) + 1, episode.step_times)
+    return Timeline(list(lanes.values()), links, min(steps), max(steps) + 1, episode.step_times)
 
 
 def _slice(trace: Trace, first: int, last: int) -> Iterator[tuple[int, bool]]:
@@ -99,43 +110,46 @@ def _slice(trace: Trace, first: int, last: int) -> Iterator[tuple[int, bool]]:
 
 
 def _lane(episode: Episode, trace: Trace) -> Lane:
-    lane = Lane(trace.agent, _title(episode, trace), finish=trace.finish)
+    level = len(tree.lineage(episode.traces, trace.agent)) - 1
+    lane = Lane(trace.agent, _title(episode, trace), level, finish=trace.finish)
+    workers = {other.fork_index: other.agent for other in episode.traces if other.parent == trace.agent}
     for event in episode.events:
         if event.kind == "fork" and event.peer == trace.agent:
             lane.subquery = event.text
-    labels = _labels(trace)
+    labels = _labels(trace, may_fork=level < episode.depth)
     start = 0
     for (kind, index), group in groupby(labels):
         stop = start + len(list(group))
         begin, end = trace.steps[start], trace.steps[stop - 1] + 1
         if lane.segments and begin > lane.segments[-1].end:
             lane.segments.append(Segment("wait", lane.segments[-1].end, begin))
-        lane.segments.append(Segment(kind, begin, end, "".join(trace.pieces[start:stop]), stop - start, index))
+        text, peer = "".join(trace.pieces[start:stop]), workers.get(index)
+        forced = sum(start <= token < stop for token in trace.forced)
+        lane.segments.append(Segment(kind, begin, end, text, stop - start, index, peer, forced))
         start = stop
     return lane
 
 
 def _title(episode: Episode, trace: Trace) -> str:
-    if trace.role == "worker":
-        return f"worker {trace.fork_index}"
-    if trace.role == "organizer":
-        return "organizer"
-    return f"agent {trace.agent + 1}" if len(episode.traces) > 1 else "one agent"
+    alone = trace.role == "solo" and len(episode.traces) == 1
+    return "one agent" if alone else tree.name(episode.traces, trace.agent)
 
 
-def _labels(trace: Trace) -> list[tuple[str, int | None]]:
-    """(kind, index) of every token, from the tags that the agent drew itself."""
-    parser = Parser(trace.role)
+def _labels(trace: Trace, may_fork: bool) -> list[tuple[str, int | None]]:
+    """(kind, index) of every token, from the tags that the agent drew itself, or a guide for it."""
+    parser = Parser(trace.role, may_fork)
+    told = {k for use in trace.tools for k in range(use.at, use.at + use.length)}
     joining: int | None = None
     labels: list[tuple[str, int | None]] = []
     ends: list[int] = []
-    size = 0
-    for piece, drawn in zip(trace.pieces, trace.sampled, strict=True):
+    size, forced = 0, set(trace.forced)
+    for number, (piece, drawn) in enumerate(zip(trace.pieces, trace.sampled, strict=True)):
         size += len(piece)
         ends.append(size)
-        if not drawn:
+        if not drawn and number not in forced:
             parser.insert(piece)
-            labels.append(("joined", joining) if joining else ("prompt", None))
+            inserted = ("joined", joining) if joining else ("prompt", None)
+            labels.append(("tool", None) if number in told else inserted)
             continue
         labels.append(("think", None))
         for action in parser.feed(piece):

@@ -1,0 +1,92 @@
+"""The command ``asyncthink serve``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Pool, Revision, loading
+
+API_KEY = "ASYNCTHINK_API_KEY"
+
+
+def serve(
+    model: Annotated[str | None, typer.Option(help="Folder or hub id. Default: the shipped model.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; others reach only what you open.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    api_key: Annotated[str | None, typer.Option(help=f"What clients must send. Default: ${API_KEY}.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name for clients. Default: that of its folder.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse requests with unknown fields.")] = False,
+    mode: Annotated[str, typer.Option(help="Where a request does not say: asyncthink, sequential or parallel.")] = (
+        "asyncthink"
+    ),
+    join: JoinMode = "exact",
+    context: Context = "shared",
+    pool: Pool = 4,
+    num_pages: Annotated[int | None, typer.Option(help="Pages of the K/V cache.")] = None,
+    page_size: Annotated[int | None, typer.Option(help="Tokens of a page.")] = None,
+    max_episodes: Annotated[int, typer.Option(help="Episodes that run at once; others wait.")] = 64,
+    max_rows: Annotated[int, typer.Option(help="New tokens of one step.")] = 1024,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 256,
+    max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw.")] = 32768,
+    max_prompt: Annotated[int | None, typer.Option(help="Tokens of a prompt. Default: what the cache holds.")] = None,
+    max_body: Annotated[int, typer.Option(help="Bytes of a request.")] = 4 * 1024 * 1024,
+    max_choices: Annotated[int, typer.Option(help="Answers to one request (n).")] = 16,
+    max_pool: Annotated[int, typer.Option(help="Pool that a request may ask for.")] = 16,
+    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 600.0,
+    drain: Annotated[float, typer.Option(help="Seconds for what is running when the server is told to end.")] = 30.0,
+    allow_weight_updates: Annotated[
+        bool, typer.Option("--allow-weight-updates", help="Let clients pause the model and change its weights.")
+    ] = False,
+    log_level: Annotated[str, typer.Option(help="warning, or info for a line a request. No text is logged.")] = (
+        "warning"
+    ),
+    compile: Annotated[bool, typer.Option("--compile", help="Run whole steps through torch.compile.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's API has it, with a page to watch it organize.
+
+    Code that comes with a model is never run (trust_remote_code is off).
+    """
+    try:
+        from asyncthink.serve.settings import Limits, Settings
+    except ImportError as error:
+        raise ImportError(f'serve: {error}; install "asyncthink-kernels[serve]"') from None
+    from asyncthink import checkpoint_path
+
+    if log_level not in ("warning", "info"):
+        raise ValueError(f"log_level: expected warning or info, got {log_level!r}")
+    limits = Limits(
+        body_bytes=max_body,
+        prompt_tokens=max_prompt,
+        max_tokens=max_tokens,
+        choices=max_choices,
+        pool=max_pool,
+        waiting=max_waiting,
+        seconds=timeout,
+    )
+    source: str | Path = model or checkpoint_path()
+    key = api_key if api_key is not None else os.environ.get(API_KEY) or None
+    settings = Settings(name or Path(source).name, key, strict, allow_weight_updates, limits)
+    with loading(quiet=False) as progress:
+        from asyncthink.engine.async_engine import AsyncEngine
+        from asyncthink.serve.server import listen
+        from asyncthink.serve.server import serve as run
+
+        sock = listen(host, port)  # a port that is taken is told of before the model is loaded
+        agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join}
+        sizes: dict[str, Any] = {"num_pages": num_pages, "page_size": page_size, "max_rows": max_rows}
+        sizes |= {"max_episodes": max_episodes, "compile": compile or None}
+        placed: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+        engine = AsyncEngine.load(source, max_waiting=max_waiting, **agents, **sizes, **placed, progress=progress)
+    address = sock.getsockname()
+    shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+    line = f"asyncthink: {settings.model} at http://{shown}:{address[1]}/  (API: /v1, stop: Ctrl-C)"
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+    run(engine, settings, sock, drain_seconds=drain, log_level=log_level)

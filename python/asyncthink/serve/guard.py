@@ -1,0 +1,64 @@
+"""What every request passes first: the key, the size of its body, and headers of every answer."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from asyncthink.serve.errors import ApiError, answer
+from asyncthink.serve.events import ClientGoneError
+from asyncthink.serve.settings import Settings
+
+#: Open without a key: the page asks for the key itself, and a supervisor has none.
+OPEN = frozenset({"/", "/health"})
+
+
+class Guard:
+    """An ASGI application around another one: 401 without the key, 413 for a body beyond the limit."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        most = self._settings.limits.body_bytes
+        too_large = ApiError(413, f"body: expected at most {most} bytes")
+        length = headers.get(b"content-length", b"0")
+        if scope["path"] not in OPEN and not self._allowed(headers.get(b"authorization", b"")):
+            error = ApiError(401, "expected the server's API key as 'Authorization: Bearer ...'")
+            await answer(error)(scope, receive, send)
+            return
+        if not length.isdigit() or int(length) > most:
+            await answer(too_large)(scope, receive, send)
+            return
+        seen, begun, refused = 0, False, False
+
+        async def counted() -> Message:
+            nonlocal seen, refused
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > most and not begun and not refused:
+                refused = True  # from here on, only this answer is sent
+                await answer(too_large)(scope, receive, send)
+            if refused:
+                raise ClientGoneError
+            return message
+
+        async def sent(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            if not refused:
+                await send(message)
+
+        with contextlib.suppress(ClientGoneError):
+            await self._app(scope, counted, sent)
+
+    def _allowed(self, given: bytes) -> bool:
+        """Compares in constant time."""
+        key = self._settings.api_key
+        return key is None or hmac.compare_digest(given, b"Bearer " + key.encode())

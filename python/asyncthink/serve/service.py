@@ -1,0 +1,79 @@
+"""What the routes share: engine, settings, metrics, and how requests are run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from asyncthink.engine.async_engine import AsyncEngine, AsyncEpisodeStream
+from asyncthink.engine.requests import Request
+from asyncthink.episode.records import Episode, Event, TokenEvent
+from asyncthink.serve.metrics import Metrics
+from asyncthink.serve.settings import Settings
+
+
+class News(NamedTuple):
+    """Events of a choice in one step, or its whole episode at its end."""
+
+    choice: int
+    events: list[Event | TokenEvent]
+    episode: Episode | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One server's engine, settings and metrics."""
+
+    engine: AsyncEngine
+    settings: Settings
+    metrics: Metrics
+
+    async def run(self, requests: Sequence[Request]) -> list[Episode]:
+        """The episodes of all requests. If one fails, or the caller is cancelled, the others are cancelled."""
+        async with asyncio.timeout(self.settings.limits.seconds), self._streams(requests) as streams:
+            return [await self._watch(stream) for stream in streams]
+
+    async def news(self, requests: Sequence[Request]) -> AsyncIterator[News]:
+        """The news of all requests as they come; the last of each is its whole episode."""
+        async with self._streams(requests) as streams:
+            waiting = {asyncio.ensure_future(stream.batch()): number for number, stream in enumerate(streams)}
+            watches = [self.metrics.watch() for _ in streams]
+            try:
+                while waiting:
+                    done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    for task in sorted(done, key=lambda task: waiting[task]):
+                        number = waiting.pop(task)
+                        if events := task.result():
+                            watches[number].heard(events)
+                            waiting[asyncio.ensure_future(streams[number].batch())] = number
+                            yield News(number, events)
+                        else:
+                            episode = await streams[number].episode()
+                            watches[number].ended(episode)
+                            yield News(number, [], episode)
+            finally:
+                for task in waiting:
+                    task.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _streams(self, requests: Sequence[Request]) -> AsyncIterator[list[AsyncEpisodeStream]]:
+        """A stream for each request, all of them closed at the end."""
+        streams: list[AsyncEpisodeStream] = []
+        try:
+            for request in requests:  # those before a refusal are closed
+                streams.append(self.engine.stream_request(request))  # noqa: PERF401
+            yield streams
+        finally:
+            for stream in streams:
+                await stream.aclose()
+
+    async def _watch(self, stream: AsyncEpisodeStream) -> Episode:
+        watch = self.metrics.watch()
+        while events := await stream.batch():
+            watch.heard(events)
+        episode = await stream.episode()
+        watch.ended(episode)
+        return episode
