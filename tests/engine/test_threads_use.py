@@ -9,7 +9,8 @@ import torch
 
 import tiny_models as tm
 from asyncthink import ForkJoinSampler, SamplingParams
-from asyncthink.engine.thread_jobs import Reader, Think
+from asyncthink.engine.thoughts import Think
+from asyncthink.engine.thread_jobs import Reader
 from scripted import END, PROMPTS, sampler, tokenizer
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=30)

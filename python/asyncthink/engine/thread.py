@@ -3,73 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from asyncthink.engine.detokenize import TextStream
 from asyncthink.engine.stretches import Stretch
+from asyncthink.engine.thread_state import Keeper, Score, Thought, ThreadState
 from asyncthink.episode.params import SamplingParams
 from asyncthink.protocol.messages import Question
 
-if TYPE_CHECKING:
-    from asyncthink.engine.thread_jobs import Think, ThreadJob
-    from asyncthink.engine.threads import Threads
-
 _CONTEXT = 16  # tokens that the text of the next one may depend on, and more
-
-
-@dataclass(frozen=True, slots=True)
-class Thought:
-    """What a thread drew in one call, tokens [start, stop) of its context.
-
-    ``finish`` is "end" (end-of-text, or a guide that is complete), "stop" (a stop string), "budget" (``max_tokens``),
-    "length" (the model has no more positions), "timeout", "out_of_pages", "cancelled", "error" or "failed".
-    ``logprobs`` are those of the drawn tokens, under the distribution that each was drawn from before top-k, top-p and
-    min-p: within the guide, at the temperature.
-    """
-
-    start: int
-    stop: int
-    text: str
-    logprobs: tuple[float, ...]
-    finish: str
-
-    @classmethod
-    def of(cls, job: Think) -> Thought:
-        stretch = job.target.stretch
-        drawn = [value for value in stretch.context_logprobs(job.first) if value is not None]
-        return cls(job.first, stretch.length, job.text, tuple(drawn), job.finish)
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Natural log-probabilities of a continuation's tokens, each given the thread and those before it.
-
-    >>> Score((5, 6), (-0.5, -1.0)).total
-    -1.5
-    """
-
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-
-    @property
-    def total(self) -> float:
-        """The log-probability of the whole continuation."""
-        return sum(self.logprobs)
-
-
-@dataclass(eq=False, slots=True)
-class ThreadState:
-    """What a thread is now. ``begin`` is where its own text begins; ``numbers`` are those of its tree's next forks."""
-
-    stretch: Stretch
-    begin: int
-    number: int = 0
-    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    jobs: list[ThreadJob] = field(default_factory=list)
-    thought: Thought | None = None
-    closed: bool = False
 
 
 class Thread:
@@ -98,7 +41,7 @@ class Thread:
     (1, True)
     """
 
-    def __init__(self, threads: Threads, state: ThreadState) -> None:
+    def __init__(self, threads: Keeper, state: ThreadState) -> None:
         self._threads, self._state = threads, state
 
     # -- what it holds ------------------------------------------------------------------------------------------
@@ -180,7 +123,7 @@ class Thread:
             at = length if at is None else _in_range("at", at, 1, length)
             _in_range("n", n, 1, None)
             return [
-                self._threads.thread(ThreadState(Stretch(state.stretch.behind(at), at), at, number, state.numbers))
+                self._threads.adopt(ThreadState(Stretch(state.stretch.behind(at), at), at, number, state.numbers))
                 for number in itertools.islice(state.numbers, n)
             ]
 

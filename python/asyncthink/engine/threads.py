@@ -17,8 +17,10 @@ from asyncthink.engine.local import LocalEngine
 from asyncthink.engine.requests import check_length, check_params
 from asyncthink.engine.stepper import Stepper
 from asyncthink.engine.stretches import WHOLE, Stretch, Stretches
-from asyncthink.engine.thread import Score, Thought, Thread, ThreadState
-from asyncthink.engine.thread_jobs import Reader, Scoring, Think, ThreadJob
+from asyncthink.engine.thoughts import Scoring, Think
+from asyncthink.engine.thread import Thread
+from asyncthink.engine.thread_jobs import Reader, ThreadJob
+from asyncthink.engine.thread_state import Score, Thought, ThreadState
 from asyncthink.episode.params import SamplingParams
 from asyncthink.model.checks import output_width
 from asyncthink.protocol.codec import Codec
@@ -55,9 +57,9 @@ class Threads:
         with self.gate.enter():
             stretch = Stretch()
             stretch.add(tokens)
-            return self.thread(ThreadState(stretch, len(tokens)))
+            return self.adopt(ThreadState(stretch, len(tokens)))
 
-    def thread(self, state: ThreadState) -> Thread:
+    def adopt(self, state: ThreadState) -> Thread:
         """A thread with this state. Dropping the last reference to it closes it."""
         state.stretch.users[state] = WHOLE
         thread = Thread(self, state)
