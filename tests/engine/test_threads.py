@@ -10,6 +10,7 @@ import tiny_models as tm
 from asyncthink import ForkJoinSampler, SamplingParams
 from asyncthink.engine.thread import Thread
 from scripted import PROMPTS, tokenizer
+from toy_tokenizers import real_model
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 PROMPT = "the quick brown fox: "
@@ -327,3 +328,24 @@ def test_messages_are_rendered_as_the_chat_template_does():
         )  # fmt: skip
         assert engine.codec.decode(root.tokens) == whole
         assert isinstance(root, Thread)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(real_model() is None, reason="the model's folder is not there")
+def test_a_real_model_writes_what_generate_gives():
+    engine = ForkJoinSampler(real_model(), device="cpu", dtype="float32", num_pages=200)
+    user = {"role": "user", "content": "Name a river in Europe, and the sea that it flows into."}
+    with engine.thread([user]) as root:
+        ids = engine.tokenizer.apply_chat_template([user], add_generation_prompt=True)["input_ids"]
+        assert root.tokens == ids
+        one, two = root.fork(2)
+        two.write("The Danube")
+        engine.think([one, two], SamplingParams(temperature=0.0, max_tokens=24))
+        for thread in (one, two):
+            before = thread.tokens[: thread.thought.start]
+            expected = greedy(engine.decoder.model, before, 24)
+            assert thread.tokens[len(before) :] == expected[: len(thread.thought.logprobs)]
+            assert len(thread.thought.logprobs) == 24 or expected[len(thread.thought.logprobs)] in engine.codec.stop_ids
+        one.close(), two.close()
+        root.think(SamplingParams(seed=1), choices=["Danube", "Rhine"])
+        assert root.text in ("Danube", "Rhine")
