@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import socket
 import threading
 from typing import Any
@@ -11,6 +13,7 @@ import httpx
 import pytest
 from served import Served, served
 
+from asyncthink.serve.logs import LogHandler
 from asyncthink.serve.server import listen
 from asyncthink.serve.settings import Limits, Settings
 from scripted import sampler
@@ -121,8 +124,9 @@ def test_a_full_queue() -> None:
         answer = server.post(CHAT, **chat(asyncthink=PLAIN))
         assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
         assert "too many requests wait" in answer.json()["error"]["message"]
-        several = server.post("/v1/completions", prompt="l", n=2)
-        assert several.status_code == 429
+        for more in ({"n": 2}, {"stream": True}):
+            assert server.post("/v1/completions", prompt="l", **more).status_code == 429
+        assert server.post(CHAT, **chat(asyncthink=PLAIN, stream=True)).status_code == 429
         waiting.cancel()
         server.engine.resume()
 
@@ -131,9 +135,10 @@ def test_a_request_that_takes_too_long() -> None:
     with served(sampler(ENDLESS), Settings("tiny", limits=Limits(seconds=1))) as server:
         server.engine.pause()
         assert server.post("/v1/completions", prompt="l").status_code == 504
-        with server.client.stream("POST", "/v1/completions", json={"prompt": "l", "stream": True}) as stream:
+        assert server.post("/v1/completions", prompt="l", stream=True).status_code == 504
+        with server.client.stream("POST", CHAT, json=chat(asyncthink=PLAIN, stream=True)) as stream:
             lines = [line for line in stream.iter_lines() if line]
-        assert json.loads(lines[0].removeprefix("data: "))["error"]["code"] == 504 and lines[-1] == "data: [DONE]"
+        assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == 504 and lines[-1] == "data: [DONE]"
         server.engine.resume()
         stats = server.engine.stats()
         assert stats.waiting == stats.running == 0
@@ -209,3 +214,14 @@ def test_limits_and_keys_of_no_use() -> None:
         Limits(waiting=0)
     with pytest.raises(ValueError, match="api_key: expected a key, got an empty text"):
         Settings("tiny", " ")
+
+
+def test_a_full_disk_for_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with open("/dev/full", "w", buffering=1) as full:
+        handler = LogHandler(full)
+        for number in range(3):
+            handler.handle(logging.makeLogRecord({"msg": f"line {number}"}))
+        with contextlib.suppress(OSError):
+            full.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("asyncthink: the log cannot be written: ") and "No space left" in line

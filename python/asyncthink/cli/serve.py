@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Pool, Revision, loading
+from asyncthink.episode.options import default_forms
 
 API_KEY = "ASYNCTHINK_API_KEY"
 
@@ -24,6 +25,9 @@ def serve(
     mode: Annotated[str, typer.Option(help="Where a request does not say: asyncthink, sequential or parallel.")] = (
         "asyncthink"
     ),
+    guide: Annotated[
+        str | None, typer.Option(help="Where a request does not say: off, legal or plan. Default: as `asyncthink run`.")
+    ] = None,
     join: JoinMode = "exact",
     context: Context = "shared",
     pool: Pool = 4,
@@ -76,11 +80,13 @@ def serve(
     settings = Settings(name or Path(source).name, key, strict, allow_weight_updates, limits)
     with loading(quiet=False) as progress:
         from asyncthink.engine.async_engine import AsyncEngine
+        from asyncthink.engine.saved_prompts import saved_prompts
         from asyncthink.serve.server import listen
         from asyncthink.serve.server import serve as run
 
         sock = listen(host, port)  # a port that is taken is told of before the model is loaded
         agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join}
+        agents |= default_forms(saved_prompts(source, revision) is not None, mode, guide=guide)
         sizes: dict[str, Any] = {"num_pages": num_pages, "page_size": page_size, "max_rows": max_rows}
         sizes |= {"max_episodes": max_episodes, "compile": compile or None}
         placed: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}

@@ -134,8 +134,8 @@ class ForkJoinSampler:
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
         default = PLAN if self.options.guide == Guide.PLAN else ORGANIZE
         opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress, default=default)
-        self.decoder, self.tokenizer, self.prompts, self.prompts_from = opened
-        self.own_prompts = None if self.prompts_from.startswith("default") else self.prompts
+        self.decoder, self.tokenizer, self.prompts, self._prompts_from = opened
+        self.own_prompts = None if self._prompts_from.startswith("default") else self.prompts
         self.codec = Codec(self.tokenizer, stop_ids(self.decoder.model))
         self.cache = self.decoder.cache
         self.toolbox = Toolbox.of(tools, self.tokenizer, self.codec, thinks=self.options.answer == AnswerForm.TEXT)
@@ -332,7 +332,7 @@ class ForkJoinSampler:
 
     def explain(self) -> dict[str, str]:
         """How this sampler runs, and why: :meth:`asyncthink.Decoder.explain`, and the origin of the prompts."""
-        return self.decoder.explain() | {"prompts": self.prompts_from}
+        return self.decoder.explain() | {"prompts": self._prompts_from}
 
     # -- helpers ------------------------------------------------------------------------------------------------
 

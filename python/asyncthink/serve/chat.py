@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -62,7 +63,7 @@ def _end(ask: ChatAsk, episodes: list[Episode]) -> dict[str, Any]:
     return told
 
 
-async def _chunks(service: Service, body: ChatRequest, ask: ChatAsk) -> AsyncIterator[bytes]:
+async def _chunks(service: Service, body: ChatRequest, ask: ChatAsk) -> AsyncGenerator[bytes]:
     """Roles first; then deltas; each choice ends with its finish_reason; at last usage and summary."""
     head = answers.envelope("chat.completion.chunk", service.settings.model)
     plain = answers.is_plain(ask.requests[0].options)
@@ -72,24 +73,25 @@ async def _chunks(service: Service, body: ChatRequest, ask: ChatAsk) -> AsyncIte
     def chunk(index: int, delta: dict[str, Any], reason: str | None = None, **more: Any) -> dict[str, Any]:
         return {**head, "choices": [{"index": index, "delta": delta, "finish_reason": reason, **more}]}
 
-    yield sse(*(chunk(index, {"role": "assistant", "content": ""}) for index in range(len(ask.requests))))
-    async for index, events, episode in service.news(ask.requests):
-        told: list[dict[str, Any]] = []
-        for event in events:
-            delta = answers.delta(event, plain)
-            if delta is not None and plain and "content" in delta:
-                delta["content"] = filters[index].push(delta["content"])
-                delta = delta if delta["content"] else None
-            if delta is not None:
-                told.append(chunk(index, delta))
-        if episode is not None:
-            if rest := filters[index].flush():
-                said = {"agent": 0, "step": len(episode.step_times), "sampled": True}
-                told.append(chunk(index, {"content": rest, "asyncthink": said}))
-            told.append(_last(service, body, ask, index, episode, chunk))
-            episodes[index] = episode
-        if told:
-            yield sse(*told)
+    async with service.streams(ask.requests) as streams, contextlib.aclosing(service.news(streams)) as news:
+        yield sse(*(chunk(index, {"role": "assistant", "content": ""}) for index in range(len(ask.requests))))
+        async for index, events, episode in news:
+            told: list[dict[str, Any]] = []
+            for event in events:
+                delta = answers.delta(event, plain)
+                if delta is not None and plain and "content" in delta:
+                    delta["content"] = filters[index].push(delta["content"])
+                    delta = delta if delta["content"] else None
+                if delta is not None:
+                    told.append(chunk(index, delta))
+            if episode is not None:
+                if rest := filters[index].flush():
+                    said = {"agent": 0, "step": len(episode.step_times), "sampled": True}
+                    told.append(chunk(index, {"content": rest, "asyncthink": said}))
+                told.append(_last(service, body, ask, index, episode, chunk))
+                episodes[index] = episode
+            if told:
+                yield sse(*told)
     if body.stream_options is not None and body.stream_options.include_usage:
         yield sse({**head, "choices": [], **_end(ask, [episodes[k] for k in sorted(episodes)])})
     yield b"data: [DONE]\n\n"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -106,21 +107,22 @@ def _offsets(tokens: list[str]) -> list[int]:
     return offsets[:-1]
 
 
-async def _chunks(service: Service, body: CompletionRequest, ask: CompletionAsk) -> AsyncIterator[bytes]:
+async def _chunks(service: Service, body: CompletionRequest, ask: CompletionAsk) -> AsyncGenerator[bytes]:
     """Text as it comes; each choice ends with its finish_reason, ids and log-probabilities; at last the usage."""
     head = answers.envelope("text_completion", service.settings.model)
     filters = [StopFilter(request.params.stop) for request in ask.requests]
     episodes: dict[int, Episode] = {}
-    async for index, events, episode in service.news(ask.requests):
-        text = "".join(filters[index].push(event.text) for event in events if hasattr(event, "sampled"))
-        if episode is None:
-            if text:
-                choice = {"index": index, "text": text, "logprobs": None, "finish_reason": None}
-                yield sse({**head, "choices": [choice]})
-            continue
-        episodes[index] = episode
-        last = _choice(service, body, index, ask.requests[index], episode, None) | {"text": filters[index].flush()}
-        yield sse({**head, "choices": [last]})
+    async with service.streams(ask.requests) as streams, contextlib.aclosing(service.news(streams)) as news:
+        async for index, events, episode in news:
+            text = "".join(filters[index].push(event.text) for event in events if hasattr(event, "sampled"))
+            if episode is None:
+                if text:
+                    choice = {"index": index, "text": text, "logprobs": None, "finish_reason": None}
+                    yield sse({**head, "choices": [choice]})
+                continue
+            episodes[index] = episode
+            last = _choice(service, body, index, ask.requests[index], episode, None) | {"text": filters[index].flush()}
+            yield sse({**head, "choices": [last]})
     if body.stream_options is not None and body.stream_options.include_usage:
         told = [episodes[k] for k in sorted(episodes)]
         yield sse({**head, "choices": [], "usage": _usage(body, ask, told)})

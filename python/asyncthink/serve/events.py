@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from typing import Any, TypeVar
 
 from fastapi import Request
-from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from asyncthink.serve.errors import api_error, detail
+from asyncthink.serve.errors import answer, api_error, detail
 
 T = TypeVar("T")
 
@@ -53,28 +52,20 @@ def sse(*values: Any) -> bytes:
 class EventStream(Response):
     """Pieces of an event stream, sent as they come. A client that goes away ends the iterator at once.
 
-    An exception of the iterator becomes an event with an ``error``, because the status is sent already.
+    An exception before the first piece is an ordinary answer with its status; a later one becomes an event with an
+    ``error``. ``seconds`` is the most that the whole may take.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, pieces: AsyncIterator[bytes], headers: Mapping[str, str], *, seconds: float) -> None:
-        self.status_code, self.background = 200, None
+    def __init__(self, pieces: AsyncGenerator[bytes], headers: Mapping[str, str], *, seconds: float) -> None:
+        super().__init__(None, 200, {"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
+        del self.headers["content-length"]
         self._pieces, self._seconds = pieces, seconds
-        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
-
-    background: BackgroundTask | None
-
-    def render(self, content: Any) -> bytes:
-        return b""
-
-    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
-        given = {**(headers or {}), "content-type": f"{self.media_type}; charset=utf-8"}
-        self.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in given.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        sending, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(_gone(receive))
+        sending = asyncio.ensure_future(self._send(scope, receive, send))
+        gone = asyncio.ensure_future(_gone(receive))
         try:
             await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -82,15 +73,19 @@ class EventStream(Response):
                 task.cancel()
             await asyncio.gather(sending, gone, return_exceptions=True)
 
-    async def _send(self, send: Send) -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            if hasattr(self._pieces, "aclose"):
-                stack.push_async_callback(self._pieces.aclose)
-            try:
-                async with asyncio.timeout(self._seconds):
-                    async for piece in self._pieces:
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
-            except Exception as error:
-                body = sse(detail(api_error(error))) + b"data: [DONE]\n\n"
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+        try:
+            async with asyncio.timeout(self._seconds), contextlib.aclosing(self._pieces):
+                async for piece in self._pieces:
+                    if not begun:
+                        begun = True
+                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except Exception as error:
+            if not begun:
+                await answer(api_error(error))(scope, receive, send)
+                return
+            last = sse(detail(api_error(error))) + b"data: [DONE]\n\n"
+            await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

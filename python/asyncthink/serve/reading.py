@@ -11,9 +11,8 @@ from pydantic import BaseModel
 
 from asyncthink.engine.requests import Request
 from asyncthink.engine.sampler import ForkJoinSampler
-from asyncthink.episode.options import AnswerForm, Mode, Options
+from asyncthink.episode.options import AnswerForm, Options, default_forms
 from asyncthink.episode.params import SamplingParams
-from asyncthink.protocol.prompts import FILE_NAME
 from asyncthink.serve.errors import ApiError
 from asyncthink.serve.schema import ChatRequest, CompletionRequest, Drawing, Message
 from asyncthink.serve.settings import Limits, Settings
@@ -118,13 +117,16 @@ def read_completion(body: CompletionRequest, sampler: ForkJoinSampler, settings:
 def options_for(given: dict[str, Any], sampler: ForkJoinSampler, limits: Limits) -> Options:
     """The server's options with those that a client gave.
 
-    Where one agent answers and the client does not say how, a model without prompts of its own answers in plain text.
+    Where the client asks for another mode, or another form of answer, what it leaves open is as for a new sampler.
     """
-    defaults = {name: getattr(sampler.options, name) for name in _OPTIONS}
-    if "answer" not in given:
-        alone = given.get("mode", sampler.options.mode) != Mode.ASYNCTHINK
-        own = sampler.prompts_from == FILE_NAME
-        defaults["answer"] = (AnswerForm.TEXT if not own else sampler.options.answer) if alone else AnswerForm.TAGS
+    server = sampler.options
+    defaults = {name: getattr(server, name) for name in _OPTIONS}
+    mode, answer, guide = (given.get(name) for name in ("mode", "answer", "guide"))
+    if mode not in (None, server.mode) or answer not in (None, server.answer):
+        own = sampler.own_prompts is not None
+        defaults |= default_forms(own, mode or server.mode, answer=answer, guide=guide) | {"forks": None}
+    elif guide not in (None, server.guide):
+        defaults["forks"] = None
     for name in ("pool", "depth"):
         value, most = given.get(name, 1), getattr(limits, name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:

@@ -13,6 +13,7 @@ import uvicorn
 
 from asyncthink.engine.async_engine import AsyncEngine
 from asyncthink.serve.app import create_app
+from asyncthink.serve.logs import log_config
 from asyncthink.serve.settings import Settings
 
 
@@ -62,8 +63,8 @@ def serve(
     config = uvicorn.Config(
         create_app(engine, settings),
         lifespan="off",
-        log_level=log_level,
-        access_log=log_level in ("info", "debug", "trace"),
+        log_config=log_config(log_level),
+        access_log=log_level == "info",
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
         timeout_keep_alive=30,
         server_header=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,34 +33,35 @@ class Service:
 
     async def run(self, requests: Sequence[Request]) -> list[Episode]:
         """The episodes of all requests. If one fails, or the caller is cancelled, the others are cancelled."""
-        async with asyncio.timeout(self.settings.limits.seconds), self._streams(requests) as streams:
-            return [await self._watch(stream) for stream in streams]
+        async with asyncio.timeout(self.settings.limits.seconds), self.streams(requests) as streams:
+            async with contextlib.aclosing(self.news(streams)) as news:
+                episodes = {choice: episode async for choice, _, episode in news if episode is not None}
+            return [episodes[choice] for choice in range(len(streams))]
 
-    async def news(self, requests: Sequence[Request]) -> AsyncIterator[News]:
-        """The news of all requests as they come; the last of each is its whole episode."""
-        async with self._streams(requests) as streams:
-            waiting = {asyncio.ensure_future(stream.batch()): number for number, stream in enumerate(streams)}
-            watches = [self.metrics.watch() for _ in streams]
-            try:
-                while waiting:
-                    done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                    for task in sorted(done, key=lambda task: waiting[task]):
-                        number = waiting.pop(task)
-                        if events := task.result():
-                            watches[number].heard(events)
-                            waiting[asyncio.ensure_future(streams[number].batch())] = number
-                            yield News(number, events)
-                        else:
-                            episode = await streams[number].episode()
-                            watches[number].ended(episode)
-                            yield News(number, [], episode)
-            finally:
-                for task in waiting:
-                    task.cancel()
+    async def news(self, streams: Sequence[AsyncEpisodeStream]) -> AsyncGenerator[News]:
+        """The news of all streams as they come; the last of each is its whole episode."""
+        waiting = {asyncio.ensure_future(stream.batch()): number for number, stream in enumerate(streams)}
+        watches = [self.metrics.watch() for _ in streams]
+        try:
+            while waiting:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in sorted(done, key=lambda task: waiting[task]):
+                    number = waiting.pop(task)
+                    if events := task.result():
+                        watches[number].heard(events)
+                        waiting[asyncio.ensure_future(streams[number].batch())] = number
+                        yield News(number, events)
+                    else:
+                        episode = await streams[number].episode()
+                        watches[number].ended(episode)
+                        yield News(number, [], episode)
+        finally:
+            for task in waiting:
+                task.cancel()
 
     @contextlib.asynccontextmanager
-    async def _streams(self, requests: Sequence[Request]) -> AsyncIterator[list[AsyncEpisodeStream]]:
-        """A stream for each request, all of them closed at the end."""
+    async def streams(self, requests: Sequence[Request]) -> AsyncIterator[list[AsyncEpisodeStream]]:
+        """A stream for each request, all of them closed at the end. Raises EngineFullError, EngineStoppedError."""
         streams: list[AsyncEpisodeStream] = []
         try:
             for request in requests:  # those before a refusal are closed
@@ -69,11 +70,3 @@ class Service:
         finally:
             for stream in streams:
                 await stream.aclose()
-
-    async def _watch(self, stream: AsyncEpisodeStream) -> Episode:
-        watch = self.metrics.watch()
-        while events := await stream.batch():
-            watch.heard(events)
-        episode = await stream.episode()
-        watch.ended(episode)
-        return episode
