@@ -16,7 +16,7 @@ from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
 
 if TYPE_CHECKING:
     from asyncthink.engine.async_engine import AsyncEngine
-    from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams, TokenEvent
+    from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams, Thread, TokenEvent
     from asyncthink.engine.tools import Tool
     from asyncthink.model.decoder import Decoder
     from asyncthink.tasks import Task
@@ -35,6 +35,7 @@ __all__ = [
     "PromptFormat",
     "SamplingParams",
     "Task",
+    "Thread",
     "TokenEvent",
     "Tool",
     "Trace",
@@ -42,7 +43,7 @@ __all__ = [
     "checkpoint_path",
 ]
 
-_FROM_SAMPLER = ("ForkJoinSampler", "SamplingParams", "TokenEvent", "Tool")
+_FROM_SAMPLER = ("ForkJoinSampler", "SamplingParams", "Thread", "TokenEvent", "Tool")
 
 
 def checkpoint_path(name: str = "countdown") -> Path:

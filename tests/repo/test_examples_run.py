@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,10 @@ def test_an_example_is_short_and_takes_no_arguments(path: Path) -> None:
 
 
 def test_every_example_is_run_here() -> None:
-    assert [path.stem for path in EXAMPLES] == ["generate", "new_task", "stream", "tools", "train_loop"]
+    assert [path.stem for path in EXAMPLES] == [
+        *("best_of_n", "generate", "map_reduce", "new_task", "self_consistency", "skeleton_of_thought"),
+        *("stream", "tools", "train_loop", "tree_of_thoughts"),
+    ]
 
 
 def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,3 +106,39 @@ def test_new_task(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
         assert task.verify(puzzle, answer) == 1
     assert task.verify(puzzle, None) == 0
     assert "organizer: <FORK-1>" in capsys.readouterr().out
+
+
+def test_self_consistency_counts_every_chain(capsys: pytest.CaptureFixture[str]) -> None:
+    votes = run("self_consistency")
+    assert sum(votes.values()) == 8 and len(votes) > 1
+    winner = max(votes, key=lambda answer: votes[answer])
+    assert f"answer: {winner}, {votes[winner]} of 8 chains" in capsys.readouterr().out
+
+
+def test_skeleton_of_thought_joins_every_point(capsys: pytest.CaptureFixture[str]) -> None:
+    text = run("skeleton_of_thought")
+    for number in (1, 2, 3):
+        assert re.search(rf"^{number}\. [0-9 +*-]{{3,12}}$", text, re.MULTILINE)
+        assert text.count(f"Point {number} in detail: ") == 1
+    assert text.index("Point 3") < text.index("Together: ")
+    assert text in capsys.readouterr().out
+
+
+def test_best_of_n_takes_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+    best, values = run("best_of_n")
+    shown = capsys.readouterr().out
+    assert len(values) == 6 and len(set(values)) > 1
+    assert f"{max(values):+.3f}  {best[:60]!r}" in shown and f"best: {best!r}" in shown
+
+
+def test_tree_of_thoughts_releases_what_it_prunes(capsys: pytest.CaptureFixture[str]) -> None:
+    whole, pages = run("tree_of_thoughts")
+    assert pages[-1] == 0 and 0 < pages[0] < 8
+    assert whole in capsys.readouterr().out
+
+
+def test_map_reduce_answers_from_the_notes(capsys: pytest.CaptureFixture[str]) -> None:
+    notes, answer = run("map_reduce")
+    assert len(notes) == 6
+    assert all(re.fullmatch("[1-9][0-9]?[.]", text) for text in (*notes, answer))
+    assert f"answer: {answer}" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from asyncthink.episode.speaker import Speaker
 from asyncthink.episode.wishes import Splice
 
 if TYPE_CHECKING:
+    from asyncthink.engine.grammar import Bits
     from asyncthink.engine.heads import Pinned
     from asyncthink_kernels.cache import Branch
 
@@ -39,6 +40,21 @@ class Agent:
         self.layout: tuple[Pinned, int] | None = None
         self.computed = 0
         self.queue: deque[list[int] | Splice] = deque()
+
+    @property
+    def mask(self) -> Bits | None:
+        """None, as the rule of its episode's guide is looked up in each step (:mod:`.guided`)."""
+        return None
+
+    @property
+    def scores(self) -> bool:
+        """No agent's own tokens are scored."""
+        return False
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """(number of the agent, tokens that it has drawn): with the seed, what its next draw depends on."""
+        return self.trace.agent, self.trace.decoded
 
     @property
     def trace(self) -> Trace:
@@ -84,6 +100,10 @@ class Agent:
             self.queue[0][:0] = tokens
         elif tokens:
             self.queue.appendleft(list(tokens))
+
+    def entered(self, count: int) -> None:
+        """The tokens that were taken are computed."""
+        self.computed += count
 
     def take(self, count: int) -> list[int]:
         """Remove the first ``count`` tokens of the queue, which this step computes."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from asyncthink.engine.agent import Agent
+from asyncthink.engine.grammar import Bits
+from asyncthink.engine.jobs import Job, Participant
 from asyncthink.engine.masks import RuleMasks
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.sampling import forbid
@@ -16,7 +18,10 @@ from asyncthink.protocol.codec import Codec
 
 
 class GuidedLogits:
-    """Applies the rules of running episodes to the logits of a step. Masks are made when the first rule is met."""
+    """Applies the rules of running episodes and the masks of threads to the logits of a step.
+
+    The rules' masks are made when the first rule is met.
+    """
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
@@ -28,23 +33,31 @@ class GuidedLogits:
             self._masks[vocabulary] = RuleMasks(self._codec, vocabulary)
         return self._masks[vocabulary]
 
-    def __call__(self, logits: Tensor, drawing: Sequence[tuple[EpisodeRun, Agent]]) -> Tensor:
-        """logits [N, V] of the agents that draw; tokens that their rules forbid become -inf.
+    def __call__(self, logits: Tensor, drawing: Sequence[tuple[Job, Participant]]) -> Tensor:
+        """logits [N, V] of the agents that draw; tokens that their rules or masks forbid become -inf.
 
-        Rows without a rule stay as they are, and without any rule nothing is computed.
+        Other rows stay as they are, and without any rule or mask nothing is computed.
 
         Raises:
             ValueError: a rule that leaves none of the tokenizer's tokens; the error names the agent.
         """
-        rows, bits = list[int](), list[np.ndarray]()
+        rows, bits = list[int](), list[Bits]()
         for row, (run, agent) in enumerate(drawing):
-            rule = run.core.rule(agent.speaker.number)
-            if rule is None:
-                continue
-            mask = self.masks(logits.shape[1]).row(rule, agent.speaker.parser.tail)
-            if not mask.any():
-                name, tail = agent.speaker.name, agent.speaker.parser.tail
-                raise ValueError(f"{name}: expected a token that its guide allows behind {tail!r}, got none: {rule}")
-            rows.append(row)
-            bits.append(mask)
+            mask = agent.mask
+            if isinstance(run, EpisodeRun) and isinstance(agent, Agent):
+                mask = self._of_rule(run, agent, logits.shape[1])
+            if mask is not None:
+                rows.append(row)
+                bits.append(mask)
         return forbid(logits, torch.from_numpy(np.stack(bits)), rows) if rows else logits
+
+    def _of_rule(self, run: EpisodeRun, agent: Agent, vocabulary: int) -> Bits | None:
+        """The tokens that an agent's rule permits; None where it has no rule."""
+        rule = run.core.rule(agent.speaker.number)
+        if rule is None:
+            return None
+        mask = self.masks(vocabulary).row(rule, agent.speaker.parser.tail)
+        if not mask.any():
+            name, tail = agent.speaker.name, agent.speaker.parser.tail
+            raise ValueError(f"{name}: expected a token that its guide allows behind {tail!r}, got none: {rule}")
+        return mask

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from asyncthink.engine.agent import Agent
 from asyncthink.engine.guided import GuidedLogits
+from asyncthink.engine.jobs import Job, Participant, Spare
 from asyncthink.engine.labels import label
 from asyncthink.engine.prefix_cache import PrefixCache
 from asyncthink.engine.run import EpisodeRun
@@ -18,28 +17,27 @@ from asyncthink.engine.sampling import draw, drawable
 from asyncthink.engine.scheduler import Scheduler, Work
 from asyncthink.engine.stats import EngineStats
 from asyncthink.engine.tools import results, wait_for_result
-from asyncthink.episode.wishes import Wish
 from asyncthink.model.decoder import Decoder
 from asyncthink.model.gate import Gate
 from asyncthink_kernels.cache import OutOfPages
 
-#: The agents that draw in a step, with their episodes, in the order of the logits' rows.
-Drawing = Sequence[tuple[EpisodeRun, Agent]]
-#: (token, log-probability) for each row of logits [N, V], whose episodes and agents are given.
-Draw = Callable[[Tensor, Sequence[EpisodeRun], Sequence[Agent]], Sequence[tuple[int, float]]]
+#: The agents that draw in a step, with their jobs, in the order of the logits' rows.
+Drawing = Sequence[tuple[Job, Participant]]
+#: (token, log-probability) for each row of logits [N, V], whose jobs and agents are given.
+Draw = Callable[[Tensor, Sequence[Job], Sequence[Participant]], Sequence[tuple[int, float]]]
 
 
-def draw_tokens(logits: Tensor, runs: Sequence[EpisodeRun], agents: Sequence[Agent]) -> Sequence[tuple[int, float]]:
-    """Draw by the parameters of each run, keyed by its seed, the agent's number and the number of its tokens."""
-    numbers = [agent.trace.agent for agent in agents], [agent.trace.decoded for agent in agents]
-    return list(zip(*draw(logits, [run.core.params for run in runs], *numbers), strict=True))
+def draw_tokens(logits: Tensor, runs: Sequence[Job], agents: Sequence[Participant]) -> Sequence[tuple[int, float]]:
+    """Draw by the parameters of each job, keyed by its seed and the agent's key."""
+    numbers, positions = zip(*(agent.key for agent in agents), strict=True)
+    return list(zip(*draw(logits, [run.params for run in runs], numbers, positions), strict=True))
 
 
 class LocalEngine:
-    """Runs episodes on a decoder. The caller of a method holds the decoder's gate.
+    """Runs episodes and other jobs on a decoder. The caller of a method holds the decoder's gate.
 
-    An exception in one episode ends that episode as "failed". An agent whose logits are not finite ends; its episode
-    continues. An exception of the model ends all running episodes as "cancelled".
+    An exception in one job ends that job as "failed". An agent whose logits are not finite ends; its episode
+    continues. An exception of the model ends all running jobs as "cancelled".
 
     Args:
         decoder: the model and its cache.
@@ -60,9 +58,12 @@ class LocalEngine:
         max_episodes: int,
     ) -> None:
         self.decoder, self.prefixes = decoder, prefixes
-        heads = prefixes.heads
+        self.spares: list[Spare] = [prefixes.heads]
         self.scheduler = Scheduler(
-            decoder.cache, lambda: heads.evictable_pages, max_rows=max_rows, max_episodes=max_episodes
+            decoder.cache,
+            lambda: sum(s.evictable_pages for s in self.spares),
+            max_rows=max_rows,
+            max_episodes=max_episodes,
         )
         self.draw, self.guided = draw, guided
         self._steps = self._drawn = 0
@@ -113,18 +114,18 @@ class LocalEngine:
         self.scheduler.retire()
         return sum(count for _, _, count in work)
 
-    def drop(self, run: EpisodeRun, reason: str = "cancelled") -> None:
-        """End an episode in any state, and release its pages."""
+    def drop(self, run: Job, reason: str = "cancelled") -> None:
+        """End a job in any state, and release its pages."""
         try:
-            run.core.end(reason)
+            run.end(reason)
         finally:
             run.release()
             self.scheduler.forget(run)
 
-    def abandon(self, runs: Iterable[EpisodeRun]) -> None:
-        """Cancel the episodes that are not done. Their listeners are not called."""
+    def abandon(self, runs: Iterable[Job]) -> None:
+        """Cancel the jobs that are not done. Their listeners are not called."""
         for run in runs:
-            run.core.record.mute()
+            run.mute()
             self.drop(run)
 
     def prepare_prefixes(self, names: Iterable[str]) -> None:
@@ -141,16 +142,16 @@ class LocalEngine:
             self.prepare_prefixes(())  # if the weights have changed since the episodes were submitted
         for run in admitted:
             self._guard(run, run.start)
-        for run in self.scheduler.running:
-            for number, text in results(run):
-                self._guard(run, run.core.told, number, text)
+        for episode in self._episodes:
+            for number, text in results(episode):
+                self._guard(episode, episode.told, number, text)
         while self.scheduler.running:
             work = self.scheduler.select() if self._enter_joins() else None
             if work is None:
                 self._make_room()
             elif work or all(run.done for run in self.scheduler.running):
                 return work
-            elif wait_for_result(self.scheduler.running):
+            elif wait_for_result(self._episodes):
                 return []  # the next step enters the result
             else:
                 raise RuntimeError("no agent can step and none made room: the scheduler lost one")
@@ -162,8 +163,10 @@ class LocalEngine:
             return [], torch.empty(0, 0, device="cpu")
         with label("plan"):
             plan = self.decoder.cache.plan([(agent.branch, count) for _, agent, count in work])
-        drawing: list[tuple[EpisodeRun, Agent]] = []
+        drawing: list[tuple[Job, Participant]] = []
         rows: list[int] = []  # of the last token of each agent that draws
+        scoring: list[tuple[Job, Participant]] = []
+        scored: list[range] = []  # the rows of each agent that scores
         tokens: list[int] = []
         for run, agent, count in work:
             draws = agent.draws(count)
@@ -171,12 +174,20 @@ class LocalEngine:
             if draws:
                 drawing.append((run, agent))
                 rows.append(len(tokens) - 1)
+            elif agent.scores:
+                scoring.append((run, agent))
+                scored.append(range(len(tokens) - count, len(tokens)))
         with label("model"):
-            logits = self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, rows)
+            wanted = [*rows, *(row for part in scored for row in part)]
+            logits = self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, wanted)
         for _, agent, count in work:
-            agent.computed += count
+            agent.entered(count)
         self._steps += 1
-        return drawing, logits
+        first = len(rows)
+        for (run, agent), part in zip(scoring, scored, strict=True):
+            self._guard(run, run.score, agent, logits[first : first + len(part)])
+            first += len(part)
+        return drawing, logits[: len(rows)]
 
     def _draw(self, drawing: Drawing, logits: Tensor) -> Sequence[tuple[int, float] | None]:
         """(token, log-probability) for each row; None for rows that hold NaN or no finite value."""
@@ -196,32 +207,36 @@ class LocalEngine:
         return [next(drawn) if fine else None for fine in valid]
 
     def _advance(self, drawing: Drawing, drawn: Sequence[tuple[int, float] | None]) -> None:
-        """Pass each drawn token to its episode's core and carry out the wishes; then end the step for all episodes."""
+        """Pass each drawn token to its job; then end the step for all jobs."""
         self._drawn += len(drawing)
         for (run, agent), token in zip(drawing, drawn, strict=True):
-            self._guard(run, _accept, run, agent.speaker.number, token)
+            self._guard(run, run.accept, agent, token)
         for run in self.scheduler.running:
-            self._guard(run, run.core.tick)
+            self._guard(run, run.tick)
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
     def _enter_joins(self) -> bool:
         """Carry out the forks and joins that are ready; False if the pages do not suffice."""
-        for run in self.scheduler.running:
-            run.fork_ready()
-            for agent in run.agents:
-                while (splice := run.ready_splice(agent)) is not None:
-                    worker = run.agents[splice.worker].branch
-                    try:
-                        self.decoder.join(agent.branch, worker, splice.start, splice.stop, splice.mode)
-                    except OutOfPages:
-                        return False
-                    run.spliced(agent, splice)
+        entered = True
+        while entered:  # what has entered may be what another fork or join waits for
+            entered = False
+            for run in self.scheduler.running:
+                run.fork_ready()
+                for agent in run.agents:
+                    while (splice := run.ready_splice(agent)) is not None:
+                        worker = run.agents[splice.worker].branch
+                        try:
+                            self.decoder.join(agent.branch, worker, splice.start, splice.stop, splice.mode)
+                        except OutOfPages:
+                            return False
+                        run.spliced(agent, splice)
+                        entered = True
         return True
 
     def _make_room(self) -> None:
-        """Evict a head; without any, pause the newest episode, or end it if it is the only one."""
-        if self.prefixes.heads.evict():
+        """Evict what no job needs; without any, pause the newest job, or end it if it is the only one."""
+        if any(spare.evict() for spare in self.spares):
             return
         victim = self.scheduler.victim()
         if victim is None:
@@ -229,19 +244,16 @@ class LocalEngine:
         else:
             victim.release()
 
-    def _guard(self, run: EpisodeRun, call: Callable[..., Sequence[Wish] | None], *args: object) -> None:
-        """Call an episode's core and carry out its wishes. An exception ends this episode alone, with a warning."""
+    @property
+    def _episodes(self) -> list[EpisodeRun]:
+        """The running jobs that may wait for a tool."""
+        return [run for run in self.scheduler.running if isinstance(run, EpisodeRun)]
+
+    def _guard(self, run: Job, call: Callable[..., None], *args: object) -> None:
+        """Call a method of a job. An exception ends this job alone."""
         try:
-            run.carry_out(call(*args) or ())
+            call(*args)
         except Exception as error:
-            message = f"an episode failed and was ended: {type(error).__name__}: {error}"
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
-            run.core.crash(error)
+            run.crash(error)
         if run.done:
             run.release()
-
-
-def _accept(run: EpisodeRun, number: int, drawn: tuple[int, float] | None) -> list[Wish]:
-    if drawn is None:
-        return run.core.fail(number, "its logits hold NaN or no finite value")
-    return run.core.accept(number, *drawn)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from asyncthink.engine.agent import Agent, Opening
+from asyncthink.engine.jobs import Participant
 from asyncthink.engine.tools import Pending, Toolbox
 from asyncthink.episode.contexts import contexts
 from asyncthink.episode.core import EpisodeCore
 from asyncthink.episode.options import JoinMode
+from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.wishes import Begin, Call, Feed, Fork, Release, Splice, Wish
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from asyncthink_kernels.cache import TreeCache
 
 
@@ -64,6 +69,10 @@ class EpisodeRun:
     @property
     def done(self) -> bool:
         return self.core.done
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.core.params
 
     @property
     def pages_to_start(self) -> int:
@@ -118,17 +127,48 @@ class EpisodeRun:
                 agent.held, agent.source = self._cache.fork(source.held, length), None
                 self._count_shared(agent)
 
-    def ready_splice(self, agent: Agent) -> Splice | None:
+    def accept(self, agent: Participant, drawn: tuple[int, float] | None) -> None:
+        """Pass a drawn token to the core; None: the logits hold NaN or no finite value."""
+        number = self._own(agent).speaker.number
+        if drawn is None:
+            self.carry_out(self.core.fail(number, "its logits hold NaN or no finite value"))
+        else:
+            self.carry_out(self.core.accept(number, *drawn))
+
+    def score(self, agent: Participant, logits: Tensor) -> None:
+        raise NotImplementedError("no agent's own tokens are scored")
+
+    def told(self, number: int, text: str) -> None:
+        """A tool has replied to an agent."""
+        self.carry_out(self.core.told(number, text))
+
+    def tick(self) -> None:
+        """End the step."""
+        self.carry_out(self.core.tick() or ())
+
+    def crash(self, error: Exception) -> None:
+        """End as "failed", with a warning."""
+        message = f"an episode failed and was ended: {type(error).__name__}: {error}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        self.core.crash(error)
+
+    def end(self, reason: str) -> None:
+        self.core.end(reason)
+
+    def mute(self) -> None:
+        self.core.record.mute()
+
+    def ready_splice(self, agent: Participant) -> Splice | None:
         """The splice at the front of the agent's queue, if the K/V that it reads are computed."""
-        splice = agent.splice
+        splice = self._own(agent).splice
         if splice is None:
             return None
         held = self.agents[splice.worker].held
         return splice if held is not None and held.length >= splice.stop else None
 
-    def spliced(self, agent: Agent, splice: Splice) -> None:
+    def spliced(self, agent: Participant, splice: Splice) -> None:
         """The K/V of a join have entered their new context: release the worker's."""
-        agent.queue.popleft()
+        self._own(agent).queue.popleft()
         size = (splice.stop - splice.start) * self._bytes_per_token
         if splice.mode == JoinMode.APPEND:
             self.core.episode.kv_bytes_copied += size
@@ -170,6 +210,10 @@ class EpisodeRun:
             return tokens
         parent = self.agents[speaker.trace.parent]
         return [*self._context(parent, start, min(stop, speaker.offset)), *tokens]
+
+    def _own(self, agent: Participant) -> Agent:
+        assert isinstance(agent, Agent)
+        return agent
 
     def _agent(self, number: int) -> Agent:
         """Agent ``number``, made if it is new."""

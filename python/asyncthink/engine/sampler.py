@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asyncthink.engine.agent import Agent
 from asyncthink.engine.detokenize import ModelTexts
 from asyncthink.engine.guided import GuidedLogits
+from asyncthink.engine.jobs import Job, Participant
 from asyncthink.engine.local import LocalEngine, draw_tokens
 from asyncthink.engine.open import open_model, stop_ids
 from asyncthink.engine.prefix_cache import PrefixCache
@@ -28,6 +28,7 @@ from asyncthink.engine.requests import (
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.stats import EngineStats
 from asyncthink.engine.stream import EpisodeStream
+from asyncthink.engine.threads import Thread, Threads
 from asyncthink.engine.tools import Tool, Toolbox, declared
 from asyncthink.episode.core import EpisodeCore
 from asyncthink.episode.modes import opening
@@ -41,7 +42,7 @@ from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import Question, turns
 from asyncthink.protocol.prompts import ORGANIZE, PLAN, PromptFormat
 
-__all__ = ["EpisodeStream", "ForkJoinSampler", "SamplingParams", "TokenEvent", "Tool"]
+__all__ = ["EpisodeStream", "ForkJoinSampler", "SamplingParams", "Thread", "TokenEvent", "Tool"]
 
 
 class ForkJoinSampler:
@@ -151,6 +152,7 @@ class ForkJoinSampler:
             max_episodes=max_episodes,
         )
         self.scheduler = self.engine.scheduler
+        self.threads = Threads(self.engine, self.tokenizer, self.codec)
         self._gate = self.decoder.gate
 
     # -- the three ways to use it -------------------------------------------------------------------------------
@@ -254,6 +256,26 @@ class ForkJoinSampler:
         self.scheduler.waiting.append(run)
         return run
 
+    def thread(self, prompt: Question) -> Thread:
+        """A branch that a program holds (:class:`asyncthink.engine.thread.Thread`).
+
+        ``prompt`` is text as it stands, or chat messages, which the model's own chat template renders. Raises
+        ValueError for a prompt that cannot be encoded, has no tokens, or is too long.
+        """
+        return self.threads.open(prompt)
+
+    def think(
+        self, threads: Sequence[Thread], params: SamplingParams | Sequence[SamplingParams] | None = None, **how: Any
+    ) -> None:
+        """Let threads think in the same steps; arguments as in :meth:`Thread.think`, ``params`` one set or one each."""
+        self.threads.think(threads, params, **how)
+
+    async def athink(
+        self, threads: Sequence[Thread], params: SamplingParams | Sequence[SamplingParams] | None = None, **how: Any
+    ) -> None:
+        """As :meth:`think`, for coroutines."""
+        await self.threads.athink(threads, params, **how)
+
     def step(self) -> int:
         """One forward pass that advances every runnable agent; returns the number of new tokens computed.
 
@@ -314,7 +336,7 @@ class ForkJoinSampler:
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
-    def _draw(self, logits: Tensor, runs: Sequence[EpisodeRun], agents: Sequence[Agent]) -> Sequence[tuple[int, float]]:
+    def _draw(self, logits: Tensor, runs: Sequence[Job], agents: Sequence[Participant]) -> Sequence[tuple[int, float]]:
         """(token, log-probability) for each row of logits [N, V]; a subclass may override it."""
         return draw_tokens(logits, runs, agents)
 

@@ -9,13 +9,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from asyncthink.engine.agent import Agent
-from asyncthink.engine.run import EpisodeRun
+from asyncthink.engine.jobs import Job, Participant
 
 if TYPE_CHECKING:
     from asyncthink_kernels.cache import TreeCache
 
-Work = list[tuple[EpisodeRun, Agent, int]]
+Work = list[tuple[Job, Participant, int]]
 
 
 class Scheduler:
@@ -44,8 +43,8 @@ class Scheduler:
         self._cache, self._evictable = cache, evictable
         self.max_rows = max_rows
         self.max_episodes = max_episodes
-        self.waiting: deque[EpisodeRun] = deque()
-        self.running: list[EpisodeRun] = []
+        self.waiting: deque[Job] = deque()
+        self.running: list[Job] = []
         self.preemptions = 0
         # After a preemption, no episode is admitted until another one has ended and released its pages.
         self._full = False
@@ -54,12 +53,12 @@ class Scheduler:
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
-    def admit(self) -> list[EpisodeRun]:
+    def admit(self) -> list[Job]:
         """Admit waiting episodes while their prompts, and a page for each agent, fit; return the admitted ones.
 
         Pages of heads that can be evicted count as free.
         """
-        admitted: list[EpisodeRun] = []
+        admitted: list[Job] = []
         free, counted = self._cache.free_pages, False
         while self.waiting and len(self.running) < self.max_episodes and not (self._full and self.running):
             run = self.waiting[0]
@@ -82,7 +81,7 @@ class Scheduler:
         enough = self._cache.pages_needed([(agent.branch, n) for _, agent, n in work]) <= free
         return work if enough else None
 
-    def victim(self) -> EpisodeRun | None:
+    def victim(self) -> Job | None:
         """Move the newest episode to the front of the waiting ones and return it; None if it is the only one."""
         if len(self.running) == 1:
             return None
@@ -91,7 +90,7 @@ class Scheduler:
         self._full = True
         return self.waiting[0]
 
-    def withdraw(self) -> list[EpisodeRun]:
+    def withdraw(self) -> list[Job]:
         """Move all running episodes, in their order, to the front of the waiting ones and return them."""
         paused, self.running = self.running, []
         self.waiting.extendleft(reversed(paused))
@@ -104,7 +103,7 @@ class Scheduler:
             self._full = False
         self.running = left
 
-    def forget(self, run: EpisodeRun) -> None:
+    def forget(self, run: Job) -> None:
         """Remove an episode that is done, whether it was waiting or running."""
         if run in self.waiting:
             self.waiting.remove(run)

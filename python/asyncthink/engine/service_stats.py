@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.sampler import ForkJoinSampler
 from asyncthink.engine.stats import EngineStats
 from asyncthink.episode.records import Episode
@@ -61,13 +62,14 @@ class Tally:
     def snapshot(self, sampler: ForkJoinSampler, queued: int, *, healthy: bool, paused: bool) -> ServiceStats:
         """The figures of now; ``queued`` requests have not reached the scheduler. No step may be under way."""
         scheduler, cache, engine = sampler.scheduler, sampler.cache, sampler.engine.stats
+        episodes = [run for run in scheduler.running if isinstance(run, EpisodeRun)]
         return ServiceStats(
             healthy=healthy,
             paused=paused,
             uptime=time.monotonic() - self.started,
             waiting=queued + len(scheduler.waiting),
             running=len(scheduler.running),
-            agents=sum(not speaker.done for run in scheduler.running for speaker in run.core.speakers),
+            agents=sum(not speaker.done for run in episodes for speaker in run.core.speakers),
             pages=cache.used_pages - sampler.prefixes.heads.evictable_pages,
             episodes=self.episodes,
             forks=self.forks,

@@ -53,6 +53,12 @@ def vocabulary(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
+def output_width(model: Any) -> int:
+    """The width of the logits; some models pad it beyond their tokens."""
+    head = model.get_output_embeddings()
+    return vocabulary(model) if head is None else int(head.weight.shape[0])
+
+
 def padding_token(model: Any) -> int | None:
     """The id of padding. Models that derive positions from the token ids do not count it."""
     token: int | None = text_config(model).pad_token_id

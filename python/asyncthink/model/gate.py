@@ -20,9 +20,10 @@ class User(Protocol):
 class Gate:
     """A lock that refuses reentry, and a queue of work for its holder.
 
-    A second thread waits at :meth:`enter`. The holding thread itself (a listener that calls its sampler again) gets a
-    RuntimeError there, because its step is not complete. ``users`` share the guarded state; what they have in common
-    beside the decoder is in ``shared``, by its type.
+    A second thread waits at :meth:`enter`, and gets its turn when the holder leaves: a thread that steps in a loop does
+    not keep the others out. The holding thread itself (a listener that calls its sampler again) gets a RuntimeError
+    there, because its step is not complete. ``users`` share the guarded state; what they have in common beside the
+    decoder is in ``shared``, by its type.
 
     >>> gate, order = Gate(), []
     >>> with gate.enter():
@@ -36,24 +37,29 @@ class Gate:
         self.users: weakref.WeakSet[User] = weakref.WeakSet()
         self.shared: dict[type, Any] = {}
         self._lock = threading.RLock()
-        self._inside = False  # read and written by the thread that holds the lock
+        self._turn = threading.Lock()  # held by the thread that is next
+        self._owner: int | None = None  # the thread inside; written by the one that holds the lock
         self._waiting: deque[Callable[[], object]] = deque()
 
     @contextmanager
     def enter(self) -> Iterator[None]:
         """Hold the gate. Raises RuntimeError in the thread that already holds it."""
+        if self._owner == threading.get_ident():
+            raise RuntimeError(
+                "sampler: expected a call from outside, got one from within its own step "
+                "(a listener may not call the sampler that calls it)"
+            )
         try:
-            with self._lock:
-                if self._inside:
-                    raise RuntimeError(
-                        "sampler: expected a call from outside, got one from within its own step "
-                        "(a listener may not call the sampler that calls it)"
-                    )
-                self._inside = True
+            with self._turn:
+                self._lock.acquire()
+            try:
+                self._owner = threading.get_ident()
                 try:
                     yield
                 finally:
-                    self._inside = False
+                    self._owner = None
+            finally:
+                self._lock.release()
         finally:
             self._drain()
 
@@ -74,12 +80,12 @@ class Gate:
         # If the gate is taken, its holder runs the work: it calls this method after it has released the lock.
         while self._waiting and self._lock.acquire(blocking=False):
             try:
-                if self._inside:
+                if self._owner is not None:  # this thread itself
                     return
-                self._inside = True
+                self._owner = threading.get_ident()
                 try:
                     self.catch_up()
                 finally:
-                    self._inside = False
+                    self._owner = None
             finally:
                 self._lock.release()

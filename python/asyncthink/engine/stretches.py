@@ -1,0 +1,272 @@
+"""The tokens of threads as a tree, and the K/V of those that are computed. No step runs here.
+
+A thread writes a *stretch*. A fork begins a new stretch behind some token of another one and copies nothing. A stretch
+lives as long as something uses it: its thread, a stretch that begins behind one of its tokens, or a join that read its
+K/V, which may have to be computed again. The K/V are a branch of the cache and can be evicted: the tokens stay.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from asyncthink_kernels.cache import Branch, TreeCache
+
+#: The tokens that a thread sees of its own stretch: all of them.
+WHOLE = sys.maxsize
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Joined:
+    """Tokens [at, at + count) of a context, whose K/V are those of tokens [first, first + count) of ``source``'s."""
+
+    at: int
+    count: int
+    source: Stretch
+    first: int
+    mode: str
+
+    @property
+    def stop(self) -> int:
+        return self.first + self.count
+
+
+class Claim(Protocol):
+    """The right to compute more of a stretch."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all is computed that the claim was for."""
+        ...
+
+
+class Stretch:
+    """Tokens behind the first ``start`` ones of ``parent``'s context.
+
+    Attributes:
+        tokens, logprobs: of its own part; the log-probability of a token that was not drawn is None.
+        joins: which of them were joined by K/V, ascending.
+        branch: K/V of the first ``branch.length`` tokens of the context; None if none are kept.
+        reader: what computes more of them at present, until it has finished.
+        needed: how many running jobs need the K/V.
+        users: who uses the stretch, and how many tokens of its context.
+    """
+
+    def __init__(self, parent: Stretch | None = None, start: int = 0) -> None:
+        self.parent, self.start = parent, start
+        self.tokens: list[int] = []
+        self.logprobs: list[float | None] = []
+        self.joins: list[Joined] = []
+        self.branch: Branch | None = None
+        self.reader: Claim | None = None
+        self.needed = 0
+        self.users: dict[object, int] = {}
+        if parent is not None:
+            parent.users[self] = start
+
+    @property
+    def length(self) -> int:
+        """Tokens of the context."""
+        return self.start + len(self.tokens)
+
+    @property
+    def computed(self) -> int:
+        """Tokens of the context whose K/V are kept."""
+        return 0 if self.branch is None else self.branch.length
+
+    def behind(self, length: int) -> Stretch:
+        """The stretch that holds token ``length - 1`` of the context: a fork at ``length`` begins behind it."""
+        stretch = self
+        while stretch.parent is not None and length <= stretch.start:
+            stretch = stretch.parent
+        return stretch
+
+    def context(self, start: int = 0, stop: int | None = None) -> list[int]:
+        """Tokens [start, stop) of the context."""
+        return [token for part, begin, end in self._parts(start, stop) for token in part.tokens[begin:end]]
+
+    def context_logprobs(self, start: int = 0, stop: int | None = None) -> list[float | None]:
+        """Log-probabilities of tokens [start, stop) of the context."""
+        return [value for part, begin, end in self._parts(start, stop) for value in part.logprobs[begin:end]]
+
+    def add(self, tokens: list[int], logprobs: list[float | None] | None = None) -> None:
+        """Append tokens."""
+        self.tokens += tokens
+        self.logprobs += [None] * len(tokens) if logprobs is None else logprobs
+
+    def join(self, source: Stretch, first: int, count: int, mode: str) -> None:
+        """Append tokens [first, first + count) of ``source``'s context, by K/V."""
+        joined = Joined(self.length, count, source, first, mode)
+        source.users[joined] = joined.stop
+        self.joins.append(joined)
+        self.add(source.context(first, joined.stop))
+
+    def shifts(self, start: int, stop: int) -> set[int]:
+        """By how many positions the K/V of tokens [start, stop) are moved where they are read."""
+        shifts: set[int] = set()
+        for part, begin, end in self._parts(start, stop):
+            at, last = part.start + begin, part.start + end
+            for joined in part.joins:
+                first, behind = max(joined.at, at), min(joined.at + joined.count, last)
+                if joined.mode == "link" and first < behind:
+                    move = joined.at - joined.first
+                    shifts |= {move + shift for shift in joined.source.shifts(first - move, behind - move)}
+                    if first > at:
+                        shifts.add(0)
+                    at = behind
+            if at < last:
+                shifts.add(0)
+        return shifts
+
+    def _parts(self, start: int, stop: int | None) -> list[tuple[Stretch, int, int]]:
+        """(stretch, begin, end): the own tokens of each that make up tokens [start, stop) of the context, in order."""
+        stop = self.length if stop is None else stop
+        parts: list[tuple[Stretch, int, int]] = []
+        stretch: Stretch | None = self
+        while stretch is not None and start < stop:
+            if stop > stretch.start:
+                parts.append((stretch, max(start - stretch.start, 0), stop - stretch.start))
+                stop = stretch.start
+            stretch = stretch.parent
+        return parts[::-1]
+
+
+class Stretches:
+    """The K/V of all stretches in one cache, least recently used first. Callers hold the decoder's gate.
+
+    ``version`` is the decoder's :meth:`Decoder.weights_version`.
+    """
+
+    def __init__(self, cache: TreeCache, version: Callable[[], int]) -> None:
+        self.cache = cache
+        self._version, self._computed_under = version, version()
+        self.kept: OrderedDict[Stretch, None] = OrderedDict()
+
+    def keep(self, stretch: Stretch, branch: Branch) -> None:
+        """Give a stretch its branch."""
+        stretch.branch = branch
+        self.kept[stretch] = None
+
+    def touch(self, stretch: Stretch) -> None:
+        """The stretch is the most recently used one now."""
+        if stretch in self.kept:
+            self.kept.move_to_end(stretch)
+
+    def drop(self, stretch: Stretch) -> None:
+        """Release the K/V of a stretch, if they are kept; its tokens stay."""
+        if stretch.branch is not None:
+            self.cache.release(stretch.branch)
+            stretch.branch = None
+            del self.kept[stretch]
+
+    @property
+    def evictable_pages(self) -> int:
+        """Pages that :meth:`clear` would free."""
+        return self.cache.pages_freed([s.branch for s in self.kept if s.branch is not None and not s.needed])
+
+    def evict(self) -> bool:
+        """Release the K/V of the least recently used stretch that no running job needs; False if there is none."""
+        for stretch in self.kept:
+            if not stretch.needed:
+                self.drop(stretch)
+                return True
+        return False
+
+    def clear(self) -> None:
+        """Release the K/V of all stretches that no running job needs."""
+        while self.evict():
+            pass
+
+    def drop_stale(self) -> None:
+        """After a change of the weights, release what was computed under others."""
+        version = self._version()
+        if version != self._computed_under:
+            self.clear()
+            self._computed_under = version
+
+    def cut(self, stretch: Stretch, length: int) -> None:
+        """Keep the K/V of at most the first ``length`` tokens."""
+        branch = stretch.branch
+        if branch is None or branch.length <= length:
+            return
+        if len(stretch.users) == 1 and length >= branch.base:  # no other branch sees what goes
+            self.cache.truncate(branch, length)
+            return
+        stretch.branch = self.cache.fork(branch, length)
+        self.cache.release(branch)
+
+    def trim(self, stretch: Stretch, length: int) -> None:
+        """Remove the tokens of a stretch behind the first ``length`` of its context, and what they use."""
+        if length >= stretch.length:
+            return
+        self.cut(stretch, length)
+        del stretch.tokens[length - stretch.start :], stretch.logprobs[length - stretch.start :]
+        self._shorten_joins(stretch, length)
+
+    def truncate(self, stretch: Stretch, user: object, length: int) -> Stretch:
+        """The stretch that ``user`` goes on with when it goes back to the first ``length`` tokens of its context."""
+        if length >= stretch.start and len(stretch.users) == 1:
+            self.trim(stretch, length)
+            if stretch.joins and stretch.joins[-1].at + stretch.joins[-1].count == length:
+                self.cut(stretch, length - 1)  # the last token is computed, for its logits
+                self._shorten_joins(stretch, length - 1)
+            return stretch
+        shorter = Stretch(stretch.behind(length), length)
+        shorter.users[user] = WHOLE
+        self.release(stretch, user)
+        return shorter
+
+    def _shorten_joins(self, stretch: Stretch, length: int) -> None:
+        """Only tokens before ``length`` are joined by K/V."""
+        joins, stretch.joins = stretch.joins, []
+        for joined in joins:
+            if joined.at + joined.count <= length:
+                stretch.joins.append(joined)
+                continue
+            if joined.at < length:
+                kept = Joined(joined.at, length - joined.at, joined.source, joined.first, joined.mode)
+                kept.source.users[kept] = kept.stop
+                stretch.joins.append(kept)
+            self.release(joined.source, joined)
+
+    def release(self, stretch: Stretch, user: object) -> None:
+        """``user`` needs the stretch no more: what nothing else uses of it goes, and of those that it used."""
+        todo: list[tuple[Stretch, object]] = [(stretch, user)]
+        while todo:
+            stretch, user = todo.pop()
+            del stretch.users[user]
+            if stretch.users:
+                self.trim(stretch, max(stretch.start, *stretch.users.values()))
+                continue
+            self.drop(stretch)
+            todo += [(joined.source, joined) for joined in stretch.joins]
+            if stretch.parent is not None:
+                todo.append((stretch.parent, stretch))
+
+
+def needed(target: Stretch, stop: int, begin: int) -> dict[Stretch, int]:
+    """The stretches whose K/V the first ``stop`` tokens of ``target``'s context need, and how many tokens of each.
+
+    ``begin`` is where the branch of ``target`` begins if it has none. K/V that are computed are among them, what only
+    these needed is not.
+    """
+    stops = {target: stop}
+    todo = [target]
+    while todo:
+        stretch = todo.pop()
+        computed, stop = stretch.computed, stops[stretch]
+        if computed >= stop:
+            continue
+        wanted = [(j.source, j.stop) for j in stretch.joins if computed <= j.at < stop]
+        if stretch.branch is None and stretch.parent is not None:
+            first = begin if stretch is target else stretch.start
+            wanted.append((stretch.behind(first), first))
+        for source, length in wanted:
+            if length > 0 and stops.get(source, 0) < length:
+                stops[source] = length
+                todo.append(source)
+    return stops
