@@ -1,6 +1,6 @@
 """Load on a server: N clients in a closed loop, chats behind one system prompt of about 1,000 tokens.
 
-    python bench/serve_load.py --model FOLDER --peer "transformers serve --port {port}"
+    python bench/serve_load.py --model FOLDER --peer "transformers=transformers serve {model} --port {port}"
 
 starts `asyncthink serve` and each peer, one after another, with the same model, clients and requests, and prints a line
 for each number of clients: tokens a second, time to the first token and time per token (p50, p99). A peer is a command
@@ -110,7 +110,7 @@ def percentile(values: list[float], share: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--peer", action="append", default=[], help="a command; {port} and {model} are filled in")
+    parser.add_argument("--peer", action="append", default=[], help="NAME=command; {port} and {model} are filled in")
     parser.add_argument("--clients", default="1,8,64,256")
     parser.add_argument("--requests", type=int, default=2, help="requests of a client")
     parser.add_argument("--tokens", type=int, default=32)
@@ -118,7 +118,7 @@ def main() -> None:
     args = parser.parse_args()
     sizes = f"--num-pages {args.num_pages} --max-episodes 256 --max-waiting 512"
     ours = f"{sys.executable} -m asyncthink serve --model {{model}} --port {{port}} {sizes}"
-    commands = {"asyncthink": ours, **{shlex.split(peer)[0]: peer for peer in args.peer}}
+    commands = {"asyncthink": ours, **dict(peer.split("=", 1) for peer in args.peer)}
     print("| server | clients | tokens/s | first token p50 s | p99 s | per token p50 ms | p99 ms |")
     print("|---|---|---|---|---|---|---|")
     for name, command in commands.items():

@@ -2,8 +2,8 @@
 
 Each question is asked four times, one episode at a time, greedily: as ``asyncthink run`` asks a model that was never
 trained to organize (a plan of two forks, then of as many as it writes), with independent agents, and with one agent
-alone in the model's own chat format. Prints the rows of the table; the records go to ``docs/any_model/episodes.jsonl``
-with ``--save``.
+alone in the model's own chat format. Prints the rows of the table; what the agents wrote goes to
+``docs/any_model/answers.jsonl`` with ``--save``.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import sys
 import time
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from asyncthink.engine.loaded import LoadedModel
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.records import Episode
 
 HERE = Path(__file__).parent
-PARAMS = SamplingParams(temperature=0.0, max_tokens=256, seed=0)
+PARAMS = SamplingParams(temperature=0.0, max_tokens=128, seed=0)
 WAYS = {
     "plan, 2 forks": {"guide": "plan", "forks": 2},
     "plan, up to 3 forks": {"guide": "plan", "pool": 4},
@@ -64,6 +65,12 @@ def row(way: str, episodes: list[Episode], seconds: list[float], computed: int, 
     return f"| {way} | {' | '.join(figures)} |"
 
 
+def spoken(episode: Episode) -> dict[str, Any]:
+    """What was asked, answered and written."""
+    agents = [{"role": trace.role, "tokens": trace.decoded, "text": trace.text} for trace in episode.traces]
+    return {"question": episode.question, "answer": episode.answer, "agents": agents}
+
+
 def main() -> None:
     questions = (HERE / "questions.txt").read_text(encoding="utf-8").splitlines()
     model = LoadedModel.load(sys.argv[1])
@@ -71,11 +78,11 @@ def main() -> None:
     for way in WAYS:
         episodes, *figures = ask(model, way, questions)
         rows.append(row(way, episodes, *figures))
-        records += [{"way": way, **episode.to_dict()} for episode in episodes]
+        records += [{"way": way, **spoken(episode)} for episode in episodes]
     print("\n".join(rows))
     if "--save" in sys.argv:
-        lines = [json.dumps(record) for record in records]
-        (HERE / "episodes.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+        (HERE / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def test_every_way_in_finds_the_same_prompts(chatty: Path, plain: Path) -> None:
         assert ForkJoinSampler(folder, num_pages=16).prompts == expected
         assert ForkJoinSampler(model, tokenizer, num_pages=16).prompts == expected
         assert ForkJoinSampler(decoder, tokenizer).prompts == expected
-        assert LoadedModel.load(folder, num_pages=16).prompts == expected
+        assert LoadedModel.load(folder, num_pages=16).sampler().prompts == expected
         assert load(ModelOptions(str(folder))).prompts == expected
 
 

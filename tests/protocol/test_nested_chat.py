@@ -8,7 +8,7 @@ import pytest
 
 from asyncthink.protocol.chat import chat_prompts, prompts_for
 from asyncthink.protocol.codec import Codec
-from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
+from asyncthink.protocol.prompts import DEFAULT_INSTRUCTIONS, DEFAULT_PROMPTS, PromptFormat
 from toy_tokenizers import CHATML, TRIMS, byte_level, sentencepiece
 
 KINDS = {"byte-level": byte_level, **{kind: partial(sentencepiece, kind) for kind in ("legacy", "first", "always")}}
@@ -37,7 +37,8 @@ def test_an_isolated_worker_that_may_fork_gets_a_prompt_of_its_own(template: str
     for task in ("a task", " a task \n"):
         plain = DEFAULT_PROMPTS.fill("forking_worker_isolated", subquery=task)
         ids = codec.encode(prompts.parts("forking_worker_isolated", subquery=task))
-        messages = [{"role": "user", "content": plain}]
+        system = DEFAULT_INSTRUCTIONS["forking_worker_isolated"]
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": task}]
         said = tok.apply_chat_template(messages, tokenize=True, add_generation_prompt=True) if template else tok(plain)
         assert ids == said["input_ids"]
 

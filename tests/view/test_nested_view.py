@@ -10,7 +10,7 @@ from test_html import Page, trace
 
 from asyncthink.episode.records import Episode, Event, Join, TokenEvent, Trace
 from asyncthink.view.html import timeline_html
-from asyncthink.view.report import print_answer
+from asyncthink.view.report import print_texts
 from asyncthink.view.terminal import LiveLanes, PlainLines
 from asyncthink.view.timeline import timeline
 
@@ -120,7 +120,7 @@ def test_texts_without_an_answer_have_names() -> None:
     episode = nested()
     episode.answer, episode.finish = None, "timeout"
     written = io.StringIO()
-    print_answer(Console(file=written, width=80), episode, texts=True)
+    print_texts(Console(file=written, width=80), episode)
     assert "worker 1.7" in written.getvalue()
 
 

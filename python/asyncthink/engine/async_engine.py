@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asyncthink.engine.owner import EngineStoppedError, Job, Owner
+from asyncthink.engine.owner import EngineStoppedError, Errand, Owner
 from asyncthink.engine.requests import Request
 from asyncthink.engine.sampler import ForkJoinSampler
 from asyncthink.engine.service_stats import ServiceStats, Tally
@@ -110,7 +110,7 @@ class AsyncEngine:
                 except Exception as error:
                     future.set_exception(error)
 
-        self._owner.post(Job(run, future.set_exception))
+        self._owner.post(Errand(run, future.set_exception))
         return future
 
     # -- the engine itself --------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class AsyncEngine:
             figures = functools.partial(self._tally.snapshot, self.sampler, queued)
             future.set_result(figures(healthy=self.healthy, paused=self.paused))
 
-        self._owner.post(Job(take, lambda error: take()))
+        self._owner.post(Errand(take, lambda error: take()))
         return future
 
     def pause(self) -> None:

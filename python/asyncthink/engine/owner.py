@@ -18,7 +18,7 @@ class EngineStoppedError(RuntimeError):
     """The engine takes no requests: it was closed, or the model raised. ``__cause__`` is what the model raised."""
 
 
-class Job(NamedTuple):
+class Errand(NamedTuple):
     """Something for the thread to do between steps; ``refuse`` is called instead if it has ended."""
 
     run: Callable[[], None]
@@ -40,7 +40,7 @@ class Owner:
         self._open = True  # under `door`
         self._closing = False
         self._live: list[Ticket] = []
-        self._inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()  # a garbage collector may call its put at any point
+        self._inbox: queue.SimpleQueue[Errand] = queue.SimpleQueue()  # put may be called by a garbage collector
         self._thread = threading.Thread(target=self._serve, name="asyncthink-engine", daemon=True)
         self._thread.start()
 
@@ -50,24 +50,24 @@ class Owner:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def post(self, job: Job) -> None:
-        """Have ``job`` run between steps."""
+    def post(self, errand: Errand) -> None:
+        """Have ``errand`` run between steps."""
         with self.door:
             if self._open:
-                self._inbox.put(job)
+                self._inbox.put(errand)
                 return
-        job.refuse(self.stopped())
+        errand.refuse(self.stopped())
 
     def put(self, ticket: Ticket) -> None:
         """Start a ticket between steps. The caller holds the door. Raises EngineStoppedError."""
         if not self._open:
             raise self.stopped()
         self.queued += 1
-        self._inbox.put(Job(functools.partial(self._start, ticket), functools.partial(self._refuse, ticket)))
+        self._inbox.put(Errand(functools.partial(self._start, ticket), functools.partial(self._refuse, ticket)))
 
     def cancel(self, ticket: Ticket) -> None:
         """End a ticket's episode between steps. A garbage collector may call this: it takes no lock."""
-        self._inbox.put(Job(functools.partial(self._drop, ticket), lambda error: None))
+        self._inbox.put(Errand(functools.partial(self._drop, ticket), lambda error: None))
 
     def stopped(self) -> EngineStoppedError:
         """The error of a request that comes too late."""
@@ -80,10 +80,10 @@ class Owner:
         """Refuse new work, finish or drop what there is, and wait for the thread's end."""
         with self.door:
             self._open = False
-        self._inbox.put(Job(functools.partial(self._end, drain), lambda error: None))
+        self._inbox.put(Errand(functools.partial(self._end, drain), lambda error: None))
         self._thread.join(timeout)
         if self._thread.is_alive():
-            self._inbox.put(Job(functools.partial(self._end, False), lambda error: None))
+            self._inbox.put(Errand(functools.partial(self._end, False), lambda error: None))
             self._thread.join()
 
     # -- in the thread ------------------------------------------------------------------------------------------
@@ -92,10 +92,10 @@ class Owner:
         gate = self._sampler.decoder.gate
         try:
             while not (self._closing and self._idle):
-                jobs = self._jobs()
+                errands = self._errands()
                 with gate.enter():
-                    for job in jobs:
-                        job.run()
+                    for errand in errands:
+                        errand.run()
                     if not self._idle and not self.paused:
                         self._sampler.engine.step()
                 self._hand_out()
@@ -109,15 +109,15 @@ class Owner:
     def _idle(self) -> bool:
         return self._sampler.scheduler.idle
 
-    def _jobs(self) -> list[Job]:
-        """All jobs there are. Waits for one if there is nothing else to do."""
-        jobs: list[Job] = []
+    def _errands(self) -> list[Errand]:
+        """All errands there are. Waits for one if there is nothing else to do."""
+        errands: list[Errand] = []
         if (self._idle or self.paused) and not (self._closing and self._idle):
-            jobs.append(self._inbox.get())
+            errands.append(self._inbox.get())
         with contextlib.suppress(queue.Empty):
             while True:
-                jobs.append(self._inbox.get_nowait())
-        return jobs
+                errands.append(self._inbox.get_nowait())
+        return errands
 
     def _start(self, ticket: Ticket) -> None:
         with self.door:

@@ -15,11 +15,10 @@ from asyncthink.episode.options import Context, Guide, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.plan import GUIDES
 from asyncthink.episode.recorder import Listener, Recorder
-from asyncthink.episode.records import Episode, ToolUse, Trace
+from asyncthink.episode.records import Episode, Trace
 from asyncthink.episode.speaker import Speaker, Texts
-from asyncthink.episode.tools import ToolTexts
-from asyncthink.episode.wishes import Begin, Call, Feed, Fork, Release, Wish
-from asyncthink.protocol.calls import ToolCall
+from asyncthink.episode.tools import ToolCalls, ToolTexts
+from asyncthink.episode.wishes import Begin, Feed, Fork, Release, Wish
 from asyncthink.protocol.guide import Rule
 from asyncthink.protocol.prompts import worker_template
 from asyncthink.protocol.tags import BUDGET_EXCEEDED, POOL_OVERFLOW, Action, Answer, FormatError, Return
@@ -67,7 +66,8 @@ class EpisodeCore:
         self.speakers: list[Speaker] = []
         self.workers: dict[tuple[int, int], Speaker] = {}  # by the parent's number and the i of <FORK-i>
         self.done = False
-        self.prompt, self.texts, self.max_length, self._tools = prompt, texts, max_length, tools
+        self.prompt, self.texts, self.max_length = prompt, texts, max_length
+        self._calls = ToolCalls(self, tools)
         self._wishes: list[Wish] = []
         self.guide = GUIDES[options.guide](self) if options.guide in GUIDES else None
 
@@ -81,9 +81,9 @@ class EpisodeCore:
             speaker = self._add(Trace(number, role), 0)
             speaker.prompt(tokens, self.record.step)
             if number == 0:
-                self._wish(Begin(0, tokens, role))
+                self.wish(Begin(0, tokens, role))
             else:  # each agent computes the last token itself: its first draw needs those logits
-                self._wish(Fork(number, 0, len(tokens) - 1), Feed(number, tokens[-1:]))
+                self.wish(Fork(number, 0, len(tokens) - 1), Feed(number, tokens[-1:]))
             self.record.event("start", speaker, text=self.episode.question)
         self._lead_all()
         return self._take_wishes()
@@ -96,7 +96,7 @@ class EpisodeCore:
         if speaker.rule is not None:
             speaker.trace.ruled(speaker.rule)
         ended = token in self.texts.stop_ids
-        call = self._read_call(speaker, "", ended) if ended else None
+        call = self._calls.read(speaker, "", ended) if ended else None
         piece = "" if ended and call is None else speaker.stream.push(token)
         speaker.trace.add(token, True, logprob, self.record.step, piece)
         self.record.token(speaker, piece, drawn=True)
@@ -104,13 +104,13 @@ class EpisodeCore:
             self._close(speaker, "end")
             return self._take_wishes()
         feed = Feed(agent, [token])
-        self._wish(feed)
+        self.wish(feed)
         for action in speaker.parser.feed(piece):
             self._act(speaker, action)
         if not speaker.done and not self.done:
             self._check_limits(speaker, len(piece))
-        if call := call or self._read_call(speaker, piece, ended):
-            self._call(speaker, call)
+        if call := call or self._calls.read(speaker, piece, ended):
+            self._calls.begin(speaker, call)
         read = not speaker.done  # whether the token is read: by the agent, or by a join of what it returns
         self._lead(speaker)
         return [wish for wish in self._take_wishes() if wish is not feed or read]
@@ -131,9 +131,7 @@ class EpisodeCore:
 
     def told(self, agent: int, text: str) -> list[Wish]:
         """The tool that ``agent`` waits for gave ``text``. Late results, after the agent's end, are ignored."""
-        speaker = self.speakers[agent]
-        if speaker.waits_for_tool and speaker.call is not None:
-            self._tell(speaker, speaker.call, text)
+        self._calls.tell(self.speakers[agent], text)
         return self._take_wishes()
 
     def fail(self, agent: int, why: str) -> list[Wish]:
@@ -203,15 +201,15 @@ class EpisodeCore:
         tokens = self.texts.prompt(name, action.subquery.strip() if planned else action.subquery)
         worker.prompt(tokens, self.record.step)
         if shared:
-            self._wish(Fork(number, parent.number, parent.length), Feed(number, tokens))
+            self.wish(Fork(number, parent.number, parent.length), Feed(number, tokens))
         else:
-            self._wish(Begin(number, tokens, name))
+            self.wish(Begin(number, tokens, name))
         self.workers[parent.number, action.index] = worker
         self.record.event("fork", parent, action.index, number, action.subquery)
         if self.guide is not None:
             self._lead(worker) if self.guide.fits(worker) else self._give_up(worker, "length")
-        elif self._full(worker.length):
-            self._run_out(worker)
+        elif self.full(worker.length):
+            self.run_out(worker)
 
     def _join(self, speaker: Speaker) -> None:
         """The worker that ``speaker`` waits for is done: insert its return and the closing tag."""
@@ -222,48 +220,14 @@ class EpisodeCore:
         insert = self.texts.insert(index, worker.stream, trace.tokens, worker.returned)
         if self.guide is not None:
             insert = self.guide.fit(speaker, insert)
-        elif self._full(speaker.length + insert.length + len(insert.closing)):
-            self._run_out(speaker)
+        elif self.full(speaker.length + insert.length + len(insert.closing)):
+            self.run_out(speaker)
             return
         join, wishes = enter(speaker, worker, insert, str(self.options.join))
         self.record.event("join", speaker, index, worker.number, trace.returned or "")
-        for token in insert.tokens(trace.tokens):
-            self.record.token(speaker, speaker.insert(token, self.record.step), drawn=False)
-        self._wish(*wishes)
+        self.insert(speaker, insert.tokens(trace.tokens))
+        self.wish(*wishes)
         speaker.trace.joins.append(join)
-        speaker.turn_chars = len(speaker.stream.text)
-
-    # -- tools that agents call -----------------------------------------------------------------------------------
-
-    def _read_call(self, speaker: Speaker, piece: str, ended: bool) -> ToolCall | None:
-        """The call that the agent's last token completes. Inside of a tag, and behind its end, calls are text."""
-        if self._tools is None or self.done or not speaker.draws or speaker.parser.open is not None:
-            return None
-        return self._tools.read(speaker.turn, piece, ended)
-
-    def _call(self, speaker: Speaker, call: ToolCall) -> None:
-        if self.done or speaker.done:
-            return
-        speaker.call = call
-        self.record.event("call", speaker, speaker.trace.fork_index, text=f"{call.name}({call.arguments})")
-        if call.error:
-            self._tell(speaker, call, call.error)
-        else:
-            self._wish(Call(speaker.number, call.name, call.arguments))
-
-    def _tell(self, speaker: Speaker, call: ToolCall, text: str) -> None:
-        """Insert the tool's result and the beginning of the agent's next turn."""
-        assert self._tools is not None
-        speaker.call, tokens = None, self._tools.result(call, text)
-        if self._full(speaker.length + len(tokens)):
-            self._run_out(speaker)
-            return
-        speaker.trace.tools.append(ToolUse(len(speaker.trace.tokens), len(tokens), call.name, call.arguments, text))
-        self.record.event("tool", speaker, speaker.trace.fork_index, text=text)
-        for token in tokens:
-            self.record.token(speaker, speaker.insert(token, self.record.step), drawn=False)
-        self._wish(Feed(speaker.number, tokens))
-        speaker.turn_chars = len(speaker.stream.text)
 
     # -- how agents end -------------------------------------------------------------------------------------------
 
@@ -284,14 +248,14 @@ class EpisodeCore:
             error = speaker.parser.fail(BUDGET_EXCEEDED, f"{params.max_episode_tokens} tokens in the episode")
             self.episode.format_errors.append(str(error))
             self.finish("budget")
-        elif self._full(speaker.length):
-            self._run_out(speaker)
+        elif self.full(speaker.length):
+            self.run_out(speaker)
 
-    def _full(self, length: int) -> bool:
+    def full(self, length: int) -> bool:
         """Whether a context of ``length`` tokens leaves no position for another one."""
         return self.max_length is not None and length >= self.max_length
 
-    def _run_out(self, speaker: Speaker) -> None:
+    def run_out(self, speaker: Speaker) -> None:
         """The model has no position left for the agent's next token."""
         error = speaker.parser.fail(BUDGET_EXCEEDED, f"{self.max_length} positions of the model")
         self._fail(speaker, error, "length")
@@ -343,7 +307,7 @@ class EpisodeCore:
             return
         self._cancel_workers(speaker)
         if not speaker.trace.returned:  # no join can read its context
-            self._wish(Release(speaker.number))
+            self.wish(Release(speaker.number))
         parent = self.speakers[speaker.trace.parent]
         if parent.done:  # it has cancelled this worker
             return
@@ -359,7 +323,7 @@ class EpisodeCore:
                 self.record.event("stop", worker, worker.trace.fork_index, text="cancelled")
                 self._end(worker, "cancelled")
             else:
-                self._wish(Release(worker.number))
+                self.wish(Release(worker.number))
 
     def finish(self, reason: str, answer: str | None = None) -> None:
         """End the episode. Agents that still run end as "cancelled"; all contexts are released."""
@@ -387,7 +351,7 @@ class EpisodeCore:
             for token in self.texts.literal(text):
                 piece = speaker.force(token, self.record.step)
                 self.record.token(speaker, piece, drawn=False)
-                self._wish(Feed(speaker.number, [token]))
+                self.wish(Feed(speaker.number, [token]))
                 for action in speaker.parser.feed(piece):
                     self._act(speaker, action)
 
@@ -401,7 +365,13 @@ class EpisodeCore:
         self.episode.traces.append(trace)
         return speaker
 
-    def _wish(self, *wishes: Wish) -> None:
+    def insert(self, speaker: Speaker, tokens: Sequence[int]) -> None:
+        """Tokens enter the agent's trace that it did not draw; tags in them do nothing."""
+        for token in tokens:
+            self.record.token(speaker, speaker.insert(token, self.record.step), drawn=False)
+        speaker.turn_chars = len(speaker.stream.text)
+
+    def wish(self, *wishes: Wish) -> None:
         self._wishes += wishes
 
     def _take_wishes(self) -> list[Wish]:
