@@ -24,7 +24,7 @@ from bench_generation import SHAPE, TINY, random_qwen3
 from clock import Spread
 
 DRAFTS, NEW = 8, 32
-ROUNDS = 3
+ROUNDS = 3  # of a short prefix, after one that is not counted; a long one runs once, for minutes
 
 Tokens = list[list[int]]
 
@@ -63,7 +63,7 @@ def test_drafts(benchmark, table, prefix):
         assert loop() == batch() == benchmark.pedantic(threads)
         assert engine.cache.used_pages == 0
         return
-    times = in_turn(benchmark, programs)
+    times = in_turn(benchmark, programs, long=prefix > 1024)
     size = engine.decoder.storage.bytes_per_token
     table.add(row(prefix, times, size, engine.cache.stats.peak_pages * engine.cache.page_size))
     table.note("transformers: `generate` with a DynamicCache and SDPA, greedy; the K/V of its loop are one draft's.")
@@ -88,8 +88,8 @@ def generate(model: Qwen3ForCausalLM, rows: Tokens, new: int) -> Tokens:
     return out[:, given.shape[1] :].tolist()
 
 
-def in_turn(benchmark, programs: dict[str, Callable[[], Tokens]]) -> dict[str, Spread]:
-    """Seconds of each program; the first round of all of them is not counted."""
+def in_turn(benchmark, programs: dict[str, Callable[[], Tokens]], *, long: bool) -> dict[str, Spread]:
+    """Seconds of each program. Short ones run :data:`ROUNDS` times after a round not counted, long ones once."""
     seconds: dict[str, list[float]] = {name: [] for name in programs if name != "threads"}
 
     def peers() -> None:
@@ -98,8 +98,9 @@ def in_turn(benchmark, programs: dict[str, Callable[[], Tokens]]) -> dict[str, S
             programs[name]()
             found.append(time.perf_counter() - start)
 
-    benchmark.pedantic(programs["threads"], setup=peers, rounds=ROUNDS, warmup_rounds=1)
-    spreads = {name: Spread.of(found[1:]) for name, found in seconds.items()}
+    warm = 0 if long else 1
+    benchmark.pedantic(programs["threads"], setup=peers, rounds=1 if long else ROUNDS, warmup_rounds=warm)
+    spreads = {name: Spread.of(found[warm:]) for name, found in seconds.items()}
     return {"threads": Spread.of(benchmark.stats.stats.data)} | spreads
 
 

@@ -1,9 +1,9 @@
-"""``python docs/any_model/ask_all.py MODEL``: the table of docs/any_model.md, from 40 questions to one instruct model.
+"""``python docs/any_model/ask_all.py MODEL [WAY ...]``: the table of docs/any_model.md, from 40 questions to one model.
 
 Each question is asked four times, one episode at a time, greedily: as ``asyncthink run`` asks a model that was never
 trained to organize (a plan of two forks, then of as many as it writes), with independent agents, and with one agent
 alone in the model's own chat format. Prints the rows of the table; what the agents wrote goes to
-``docs/any_model/answers.jsonl`` with ``--save``.
+``docs/any_model/answers.jsonl``.
 """
 
 from __future__ import annotations
@@ -75,14 +75,13 @@ def main() -> None:
     questions = (HERE / "questions.txt").read_text(encoding="utf-8").splitlines()
     model = LoadedModel.load(sys.argv[1])
     rows, records = [HEAD], []
-    for way in WAYS:
+    for way in sys.argv[2:] or WAYS:
         episodes, *figures = ask(model, way, questions)
         rows.append(row(way, episodes, *figures))
         records += [{"way": way, **spoken(episode)} for episode in episodes]
     print("\n".join(rows))
-    if "--save" in sys.argv:
-        lines = [json.dumps(record, ensure_ascii=False) for record in records]
-        (HERE / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    (HERE / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

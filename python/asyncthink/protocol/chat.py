@@ -185,9 +185,7 @@ class ChatPrompts(PromptFormat):
 
 
 def _with_instructions(instructions: str, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """``messages`` with the instructions, if there are any, at the head of the system turn."""
-    if not instructions:
-        return messages
+    """``messages`` with the instructions at the head of the system turn."""
     first, *later = messages
     if first["role"] in _SYSTEM:
         return [first | {"content": f"{instructions}\n\n{first['content']}"}, *later]

@@ -204,14 +204,12 @@ DEFAULT_INSTRUCTIONS = {
     "solo": _SOLO,
 }
 
-_PLANNER = "Break the question into smaller questions, one per line. Then use their answers to answer it."
+_PLANNER = "Break this question into smaller questions, one per line. Then use their answers to answer it."
 
-#: What the prompts of the guide "plan" say beside the question; one agent alone is told nothing.
-PLAN_INSTRUCTIONS = {"organizer": _PLANNER, "worker_isolated": "Answer briefly.", "solo": ""}
-
-#: For the guide "plan", which writes the tags itself: nothing here speaks of them.
+#: For the guide "plan", which writes the tags itself: nothing here speaks of them. The question comes first, so that
+#: turns of a chat that begin alike have a common head.
 PLAN_PROMPTS = PromptFormat(
-    organizer=f"{_PLANNER}\n\nQuestion: {{question}}",
+    organizer=f"{{question}}\n\n{_PLANNER}",
     worker_shared="\n\nAnswer briefly: {subquery}\n",
     worker_isolated="Answer briefly: {subquery}",
     solo="{question}",
@@ -229,11 +227,11 @@ DEFAULT_PROMPTS = PromptFormat(
 
 
 class DefaultPrompts(NamedTuple):
-    """Templates of plain text, and what they say beside the question, by their name."""
+    """Templates of plain text, and what a chat's system turn says in their place, by their name; None: nothing."""
 
     plain: PromptFormat
-    instructions: Mapping[str, str]
+    instructions: Mapping[str, str] | None
 
 
 ORGANIZE = DefaultPrompts(DEFAULT_PROMPTS, DEFAULT_INSTRUCTIONS)
-PLAN = DefaultPrompts(PLAN_PROMPTS, PLAN_INSTRUCTIONS)
+PLAN = DefaultPrompts(PLAN_PROMPTS, None)
