@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -92,11 +92,10 @@ def server(command: str) -> Iterator[str]:
             for _ in range(600):
                 if process.poll() is not None:
                     raise RuntimeError(f"ended at once: {command}")
-                try:
-                    httpx.get(f"{url}/v1/models", timeout=5)
-                    break
-                except httpx.TransportError:
-                    time.sleep(0.5)
+                with suppress(httpx.TransportError):
+                    if httpx.get(f"{url}/v1/models", timeout=5).status_code == 200:  # llama.cpp: 503 while it loads
+                        break
+                time.sleep(0.5)
             yield url
         finally:
             process.terminate()
