@@ -3,7 +3,7 @@
 `pytest bench/bench_thread_api.py --benchmark` runs the Qwen3-0.6B shape with random weights. What is timed is the whole
 of a program: the prefix, which ours computes once, and the tokens of all drafts. Each draft begins with a token of its
 own. "loop" calls `generate` once a draft; "batch" calls it once with all drafts as rows. Both compute the prefix for
-every draft. K/V are what each holds at its end, of one draft at a time in the loop. The three run in turn. Without the
+every draft. K/V are what each holds at its end, of one draft at a time in the loop. Each runs once. Without the
 flag a tiny model runs, and all must write the same tokens.
 """
 
@@ -24,11 +24,11 @@ from bench_generation import SHAPE, TINY, random_qwen3
 from clock import Spread
 
 DRAFTS, NEW = 8, 32
-ROUNDS = 3  # of a short prefix, after one that is not counted; a long one runs once, for minutes
 
 Tokens = list[list[int]]
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.quick(prefix=[512])
 @pytest.mark.parametrize("prefix", [512, 4096])
 def test_drafts(benchmark, table, prefix):
@@ -63,7 +63,7 @@ def test_drafts(benchmark, table, prefix):
         assert loop() == batch() == benchmark.pedantic(threads)
         assert engine.cache.used_pages == 0
         return
-    times = in_turn(benchmark, programs, long=prefix > 1024)
+    times = in_turn(benchmark, programs)
     size = engine.decoder.storage.bytes_per_token
     table.add(row(prefix, times, size, engine.cache.stats.peak_pages * engine.cache.page_size))
     table.note("transformers: `generate` with a DynamicCache and SDPA, greedy; the K/V of its loop are one draft's.")
@@ -88,20 +88,16 @@ def generate(model: Qwen3ForCausalLM, rows: Tokens, new: int) -> Tokens:
     return out[:, given.shape[1] :].tolist()
 
 
-def in_turn(benchmark, programs: dict[str, Callable[[], Tokens]], *, long: bool) -> dict[str, Spread]:
-    """Seconds of each program. Short ones run :data:`ROUNDS` times after a round not counted, long ones once."""
-    seconds: dict[str, list[float]] = {name: [] for name in programs if name != "threads"}
-
-    def peers() -> None:
-        for name, found in seconds.items():
+def in_turn(benchmark, programs: dict[str, Callable[[], Tokens]]) -> dict[str, Spread]:
+    """Seconds of each program, once: the peers take minutes."""
+    seconds: dict[str, list[float]] = {}
+    for name, program in programs.items():
+        if name != "threads":
             start = time.perf_counter()
-            programs[name]()
-            found.append(time.perf_counter() - start)
-
-    warm = 0 if long else 1
-    benchmark.pedantic(programs["threads"], setup=peers, rounds=1 if long else ROUNDS, warmup_rounds=warm)
-    spreads = {name: Spread.of(found[warm:]) for name, found in seconds.items()}
-    return {"threads": Spread.of(benchmark.stats.stats.data)} | spreads
+            program()
+            seconds[name] = [time.perf_counter() - start]
+    benchmark.pedantic(programs["threads"], rounds=1)
+    return {"threads": Spread.of(benchmark.stats.stats.data)} | {n: Spread.of(found) for n, found in seconds.items()}
 
 
 def row(prefix: int, times: dict[str, Spread], token_bytes: int, held: int) -> dict[str, str | float]:
