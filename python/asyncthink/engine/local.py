@@ -85,6 +85,7 @@ class LocalEngine:
             prompt_tokens=prefixes.prompt_tokens,
             prefix_tokens=prefixes.prefix_tokens,
             saved_tokens=prefixes.saved_tokens,
+            copied_tokens=prefixes.copied_tokens,
             waiting=len(scheduler.waiting),
             running=len(scheduler.running),
             preemptions=scheduler.preemptions,

@@ -64,7 +64,7 @@ class PrefixCache:
             raise ValueError(f"prefix_pages: expected an integer >= 0 or None, got {pages!r}")
         self._prompts, self._codec, self._decoder, self._pages = prompts, codec, decoder, pages
         self.heads = Heads.of(decoder)
-        self.prompt_tokens = self.prefix_tokens = self.saved_tokens = 0  # see EngineStats
+        self.prompt_tokens = self.prefix_tokens = self.saved_tokens = self.copied_tokens = 0  # see EngineStats
         self._templates: dict[str, Tokens] = {}  # constant prefixes, by name
         self._documents: dict[Tokens, str] = {}  # pinned prompts, with the template they fill
         self._live: list[Agent] = []  # those that began a context of their own and hold it
@@ -216,6 +216,7 @@ class PrefixCache:
             try:
                 with contextlib.suppress(OutOfPages):
                     self._decoder.copy(branch, match.branch, whole, match.length)
+                    self.copied_tokens += match.length - whole
             except BaseException:
                 cache.release(branch)
                 raise
