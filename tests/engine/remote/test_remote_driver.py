@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import CODEC, OracleTransport, local
 
+from asyncthink.engine.prompting import texts_for
 from asyncthink.engine.remote.driver import Driver
-from asyncthink.engine.remote.texts import texts_for
 from asyncthink.engine.remote.transport import Ask, Chunk
 from asyncthink.episode.core import EpisodeCore
 from asyncthink.episode.options import Context, Mode, Options
