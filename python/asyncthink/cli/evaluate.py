@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +15,12 @@ from rich.progress import MofNCompleteColumn, Progress, TaskID
 
 from asyncthink.cli.options import Depth, Device, Dtype, Revision, loading
 from asyncthink.cli.ray_options import RayActors, RayAddress, RayBatch, RayCpus, RayGpus
+from asyncthink.cli.remote import Servers, connect
 from asyncthink.episode.options import Mode
 
 if TYPE_CHECKING:
     from asyncthink.engine.loaded import LoadedModel
+    from asyncthink.engine.remote.loaded import RemoteModel
     from asyncthink.integrations.ray import RayModel
 
 
@@ -54,12 +56,13 @@ def evaluate(
     ray_gpus: RayGpus = None,
     ray_batch: RayBatch = 8,
     ray_address: RayAddress = None,
+    server: Servers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Solve held-out puzzles, the same in every mode: solutions found, concurrency, critical path, format errors."""
     console = Console(quiet=as_json, stderr=True)
-    with contextlib.ExitStack() as stack, loading(quiet=as_json) as progress:
-        from asyncthink.engine.sampler import SamplingParams
+    with contextlib.ExitStack() as stack, loading(quiet=as_json, here=not server) as progress:
+        from asyncthink.episode.params import SamplingParams
         from asyncthink.eval import evaluation
         from asyncthink.tasks import task as find_task
         from asyncthink.tasks.grading import how_to_aggregate
@@ -70,8 +73,15 @@ def evaluate(
         how_to_aggregate(puzzle_task, aggregate)
         settings = evaluation.settings(mode, context, join)
         paths = models_by_mode(model or [], [setting["mode"] for setting in settings])
+        models: Mapping[str, LoadedModel | RayModel | RemoteModel]
         options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
-        if ray_actors:
+        if server:
+            if ray_actors or len(set(paths.values())) > 1:
+                raise ValueError("server: expected one model and no Ray actors beside it")
+            there = connect(server, next(iter(paths.values())), revision, progress, device=device, dtype=dtype)
+            stack.callback(there.close)
+            models = dict.fromkeys(paths, there)
+        elif ray_actors:
             from asyncthink.integrations.ray import load_on_actors
 
             progress(f"loading the model on {ray_actors} Ray actors")
@@ -156,7 +166,7 @@ def _load(paths: dict[str, str], **options: Any) -> dict[str, LoadedModel | RayM
     return {mode: loaded[path] for mode, path in paths.items()}
 
 
-def _weights(path: str, model: LoadedModel | RayModel) -> dict[str, Any]:
+def _weights(path: str, model: LoadedModel | RayModel | RemoteModel) -> dict[str, Any]:
     return {"model": "/".join(Path(path).parts[-2:]), "parameters": model.parameters}
 
 
