@@ -91,19 +91,7 @@ ARROWS: dict[str, set[str]] = {
     "train": {"engine", "episode", "files", "model", "protocol", "tasks"},
     "serve": {"engine", "episode", "protocol", "view"},
     "integrations": {"engine", "episode", "protocol", "train"},
-    "cli": {
-        "engine",
-        "episode",
-        "eval",
-        "files",
-        "integrations",
-        "model",
-        "protocol",
-        "serve",
-        "tasks",
-        "train",
-        "view",
-    },
+    "cli": {"engine", "episode", "eval", "files", "integrations", "model", "protocol", "serve", "tasks", "train", "view"},
     "__main__": {"cli"},
 }
 
