@@ -1,0 +1,1 @@
+"""Adapters to other libraries. Each module is imported only by those who use its library."""
