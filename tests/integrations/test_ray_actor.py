@@ -21,7 +21,6 @@ from asyncthink.integrations.actor_pool import ActorPool, LostActorError
 from asyncthink.integrations.ray import RayModel, RayPool, RaySampler
 from asyncthink.integrations.ray_actor import DecoderActor, Job, load_weights, weights_of
 from asyncthink.integrations.ray_cluster import gpus_for
-from asyncthink.train.rollout_sampler import RolloutSampler
 from scripted import PROMPTS
 from tiny_models import organizer
 
@@ -131,7 +130,7 @@ def test_errors_of_the_sampler_come_through() -> None:
 
 def test_new_weights_reach_every_actor_and_those_that_replace_them() -> None:
     ours = pool(deaths=[12])
-    sampler: RolloutSampler | RaySampler = ours.sampler("tiny", batch=3, **OPTIONS)
+    sampler = ours.sampler("tiny", batch=3, **OPTIONS)
     assert ours.refresh(weights_of(changed(0.5))) == 1
     half = [plain(episode) for episode in sampler.generate(QUESTIONS, PARAMS)]
     assert half == expected(changed(0.5)) != expected(organizer()[0])
