@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,6 +71,7 @@ def evaluate(
         settings = evaluation.settings(mode, context, join)
         paths = models_by_mode(model or [], [setting["mode"] for setting in settings])
         options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+        models: Mapping[str, LoadedModel | RayModel]
         if ray_actors:
             from asyncthink.integrations.ray import load_on_actors
 
@@ -148,7 +149,7 @@ def models_by_mode(given: Sequence[str], modes: Sequence[str]) -> dict[str, str]
     return {mode: paths.get(mode, paths.get("", "")) for mode in dict.fromkeys(modes)}
 
 
-def _load(paths: dict[str, str], **options: Any) -> dict[str, LoadedModel | RayModel]:
+def _load(paths: dict[str, str], **options: Any) -> dict[str, LoadedModel]:
     """The model of each mode; a model of several modes is loaded once."""
     from asyncthink.engine.loaded import LoadedModel
 

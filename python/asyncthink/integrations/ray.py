@@ -113,8 +113,8 @@ class RaySampler:
         if batch < 1:
             raise ValueError(f"batch: expected at least 1, got {batch}")
         self.pool, self.model, self.batch, self._options = pool, model, batch, options
-        (served,) = pool.pool.run([Job("serve", (model, options), f"the sampler {dict(options)}")])
-        self.served: Served = served
+        self.served: Served
+        (self.served,) = pool.pool.run([Job("serve", (model, options), f"the sampler {dict(options)}")])
 
     @property
     def options(self) -> Options:
@@ -157,6 +157,7 @@ class RayModel:
 
     def __init__(self, pool: RayPool, name: str, batch: int) -> None:
         self._pool, self._name, self._batch = pool, name, batch
+        self._served: Served
         (self._served,) = pool.pool.run([Job("serve", (name, ()), f"the model {name}")])
 
     @property
