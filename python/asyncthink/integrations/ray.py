@@ -1,8 +1,7 @@
 """Episodes drawn by decoders on Ray actors: one process with a decoder each, on one machine or many.
 
 Questions go out in small batches, and a free actor takes the next one. An actor that dies is replaced, and its batch
-is drawn again: seeds make the episodes the same. Batches are cut by number, whoever draws them, so an episode does not
-depend on how many actors there are.
+is drawn again: seeds make the episodes the same. Batches are cut by the numbers of questions, whoever draws them.
 """
 
 from __future__ import annotations

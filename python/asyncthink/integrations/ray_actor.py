@@ -128,7 +128,7 @@ class DecoderActor:
 
 
 def weights_of(model: nn.Module, trainable: bool = False) -> Weights:
-    """The parameters of a model by name, views of those on the CPU; ``trainable``: those that training changes alone."""
+    """The parameters by name, views of those on the CPU; ``trainable``: those that training changes alone."""
     import torch
 
     return {
