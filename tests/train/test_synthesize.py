@@ -270,15 +270,17 @@ def test_retry_after() -> None:
 )
 def test_errors_that_end_it(tmp_path: Path, told: Told, reason: str) -> None:
     time = Time()
-    with double(lambda body, number: told) as server, pytest.raises(RuntimeError, match=reason):
+    with double(lambda body, number: told) as server:
         pace = Pace(1, 2, time.sleep, lambda: time.now)
-        synthesize(options(server, tmp_path / "t.jsonl", concurrency=1), QUESTIONS * 3, "none", pace=pace)
+        asked = options(server, tmp_path / "t.jsonl", concurrency=1)
+        with pytest.raises(RuntimeError, match=reason):
+            synthesize(asked, QUESTIONS, "none", pace=pace)
     assert len(server.requests) == {503: 3, 400: 5}.get(told.status, 1)
 
 
 def test_no_server(tmp_path: Path) -> None:
     told = Synthesis("http://127.0.0.1:9", "m", tmp_path / "t.jsonl", Document(), retries=0)
-    with pytest.raises(RuntimeError, match="server: no answer from http://127.0.0.1:9/v1: ConnectError"):
+    with pytest.raises(RuntimeError, match=r"server: no answer from http://127.0.0.1:9/v1: ConnectError"):
         synthesize(told, QUESTIONS, "none")
 
 

@@ -17,7 +17,7 @@ from asyncthink.train.synthesize.asking import Asked, Asking
 from asyncthink.train.synthesize.journal import Journal, Totals, journal
 from asyncthink.train.synthesize.pace import Pace
 from asyncthink.train.synthesize.questions import Question
-from asyncthink.train.synthesize.rules import Rejected, Reply, check
+from asyncthink.train.synthesize.rules import RejectedError, Reply, check
 
 #: Statuses that concern one request, such as a question that is too long. Others end the synthesis.
 REFUSALS = frozenset((400, 413, 422))
@@ -65,6 +65,7 @@ class Synthesis:
         for name in ("samples", "attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        Pace(self.concurrency, self.retries)  # raises
         if not 0 <= self.least_score <= 1:
             raise ValueError(f"least_score: expected a share in [0, 1], got {self.least_score}")
         if self.price_in < 0 or self.price_out < 0:
@@ -164,7 +165,7 @@ class _Loop:
         fields = {"id": trace_id, "source": source, **options.asking.fields}
         try:
             trace = check(reply, asked, options.asking, question, options.least_score, **fields)
-        except Rejected as rejected:
+        except RejectedError as rejected:
             more = {"detail": rejected.detail, "reply": reply.text, "usage": reply.usage, "source": source}
             self.entries.reject(trace_id, rejected.reason, **more)
         else:
@@ -185,9 +186,8 @@ class _Loop:
         """Raises RuntimeError for a status that would come again for every question."""
         self.refusals += 1
         if error.status_code not in REFUSALS or self.refusals >= MOST_REFUSALS:
-            raise RuntimeError(
-                f"server: {self.options.base_url} answered {error.status_code}: {error.message}"
-            ) from None
+            url = self.options.base_url
+            raise RuntimeError(f"server: {url} answered {error.status_code}: {error.message}") from None
 
 
 def _reply(completion: ChatCompletion) -> Reply:
