@@ -124,8 +124,9 @@ class _Loop:
                 raise errors.exceptions[0] from None
 
     def _jobs(self, questions: Sequence[Question]) -> Iterator[tuple[Question, str]]:
+        different = {question.id: question for question in questions}
         for sample in range(self.options.samples):
-            for question in questions:
+            for question in different.values():
                 trace_id = f"{question.id}-{sample}"
                 if trace_id not in self.entries.done:
                     yield question, trace_id
