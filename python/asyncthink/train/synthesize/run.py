@@ -175,13 +175,14 @@ class _Loop:
     async def _request(self, client: AsyncOpenAI, asked: Asked, seed: int) -> ChatCompletion:
         options = self.options
         fields: dict[str, Any] = {"temperature": options.temperature, "max_completion_tokens": options.max_tokens}
-        return await client.chat.completions.create(
+        completion: ChatCompletion = await client.chat.completions.create(
             model=options.model,
             messages=cast(Any, asked.messages),  # plain dictionaries, as the API takes them
             seed=seed,
             extra_body=asked.body | options.extra,
             **{name: value for name, value in fields.items() if value is not None},
         )
+        return completion
 
     def _count_refusal(self, error: APIStatusError) -> None:
         """Raises RuntimeError for a status that would come again for every question."""
