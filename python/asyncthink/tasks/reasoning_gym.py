@@ -45,8 +45,10 @@ class ReasoningGym:
         """The family of a name, with options of its configuration behind "?": ``chain_sum?min_terms=2&max_terms=3``.
 
         Values are JSON, or else text. ``size`` is the number of puzzles, 100,000 unless given; ``word_ladder`` makes
-        all of them at once and wants fewer. Raises ValueError for an unknown family, an unknown option or a value that the
-        family refuses; ImportError without the package.
+        all of them at once and wants fewer.
+
+        Raises ValueError for an unknown family, an unknown option or a value that the family refuses; ImportError
+        without the package.
         """
         try:
             from reasoning_gym.factory import DATASETS, create_dataset
