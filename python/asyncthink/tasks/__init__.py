@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from asyncthink.tasks.countdown import Countdown, Puzzle
+from asyncthink.tasks.dataset import load_dataset
 from asyncthink.tasks.listed import ListedCountdown
 from asyncthink.tasks.math import Math
+from asyncthink.tasks.reasoning_gym import ReasoningGym
 from asyncthink.tasks.script import Demonstration, Piece, Script
 from asyncthink.tasks.sudoku import Sudoku
 
@@ -19,7 +21,10 @@ _BUILTIN: tuple[Task, ...] = (
     Sudoku("sudoku-9", size=9, least=28, most=34),
 )
 TASKS: dict[str, Task] = {builtin.name: builtin for builtin in _BUILTIN}
-_FILES: dict[str, Callable[[str, bool], Task]] = {"countdown": ListedCountdown.load, "math": Math.load}
+_FILES: dict[str, Callable[[str, bool], Task]] = {
+    **{"countdown": ListedCountdown.load, "math": Math.load},
+    **{"dataset": load_dataset, "reasoning-gym": ReasoningGym.load},
+}
 
 __all__ = [
     "TASKS",
@@ -29,6 +34,7 @@ __all__ = [
     "Math",
     "Piece",
     "Puzzle",
+    "ReasoningGym",
     "Script",
     "Sudoku",
     "Task",
@@ -75,6 +81,9 @@ class Task(Protocol):
 
 def task(name: str) -> Task:
     """The task of this name, or one read from a local file: ``math:PATH``, ``countdown:PATH``.
+
+    ``dataset:PATH?question=COLUMN&answer=COLUMN`` is read by the package ``datasets``
+    (:func:`.dataset.load_dataset`), ``reasoning-gym:FAMILY`` is of that package (:class:`.reasoning_gym.ReasoningGym`).
 
     A tenth of a file's records is held out; with ``math-test:PATH`` and ``countdown-test:PATH`` all are. Raises
     ValueError for an unknown name, and the errors of :meth:`.math.Math.load` and :meth:`.listed.ListedCountdown.load`.
