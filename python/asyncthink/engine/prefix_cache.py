@@ -10,6 +10,7 @@ import torch
 
 from asyncthink.engine.agent import Agent
 from asyncthink.engine.heads import Heads, Pinned, longest
+from asyncthink.engine.prompting import encode_template
 from asyncthink.engine.radix import Tokens, common
 from asyncthink.episode.joins import spliced_joins
 from asyncthink.protocol.codec import Codec
@@ -72,17 +73,8 @@ class PrefixCache:
     def encode(
         self, name: str, *, question: Question = "", subquery: str = "", prompts: PromptFormat | None = None
     ) -> list[int]:
-        """Tokens of template ``name`` with its slots filled; those of a worker with shared context continue others.
-
-        ``prompts`` are others than the sampler's own.
-        Raises ValueError for a prompt without tokens, because the first draw needs the logits of one.
-        """
-        parts = (prompts or self._prompts).parts(name, question=question, subquery=subquery)
-        continues = name.endswith("worker_shared")
-        tokens = self._codec.encode(parts, continues=continues)
-        if not tokens and not continues:
-            raise ValueError(f"prompt {name!r}: expected at least one token, got none")
-        return tokens
+        """The filled template (:func:`.prompting.encode_template`); ``prompts`` are others than the sampler's own."""
+        return encode_template(self._codec, prompts or self._prompts, name, question=question, subquery=subquery)
 
     # -- what stays ---------------------------------------------------------------------------------------------
 
