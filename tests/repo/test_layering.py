@@ -90,7 +90,7 @@ ARROWS: dict[str, set[str]] = {
     "eval": {"engine", "episode", "model", "protocol", "tasks"},
     "train": {"engine", "episode", "files", "model", "protocol", "tasks"},
     "serve": {"engine", "episode", "protocol", "view"},
-    "integrations": {"episode"},
+    "integrations": {"engine", "episode", "protocol", "tasks"},
     "cli": {"engine", "episode", "eval", "files", "model", "protocol", "serve", "tasks", "train", "view"},
     "__main__": {"cli"},
 }
