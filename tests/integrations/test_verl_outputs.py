@@ -139,7 +139,7 @@ def test_what_the_servers_cannot_do_is_refused() -> None:
 def test_a_puzzle_that_a_row_names_gives_the_reward(held_out: bool) -> None:
     task = TASKS["countdown"]
     puzzle = task.sample(7, held_out)
-    (script, *_) = task.demonstrate(puzzle, 0, "sequential").scripts
+    (script, *_) = task.demonstrate(puzzle, 0).scripts
     answer = script.text.partition("<ANSWER>")[2].partition("</ANSWER>")[0]
     named = {"task": "countdown", "seed": 7, "held_out": held_out}
     right = Episode(task.prompt(puzzle), "asyncthink", answer=answer)

@@ -15,7 +15,7 @@ from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.prompts import PromptFormat
 
 END = "\x03"
-PROMPTS = PromptFormat("O:{question}\n", "W:", "I:{subquery}\n", "S:{question}\n", "F:", "J:{subquery}\n")
+PROMPTS = PromptFormat("O:{question}\n", "W:", "I:{subquery}\n", "S:{question}\n", forking_worker_shared="F:")
 _CHARACTERS = [*(chr(code) for code in range(32, 127)), "\n", END]
 
 
