@@ -50,6 +50,7 @@ def test_rows_of_an_episode(engine: str, context: str) -> None:
     workers = SCRIPTS[1:3] if context == "shared" else SCRIPTS[3:5]
     assert whole == [text.removesuffix("never") for text in (*workers, SCRIPTS[0])]
     organizer = rows[-1]
+    assert all(len(row["prompt_ids"]) <= len(organizer["prompt_ids"]) == len("O:q\n") for row in rows)
     learned = [t for t, drawn in zip(organizer["response_ids"], organizer["response_mask"], strict=True) if drawn]
     assert "one" not in CODEC.decode(learned)
     assert [row["num_turns"] for row in rows] == [2, 2, 6]

@@ -48,6 +48,9 @@ def outputs(
 ) -> list[dict[str, Any]]:
     """The fields of one ``AgentLoopOutput`` an agent, the organizer's last; none if no agent drew a token.
 
+    No prompt is longer than the organizer's: what else a worker saw stands in its response, with mask 0. verl's reward
+    managers find the end of the organizer's response by widths that all rows share, and would cut it off otherwise.
+
     verl spreads the last one's score and advantage over all. Seconds and preemptions of the episode stand in the last
     one alone, so that sums count them once. ``extra_fields["asyncthink"]`` tells a reward function of verl's (as
     ``extra_info["asyncthink"]``) the answer, the figures, how the episode ended and its format errors.
@@ -60,13 +63,15 @@ def outputs(
         graded_in: seconds that the reward took.
     """
     numbers = figures(episode, usage)
+    rows = agent_rows(episode)
+    widest = len(rows[-1].prompt) if rows else 0
     about = {"answer": episode.answer, "finish": episode.finish, "errors": list(episode.format_errors), **numbers}
     return [
         {
-            "prompt_ids": row.prompt,
-            "response_ids": row.response,
-            "response_mask": row.mask,
-            "response_logprobs": row.logprobs if logprobs else None,
+            "prompt_ids": row.prompt[:widest],
+            "response_ids": row.prompt[widest:] + row.response,
+            "response_mask": [0] * len(row.prompt[widest:]) + row.mask,
+            "response_logprobs": [0.0] * len(row.prompt[widest:]) + row.logprobs if logprobs else None,
             "reward_score": None if reward is None else reward.total,
             "num_turns": _turns(episode, row),
             "metrics": _metrics(episode, usage, graded_in) if row.agent == 0 else {},
@@ -79,7 +84,7 @@ def outputs(
             }
             | ({} if reward is None else {"reward_extra_info": _terms(reward) | numbers}),
         }
-        for row in agent_rows(episode)
+        for row in rows
     ]
 
 
