@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from verl_doubles import PROMPTS, SAMPLING, SCRIPTS, CharacterTokenizer, ScriptedServers
 
+from asyncthink.engine.prompting import texts_for
 from asyncthink.engine.remote.driver import Driver
-from asyncthink.engine.remote.texts import texts_for
 from asyncthink.engine.remote.transport import Ask
 from asyncthink.episode.core import EpisodeCore
 from asyncthink.episode.options import Options

@@ -75,7 +75,7 @@ def documented(command: str) -> list[str]:
     text = (Path(__file__).resolve().parents[2] / "docs/training.md").read_text().partition("## Qwen3-4B")[2]
     (found,) = re.findall(rf"^asyncthink train ({command} [^\\\n]*(?:\\\n[^\\\n]*)*)", text, re.MULTILINE)
     arguments = shlex.split(found.replace("\\\n", " "))
-    assert {"--lora", "--weights", "--checkpointing", "--plot", "--tensorboard"} <= set(arguments)
+    assert {"--lora", "--weights", "--checkpointing", "--plot", "--log-to"} <= set(arguments)
     return arguments
 
 

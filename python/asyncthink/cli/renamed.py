@@ -12,6 +12,7 @@ RENAMED = {
     "--group": "--group-size",
     "--length": "--batch-tokens",
     "--prompts": "--questions",
+    "--tensorboard": "--log-to tensorboard",
 }
 
 

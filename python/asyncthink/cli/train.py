@@ -17,6 +17,7 @@ from asyncthink.cli.train_options import (
     Device,
     Export,
     LearningRate,
+    LogTo,
     Lora,
     LoraAlpha,
     LoraTargets,
@@ -26,7 +27,6 @@ from asyncthink.cli.train_options import (
     Pool,
     Resume,
     SaveEvery,
-    Tensorboard,
     Threads,
     Weights,
 )
@@ -81,7 +81,7 @@ def sft(
     save_every: SaveEvery = 250,
     export: Export = None,
     plot: Plot = False,
-    tensorboard: Tensorboard = False,
+    log_to: LogTo = None,
     resume: Resume = False,
 ) -> None:
     """Learn the protocol from demonstrations with random topologies (cold start)."""
@@ -119,7 +119,7 @@ def sft(
         save_every=save_every,
         export=export,
         plot=plot,
-        tensorboard=tensorboard,
+        log_to=tuple(log_to or ()),
         resume=resume,
     )
     print(train_sft(config))

@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from asyncthink.cli.options import Depth
+from asyncthink.cli.ray_options import RayActors, RayAddress, RayBatch, RayCpus, RayGpus
 from asyncthink.cli.train_options import (
     Checkpointing,
     Decay,
     Device,
     Export,
     LearningRate,
+    LogTo,
     Lora,
     LoraAlpha,
     LoraTargets,
@@ -22,7 +24,6 @@ from asyncthink.cli.train_options import (
     Pool,
     Resume,
     SaveEvery,
-    Tensorboard,
     Threads,
     Weights,
 )
@@ -84,8 +85,13 @@ def grpo(
     save_every: SaveEvery = 10,
     export: Export = None,
     plot: Plot = False,
-    tensorboard: Tensorboard = False,
+    log_to: LogTo = None,
     resume: Resume = False,
+    ray_actors: RayActors = 0,
+    ray_cpus: RayCpus = 1,
+    ray_gpus: RayGpus = None,
+    ray_batch: RayBatch = 8,
+    ray_address: RayAddress = None,
 ) -> None:
     """Learn to organize (or to solve alone) by group relative policy optimization (GRPO)."""
     from asyncthink.tasks.rewards import RewardRule
@@ -135,6 +141,12 @@ def grpo(
         resume=resume,
         export=export,
         plot=plot,
-        tensorboard=tensorboard,
+        log_to=tuple(log_to or ()),
     )
-    print(train_grpo(config))
+    if not ray_actors:
+        print(train_grpo(config))
+        return
+    from asyncthink.integrations.ray_rollouts import RayRollouts
+
+    with RayRollouts(ray_actors, cpus=ray_cpus, gpus=ray_gpus, batch=ray_batch, address=ray_address) as rollouts:
+        print(train_grpo(config, rollouts))

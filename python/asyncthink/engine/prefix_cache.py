@@ -10,11 +10,9 @@ import torch
 
 from asyncthink.engine.agent import Agent
 from asyncthink.engine.heads import Heads, Pinned, longest
-from asyncthink.engine.prompting import encode_template
 from asyncthink.engine.radix import Tokens, common
 from asyncthink.episode.joins import spliced_joins
 from asyncthink.protocol.codec import Codec
-from asyncthink.protocol.messages import Question
 from asyncthink.protocol.prompts import PromptFormat
 from asyncthink_kernels.cache import OutOfPages
 
@@ -36,7 +34,7 @@ class _Match(NamedTuple):
 
 
 class PrefixCache:
-    """Encodes prompts, and finds what of them is in the cache, for one sampler.
+    """Finds what of prompts is in the cache, for one sampler.
 
     An agent begins with the tokens that its prompt has in common with its template's constant prefix, with a pinned
     prompt, or with the context of another agent, which may have ended. At least one token of the prompt remains to be
@@ -69,12 +67,6 @@ class PrefixCache:
         self._templates: dict[str, Tokens] = {}  # constant prefixes, by name
         self._documents: dict[Tokens, str] = {}  # pinned prompts, with the template they fill
         self._live: list[Agent] = []  # those that began a context of their own and hold it
-
-    def encode(
-        self, name: str, *, question: Question = "", subquery: str = "", prompts: PromptFormat | None = None
-    ) -> list[int]:
-        """The filled template (:func:`.prompting.encode_template`); ``prompts`` are others than the sampler's own."""
-        return encode_template(self._codec, prompts or self._prompts, name, question=question, subquery=subquery)
 
     # -- what stays ---------------------------------------------------------------------------------------------
 

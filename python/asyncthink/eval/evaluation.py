@@ -14,8 +14,9 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.records import Episode, Event, TokenEvent
+from asyncthink.episode.source import EpisodeSource
 from asyncthink.eval.bootstrap import Bootstrap, Estimate
 from asyncthink.protocol.tags import FORMAT_ERRORS
 from asyncthink.tasks import Task
@@ -70,7 +71,7 @@ def fingerprint(task: Task, puzzles: Sequence[Any]) -> str:
 
 
 def evaluate(
-    sampler: ForkJoinSampler,
+    sampler: EpisodeSource,
     task: Task,
     puzzles: Sequence[Any],
     params: SamplingParams,
@@ -137,7 +138,7 @@ def evaluate(
     }
 
 
-def _options(sampler: ForkJoinSampler, aggregate: str) -> dict[str, Any]:
+def _options(sampler: EpisodeSource, aggregate: str) -> dict[str, Any]:
     options = sampler.options
     own = {
         "asyncthink": {"context": options.context, "join": options.join},
@@ -171,7 +172,7 @@ def _reason(error: str) -> str:
 
 
 def measure_seconds(
-    samplers: Mapping[str, ForkJoinSampler],
+    samplers: Mapping[str, EpisodeSource],
     task: Task,
     puzzles: Sequence[Any],
     params: SamplingParams,

@@ -19,9 +19,9 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetr
 from verl.utils.fs import copy_to_local
 from verl.utils.model import get_generation_config
 
-from asyncthink.engine.prompting import encode_template
+from asyncthink.engine.prompting import encode_template, texts_for
 from asyncthink.engine.remote.driver import Driver, Order
-from asyncthink.engine.remote.texts import texts_for
+from asyncthink.engine.remote.tokenizer import model_folder
 from asyncthink.episode.core import EpisodeCore
 from asyncthink.episode.modes import opening
 from asyncthink.episode.options import Options
@@ -164,10 +164,10 @@ class AsyncThinkLoop(AgentLoopBase):  # type: ignore[misc]  # verl is not instal
 @functools.lru_cache(maxsize=4)
 def _texts(tokenizer: Any, path: str) -> tuple[Codec, PromptFormat]:
     """Codec and templates, once for all rollouts of a process: verl makes an agent loop for each of them."""
-    folder = copy_to_local(path)
-    ends = getattr(get_generation_config(folder), "eos_token_id", None)
+    model = copy_to_local(path)  # a folder, or a hub id as it is
+    ends = getattr(get_generation_config(model), "eos_token_id", None)
     stop_ids = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    return Codec(tokenizer, stop_ids), prompts_for(tokenizer, PromptFormat.find(folder))
+    return Codec(tokenizer, stop_ids), prompts_for(tokenizer, PromptFormat.find(model_folder(model)))
 
 
 @functools.cache

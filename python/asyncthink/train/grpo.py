@@ -7,6 +7,7 @@ uninterrupted one exactly (same thread count, same machine).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -15,10 +16,13 @@ from typing import Any
 
 import torch
 
-from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.engine.guided import GuidedLogits
+from asyncthink.engine.open import stop_ids
 from asyncthink.episode.options import Guide
+from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.records import Episode
 from asyncthink.model.files import device_for
+from asyncthink.protocol.codec import Codec
 from asyncthink.tasks import tasks
 from asyncthink.tasks.grading import how_to_aggregate
 from asyncthink.train.checkpoint import Progress, load_state, save_checkpoint, save_model
@@ -33,6 +37,7 @@ from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packing import IGNORED, pack
 from asyncthink.train.progress import Reporter
 from asyncthink.train.rollout import Rollout, draw_questions, drawn_tokens, roll_out, split_into_batches
+from asyncthink.train.rollout_sampler import OpenSampler, local_sampler
 from asyncthink.train.rows import rows
 from asyncthink.train.runs import begin_run, find_run
 from asyncthink.train.steps import Steps
@@ -40,9 +45,10 @@ from asyncthink.train.steps import Steps
 __all__ = ["GRPOConfig", "Trainer", "train_grpo"]
 
 
-def train_grpo(config: GRPOConfig) -> Path:
+def train_grpo(config: GRPOConfig, open_sampler: OpenSampler = local_sampler) -> Path:
     """Train, or resume a run; returns the folder of the last checkpoint.
 
+    ``open_sampler`` makes what draws the rollouts; by default it shares the trained weights.
     Writes ``out/config.json``, ``out/metrics.jsonl`` and ``out/step-N``. Raises ValueError for a bad configuration, for
     an ``out`` that already holds a run without ``resume``, for ``resume`` without a run, and instead of saving a weight
     that is not finite; RuntimeError after ``max_skipped`` consecutive skipped steps.
@@ -54,7 +60,8 @@ def train_grpo(config: GRPOConfig) -> Path:
         torch.set_num_threads(config.threads)
         if config.model.bfloat16 == "auto":  # the sampler decodes in the dtype of the weights
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, bfloat16=False))
-        trainer = Trainer(config, load(config.model, newest).for_depth(config.depth, [config.context]), world, newest)
+        loaded = load(config.model, newest).for_depth(config.depth, [config.context])
+        trainer = Trainer(config, loaded, world, newest, open_sampler)
         begin_run(config.out, config, world)
         return trainer.train()
 
@@ -62,12 +69,19 @@ def train_grpo(config: GRPOConfig) -> Path:
 class Trainer:
     """One process of a run."""
 
-    def __init__(self, config: GRPOConfig, loaded: Loaded, world: World, newest: Path | None) -> None:
+    def __init__(
+        self,
+        config: GRPOConfig,
+        loaded: Loaded,
+        world: World,
+        newest: Path | None,
+        open_sampler: OpenSampler = local_sampler,
+    ) -> None:
         self.config, self.loaded, self.world = config, loaded, world
         self.tasks = tasks(config.task)
         for task in self.tasks:
             how_to_aggregate(task, config.rule.aggregate)  # raises for an aggregate that the task does not have
-        self.model, tokenizer = loaded.model, loaded.tokenizer
+        self.model = loaded.model
         self.reference = self._reference()
         use_packed_attention(self.model, moves=config.join != "exact")
         self.optimizer = optimizer(self.model, config.learning_rate, config.weight_decay)
@@ -77,18 +91,7 @@ class Trainer:
             raise ValueError(f"steps: expected more than the {self.progress.step} that are done, got {config.steps}")
         if config.questions % world.size:
             raise ValueError(f"questions: expected a multiple of {world.size} processes, got {config.questions}")
-        self.sampler = ForkJoinSampler(
-            self.model,
-            tokenizer,
-            prompts=self.loaded.prompts,
-            mode=config.mode,
-            pool=config.pool,
-            depth=config.depth,
-            context=config.context,
-            join=config.join,
-            guide=config.guide,
-            num_pages=-(-config.cache_tokens // 16),
-        )
+        self.sampler = open_sampler(loaded, config)
         self.params = SamplingParams(temperature=config.temperature, max_tokens=config.max_tokens)
 
     def _reference(self) -> torch.nn.Module | None:
@@ -106,7 +109,7 @@ class Trainer:
         config = self.config
         folder, before, start = config.out, self.progress.seconds, time.perf_counter()
         with Reporter(
-            config.out / "metrics.jsonl", config.steps, self.progress.step, self.world, config.tensorboard
+            config.out / "metrics.jsonl", config.steps, self.progress.step, self.world, config.log_to
         ) as reporter:
             for step in range(self.progress.step, config.steps):
                 metrics = self.step(step)
@@ -185,13 +188,17 @@ class Trainer:
                 reference_logprobs = token_logprobs(self.reference, batch, temperature, masks=masks)[learned]
         return grpo_loss(self.config.objective, logprobs, old_logprobs, advantages, token_weights, reference_logprobs)
 
+    @functools.cached_property
+    def _guided(self) -> GuidedLogits:
+        return GuidedLogits(Codec(self.loaded.tokenizer, stop_ids(self.model)))
+
     def _masks(self, episodes: Sequence[Episode]) -> DrawnMasks | None:
         """The tokens among which each token was drawn; None without a guide."""
         if self.config.guide == Guide.OFF:
             return None
         model: Any = self.model
         vocabulary = model.get_output_embeddings().weight.shape[0]
-        masks = drawn_masks(episodes, self.sampler.engine.guided.masks(vocabulary))
+        masks = drawn_masks(episodes, self._guided.masks(vocabulary))
         return None if masks is None else masks.to(self.loaded.device)
 
     def _save(self) -> Path:

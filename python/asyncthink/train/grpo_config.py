@@ -9,6 +9,7 @@ from pathlib import Path
 from asyncthink.tasks.rewards import RewardRule
 from asyncthink.train.grpo_loss import Objective
 from asyncthink.train.loading import ModelOptions
+from asyncthink.train.loggers import check_loggers
 from asyncthink.train.schedule import check_decay, check_rates, learning_rate
 
 
@@ -32,6 +33,7 @@ class GRPOConfig:
         rule, objective: the reward and the loss.
         export: folder that always holds the newest weights.
         plot: draw ``out/curve.png`` with every checkpoint.
+        log_to: where metrics also go (:mod:`.loggers`).
     """
 
     out: Path
@@ -66,7 +68,7 @@ class GRPOConfig:
     resume: bool = False
     export: Path | None = None
     plot: bool = False
-    tensorboard: bool = False
+    log_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         positive = ("steps", "questions", "minibatches", "batch_tokens", "cache_tokens", "save_every", "max_tokens")
@@ -79,6 +81,7 @@ class GRPOConfig:
             raise ValueError(
                 f"minibatches: expected at most {self.questions} (one question each), got {self.minibatches}"
             )
+        check_loggers(self.log_to)
         check_decay(self.decay)
         check_rates(self.learning_rate, self.weight_decay, self.clip)
         if self.model.bfloat16 is True:

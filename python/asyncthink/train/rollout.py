@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.records import Episode
+from asyncthink.episode.source import EpisodeSource
 from asyncthink.tasks import Task
 from asyncthink.tasks.rewards import Reward, RewardRule
 from asyncthink.train.advantages import advantages
@@ -52,7 +53,7 @@ def draw_questions(tasks: Sequence[Task], seed: int, step: int, count: int) -> l
 
 
 def roll_out(
-    sampler: ForkJoinSampler,
+    sampler: EpisodeSource,
     questions: Sequence[Question],
     group_size: int,
     params: SamplingParams,

@@ -21,6 +21,7 @@ from asyncthink.train.demonstrations import DemonstrationPacker, Mixture
 from asyncthink.train.distributed import World, gradients
 from asyncthink.train.evaluate import evaluate, held_out_episodes
 from asyncthink.train.loading import Loaded, ModelOptions, load, optimizer
+from asyncthink.train.loggers import check_loggers
 from asyncthink.train.logprobs import token_logprobs
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packing import IGNORED
@@ -46,6 +47,7 @@ class SFTConfig:
         max_skipped: consecutive steps without a finite loss and gradient that stop the run (:mod:`.steps`).
         export: folder that always holds the newest weights.
         plot: draw ``out/curve.png`` with every checkpoint.
+        log_to: where metrics also go (:mod:`.loggers`).
         sampling: suggested sampling parameters, written into the checkpoint.
     """
 
@@ -74,7 +76,7 @@ class SFTConfig:
     resume: bool = False
     export: Path | None = None
     plot: bool = False
-    tensorboard: bool = False
+    log_to: tuple[str, ...] = ()
     sampling: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 700})
 
     def __post_init__(self) -> None:
@@ -82,6 +84,7 @@ class SFTConfig:
         for name in (*positive, "log_every", "threads", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_loggers(self.log_to)
         check_decay(self.decay)
         check_rates(self.learning_rate, self.weight_decay, self.clip)
 
@@ -149,7 +152,7 @@ def _loop(
     before, start = progress.seconds, time.perf_counter()
     folder = config.out
     log = config.out / "metrics.jsonl"
-    with Reporter(log, config.steps, progress.step, world, config.tensorboard) as reporter:
+    with Reporter(log, config.steps, progress.step, world, config.log_to) as reporter:
         reporter.say(dtype_reason)
         for step in range(progress.step, config.steps):
             metrics, tokens = update(config, world, loaded, packer, steps, step)

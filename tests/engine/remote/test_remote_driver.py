@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import CODEC, OracleTransport, local
 
+from asyncthink.engine.prompting import texts_for
 from asyncthink.engine.remote.driver import Driver
-from asyncthink.engine.remote.texts import texts_for
 from asyncthink.engine.remote.transport import Ask, Chunk
 from asyncthink.episode.core import EpisodeCore
 from asyncthink.episode.options import Context, Mode, Options
@@ -19,6 +19,7 @@ from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.records import Episode
 from scripted import PROMPTS
 
+_CACHE = ("kv_bytes_shared", "kv_bytes_copied", "prefix_tokens")
 PARAMS = SamplingParams(temperature=0.0, max_tokens=40)
 
 
@@ -36,7 +37,7 @@ def drive(core: EpisodeCore, transport, **options) -> Episode:
 def record(episode: Episode, *, steps: bool = True) -> dict:
     """What of an episode does not depend on the engine's kind and speed; log-probabilities are compared elsewhere."""
     data = episode.to_dict()
-    for name in ("wall_seconds", "critical_path_seconds", "kv_bytes_shared", "kv_bytes_copied", "step_times", "meta"):
+    for name in ("wall_seconds", "critical_path_seconds", "step_times", "meta", *_CACHE):
         del data[name]
     for part in (*data["events"], *data["traces"]):
         part.pop("time", None)

@@ -15,7 +15,7 @@ from enum import StrEnum
 from uuid import uuid4
 
 from asyncthink.engine.remote.line import Line
-from asyncthink.engine.remote.stops import stops
+from asyncthink.engine.remote.stops import drawn_under, stops
 from asyncthink.engine.remote.transport import Ask, Transport
 from asyncthink.episode.core import EpisodeCore
 from asyncthink.episode.options import JoinMode
@@ -51,7 +51,7 @@ class Driver:
 
     Example (a transport that has one text for every agent):
         >>> from asyncthink.engine.remote.transport import Chunk
-        >>> from asyncthink.engine.remote.texts import texts_for
+        >>> from asyncthink.engine.prompting import texts_for
         >>> from asyncthink.episode.options import Options
         >>> from asyncthink.episode.params import SamplingParams
         >>> from asyncthink.protocol.codec import Codec
@@ -134,6 +134,8 @@ class Driver:
             left.append(core.params.max_episode_tokens - core.episode.total_tokens)
         if core.max_length is not None:
             left.append(core.max_length - len(context))
+        if speaker.rule is not None and (most := drawn_under(speaker.rule)) is not None:
+            left.append(most)
         return Ask(
             tuple(context),
             max(1, min(left)),
