@@ -91,7 +91,19 @@ ARROWS: dict[str, set[str]] = {
     "train": {"engine", "episode", "files", "model", "protocol", "tasks"},
     "serve": {"engine", "episode", "protocol", "view"},
     "integrations": {"engine", "episode", "protocol", "tasks", "train"},
-    "cli": {"engine", "episode", "eval", "files", "integrations", "model", "protocol", "serve", "tasks", "train", "view"},
+    "cli": {
+        "engine",
+        "episode",
+        "eval",
+        "files",
+        "integrations",
+        "model",
+        "protocol",
+        "serve",
+        "tasks",
+        "train",
+        "view",
+    },
     "__main__": {"cli"},
 }
 
