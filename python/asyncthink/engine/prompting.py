@@ -36,7 +36,7 @@ def texts_for(codec: Codec, prompts: PromptFormat) -> ModelTexts:
     >>> from asyncthink.protocol.prompts import DEFAULT_PROMPTS
     >>> from asyncthink.train.tokenizer import build_tokenizer
     >>> codec = Codec(build_tokenizer())
-    >>> codec.decode(texts_for(codec, DEFAULT_PROMPTS).prompt("worker_isolated", "3 + 4"))[-15:]
+    >>> codec.decode(texts_for(codec, DEFAULT_PROMPTS).prompt("worker_isolated", "3 + 4"))[-14:]
     '\\n\\nTask: 3 + 4\\n'
     """
     return ModelTexts(codec, functools.partial(encode_template, codec, prompts))

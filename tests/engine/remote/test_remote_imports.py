@@ -72,8 +72,9 @@ def test_an_episode_without_torch_and_transformers() -> None:
 CHAT = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}\n"
     "  {%- if loop.index > 9 %}{% break %}{% endif %}\n"
-    "{% generation %}<|{{ m['role'] }}|>{{ m['content'] | tojson }}{% endgeneration %}\n{% endfor %}"
+    "{% generation %}<|{{ m['role'] }}|>{{ m['content'] }}{% endgeneration %}\n{% endfor %}"
     "{{ bos_token }}{% if add_generation_prompt %}<|assistant|>{% endif %}{{ enable_thinking }}"
+    "{{ {'k': ['é<', 1]} | tojson }}"
 )
 
 

@@ -193,7 +193,7 @@ def test_keys_and_names() -> None:
             RemoteSampler([server.url], TOKENS, api_key="secret", model="big")
         with RemoteSampler([server.url], TOKENS, api_key="secret", model="tiny") as sampler:
             told = sampler.explain()
-        assert told[server.url] == "asyncthink, tiny" and told["positions"] == "1024"
+        assert told[server.url] == "asyncthink, tiny" and told["positions"] == "4096"
 
 
 def test_samplers_share_a_fleet(server: Served) -> None:
@@ -227,6 +227,6 @@ def test_addresses_are_checked(servers: Any) -> None:
 
 def test_prompts_are_checked_before_anything_runs(server: Served) -> None:
     with remote(server) as sampler:
-        with pytest.raises(ValueError, match=r"questions\[1\]: expected fewer than 1024 tokens"):
-            sampler.generate(["q", "x" * 2000])
+        with pytest.raises(ValueError, match=r"questions\[1\]: expected fewer than 4096 tokens"):
+            sampler.generate(["q", "x" * 5000])
         assert sampler.stats.requests == 0

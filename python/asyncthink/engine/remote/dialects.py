@@ -43,7 +43,7 @@ def derived_seed(ask: Ask) -> int:
 
     >>> from asyncthink.episode.params import SamplingParams
     >>> derived_seed(Ask([1], 9, SamplingParams(seed=3), position=4))
-    1207077573
+    930316143
     """
     key = f"{ask.params.seed} {ask.agent} {ask.position}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest()) >> 1

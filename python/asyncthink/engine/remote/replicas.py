@@ -86,9 +86,9 @@ class Replicas:
 
     async def draw(self, ask: Ask) -> AsyncGenerator[Chunk, None]:
         """See :class:`.transport.Transport`. Raises RefusedError, UnreachableError."""
-        failed = 0
+        failed, broken = 0, None
         while True:
-            server = await self._home(ask.session)
+            server = await self._home(ask.session, broken)
             begun = False
             try:
                 async with self._seats, contextlib.aclosing(server.draw(ask)) as chunks:
@@ -104,6 +104,7 @@ class Replicas:
             except BrokenError as error:
                 failed += 1
                 self._breaks(server, error)
+                broken = None if error.full else server
                 if begun:
                     return
                 if failed >= self.retries.most:
@@ -120,20 +121,27 @@ class Replicas:
         server = self._homes.get(session)
         return "" if server is None else server.url
 
-    async def _home(self, session: str) -> Server:
-        """The session's server; another one, that with the fewest sessions, if it is down. Waits if all are."""
-        clock = asyncio.get_running_loop().time
+    async def _home(self, session: str, broken: Server | None) -> Server:
+        """The session's server; if it is down, or was ``broken`` just now, that with the fewest sessions of the others.
+
+        Waits if all are down.
+        """
         home = self._homes.get(session)
-        if home is not None and self._down.get(home, 0.0) <= clock():
+        if home is not None and home is not broken and self._seconds_down(home) <= 0:
             return home
-        if all(self._down.get(server, 0.0) > clock() for server in self.servers):
-            await asyncio.sleep(min(self._down.values()) - clock())
-        up = [server for server in self.servers if self._down.get(server, 0.0) <= clock()] or self.servers
+        await asyncio.sleep(max(min(map(self._seconds_down, self.servers)), 0.0))
         sessions = Counter(self._homes.values())
-        server = min(up, key=lambda server: sessions[server])
+        server = min(
+            self.servers,
+            key=lambda server: (self._seconds_down(server) > 0, server is broken, sessions[server]),
+        )
         self.stats.moved += home is not None and server is not home
         self._homes[session] = server
         return server
+
+    def _seconds_down(self, server: Server) -> float:
+        """For how long a server is left alone yet; 0 and less: not any more."""
+        return self._down.get(server, 0.0) - asyncio.get_running_loop().time()
 
     def _works(self, server: Server) -> None:
         self._failed.pop(server, None)
@@ -144,10 +152,9 @@ class Replicas:
         self.stats.failures += 1
         if error.full:
             return
-        now = asyncio.get_running_loop().time()
-        if self._down.get(server, 0.0) > now:
+        if self._seconds_down(server) > 0:
             return  # other requests of that moment failed with it
         server.forget()
         self._failed[server] += 1
         seconds = self.retries.seconds(self._failed[server]) * random.uniform(0.75, 1.0)
-        self._down[server] = now + max(seconds, error.seconds or 0.0)
+        self._down[server] = asyncio.get_running_loop().time() + max(seconds, error.seconds or 0.0)

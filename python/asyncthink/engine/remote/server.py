@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any, NamedTuple
 
 import httpx
@@ -70,9 +70,9 @@ class Server:
             async with self._client.stream("POST", f"{self.url}{dialect.path}", json=body) as response:
                 await _check(response)
                 async with contextlib.aclosing(payloads(response.aiter_bytes())) as events:
-                    async for event in events:
+                    async for event in events:  # to the end, so that the connection can be used again
                         if event == b"[DONE]":
-                            break
+                            continue
                         if (chunk := reader.read(json.loads(event))) is not None:
                             yield chunk
             if not reader.over:
@@ -89,7 +89,7 @@ class Server:
         return About(kind, entry["id"], entry.get("max_model_len"))
 
     @contextlib.contextmanager
-    def _named(self):  # type: ignore[no-untyped-def]
+    def _named(self) -> Iterator[None]:
         """Errors with the server's address, and those of the connection as BrokenError."""
         try:
             yield
