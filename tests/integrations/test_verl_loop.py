@@ -10,6 +10,7 @@ import json
 import os
 import runpy
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ import verl
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoTokenizer
+from verl.experimental.agent_loop import agent_loop
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 from verl.protocol import DataProto
 from verl.trainer.ppo.core_algos import AdvantageEstimator
@@ -235,10 +237,21 @@ def test_the_baseline_of_the_example(queue: Queue) -> None:
     assert correct > 0
 
 
-def test_importing_the_adapter_registers_it() -> None:
-    from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
+def test_settings_of_the_file_hold_for_every_rollout(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl imports the loop when the first rollout begins, which must not register it anew."""
+    monkeypatch.delitem(sys.modules, "asyncthink.integrations.verl_loop", raising=False)
+    servers = Sessions(codec(), [solved(7), wrong(7)])
+    rollout(servers, data_row(7))
+    rollout(servers, data_row(7))
+    assert queue.statuses == ["running", "finished"] * 2
+    assert max(request["max_tokens"] for request in servers.requests) == 512
 
-    assert _agent_loop_registry["asyncthink"]["_target_"].endswith("integrations.verl.AsyncThinkLoop")
+
+def test_importing_the_module_registers_the_loop_with_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_loop, "_agent_loop_registry", {})
+    runpy.run_module("asyncthink.integrations.verl")
+    target = "asyncthink.integrations.verl_loop.AsyncThinkLoop"
+    assert agent_loop._agent_loop_registry == {"asyncthink": {"_target_": target}}
 
 
 ROLLOUT = "actor_rollout_ref.rollout"
