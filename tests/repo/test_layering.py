@@ -90,6 +90,7 @@ ARROWS: dict[str, set[str]] = {
     "eval": {"engine", "episode", "model", "protocol", "tasks"},
     "train": {"engine", "episode", "files", "model", "protocol", "tasks"},
     "serve": {"engine", "episode", "protocol", "view"},
+    "integrations": {"engine", "episode", "model", "tasks", "train"},
     "cli": {"engine", "episode", "eval", "files", "model", "protocol", "serve", "tasks", "train", "view"},
     "__main__": {"cli"},
 }

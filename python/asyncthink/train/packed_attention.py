@@ -134,7 +134,7 @@ def _moved(module: nn.Module, key: Tensor, value: Tensor, batch: Batch) -> tuple
     return key, value.index_copy(2, batch.moved_to, value[:, :, batch.moved_from])
 
 
-def _attention(
+def attend_rows(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -148,6 +148,10 @@ def _attention(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, None]:
+    """Attention by the rows of a batch, as transformers calls it: query [1, Hq, T, D] -> [1, T, Hq, D].
+
+    Raises ValueError for what packed training does not support.
+    """
     name = type(module).__name__
     refused = [option for option, given in options.items() if given is not None and option not in HARMLESS]
     refused += ["dropout"] * bool(dropout) + ["its own mask"] * (attention_mask is not None)
@@ -167,7 +171,7 @@ def use_packed_attention(model: PreTrainedModel, moves: bool = False) -> None:
     does not support (attention sinks, dropout, masks of its own), and with ``moves`` when a cached K cannot be moved
     (:class:`asyncthink.model.rotary.NotRotaryError` says why).
     """
-    register(ATTENTION, _attention)
+    register(ATTENTION, attend_rows)
     install(model, ATTENTION)
     seen = _probe(model)
     if not seen:

@@ -1,0 +1,1 @@
+"""Adapters for trainers and schedulers that people already use, each imported only by its user."""
