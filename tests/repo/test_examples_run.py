@@ -35,7 +35,7 @@ def test_an_example_is_short_and_takes_no_arguments(path: Path) -> None:
 def test_every_example_is_run_here() -> None:
     assert [path.stem for path in EXAMPLES] == [
         *("best_of_n", "generate", "map_reduce", "new_task", "self_consistency", "skeleton_of_thought"),
-        *("stream", "tools", "train_loop", "tree_of_thoughts"),
+        *("stream", "tools", "train_loop", "train_with_trl", "tree_of_thoughts"),
     ]
 
 
