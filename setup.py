@@ -1,8 +1,9 @@
 """Native modules: CMake and ninja build them (CMakeLists.txt), setuptools puts them into the package.
 
-``_cpu`` is always built. ``_cuda`` is built where nvcc is found: $CUDACXX, $CUDA_HOME/bin, PATH, /usr/local/cuda/bin.
-``ASYNCTHINK_CUDA=0`` leaves it out, ``ASYNCTHINK_CUDA=1`` makes a missing nvcc an error. ``CMAKE_ARGS`` is passed on.
-Objects stay in build/native-*, so a second build compiles what changed.
+``_cpu`` is built, unless ``ASYNCTHINK_NATIVE=0`` leaves out all native modules: then no compiler is needed, and
+protocol, episodes, tasks and engines over HTTP work. ``_cuda`` is built where nvcc is found: $CUDACXX, $CUDA_HOME/bin,
+PATH, /usr/local/cuda/bin. ``ASYNCTHINK_CUDA=0`` leaves it out, ``ASYNCTHINK_CUDA=1`` makes a missing nvcc an error.
+``CMAKE_ARGS`` is passed on. Objects stay in build/native-*, so a second build compiles what changed.
 
 ``ASYNCTHINK_CUDA_ARCHS`` says for which GPUs ``_cuda`` is compiled:
 
@@ -49,6 +50,14 @@ def find_nvcc() -> str | None:
     if nvcc is None and (wish == "1" or named):
         raise SystemExit(f"asyncthink-kernels: no CUDA compiler: looked for {named or 'nvcc'}")
     return nvcc
+
+
+def builds_native() -> bool:
+    """Whether native modules are built at all."""
+    wish = os.environ.get("ASYNCTHINK_NATIVE", "")
+    if wish not in ("", "0", "1"):
+        raise SystemExit(f"ASYNCTHINK_NATIVE must be 0, 1 or unset, got {wish!r}")
+    return wish != "0"
 
 
 def cuda_archs() -> str:
@@ -149,7 +158,7 @@ def tool(name: str) -> str:
     return found
 
 
-names = ["_cpu"] + (["_cuda"] if find_nvcc() else [])
+names = (["_cpu"] + (["_cuda"] if find_nvcc() else [])) if builds_native() else []
 setup(
     ext_modules=[Extension(f"asyncthink_kernels.{name}", sources=[]) for name in names],
     cmdclass={"build_ext": CMakeBuild, "build_py": FreshPackages},

@@ -101,13 +101,14 @@ def test_native_modules_link_no_torch_and_no_openmp(name: str) -> None:
         assert library not in image
 
 
-def test_unknown_cuda_wish_is_refused() -> None:
-    environment = os.environ | {"ASYNCTHINK_CUDA": "maybe"}
+@pytest.mark.parametrize("variable", ["ASYNCTHINK_CUDA", "ASYNCTHINK_NATIVE"])
+def test_unknown_wish_is_refused(variable: str) -> None:
+    environment = os.environ | {variable: "maybe"}
     done = subprocess.run(
         [sys.executable, "setup.py", "--name"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode != 0
-    assert done.stderr.strip().splitlines()[-1] == "ASYNCTHINK_CUDA must be 0, 1 or unset, got 'maybe'"
+    assert done.stderr.strip().splitlines()[-1] == f"{variable} must be 0, 1 or unset, got 'maybe'"
 
 
 @pytest.mark.slow
@@ -126,3 +127,17 @@ def test_wheel_contents(tmp_path: Path) -> None:
     assert any(name.endswith(".safetensors") for name in names)
     assert "asyncthink/deleted.py" not in names
     assert not [name for name in names if name.startswith(("tests/", "bench/", "csrc/", "python/"))]
+
+
+@pytest.mark.slow
+def test_a_wheel_of_the_python_files_alone(tmp_path: Path) -> None:
+    """No compiler is asked, and the wheel is for every machine: what a trainer that pins another torch installs."""
+    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "-w", str(tmp_path)]
+    environment = os.environ | {"ASYNCTHINK_NATIVE": "0", "PATH": ""}
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment)
+    (wheel,) = tmp_path.glob("*-py3-none-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"asyncthink/episode/core.py", "asyncthink/protocol/codec.py", "asyncthink_kernels/ops/sample.py"} <= set(
+        names
+    )
+    assert not [name for name in names if name.endswith((".so", ".cpp", ".cu"))]

@@ -13,9 +13,9 @@ class AgentRow:
     """What one agent read and drew.
 
     ``prompt`` [P] is its context up to the first token that it drew; that of a worker with shared context begins with
-    the tokens of the agents above it. ``response`` [R] goes on from there to the last token that it drew. ``mask[k]`` is
-    1 where the agent drew ``response[k]``, and 0 where the runtime inserted it (a worker's return). ``logprobs[k]`` is
-    then the natural-log probability of the distribution drawn from, 0.0 for inserted tokens.
+    the tokens of the agents above it. ``response`` [R] goes on from there to the last token that it drew. ``mask`` [R]
+    is 1 where the agent drew the token, and 0 where the runtime inserted it (a worker's return). ``logprobs`` [R] are
+    natural-log probabilities of the distribution drawn from, 0.0 for inserted tokens.
     """
 
     agent: int
