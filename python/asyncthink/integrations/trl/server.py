@@ -118,7 +118,7 @@ class ServerPolicy:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._drawing.aclose()
 
-    def _post(self, path: str, **body: object) -> None:
+    def _post(self, path: str, /, **body: object) -> None:
         _checked(self._control.post(path, json=body))
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from asyncthink.integrations.trl.attention import use_tree_attention
 from asyncthink.integrations.trl.worker import RolloutWorker
@@ -42,9 +46,27 @@ def async_grpo_trainer(
     if args.token_budget is None:
         raise ValueError("token_budget: expected the tokens of a packed row, got None (TRL would ask a vLLM server)")
     unread = Dataset.from_dict({"prompt": [""]})  # TRL asks for a data set; questions are the worker's
-    trainer = AsyncGRPOTrainer(
-        str(model), args=args, train_dataset=unread, rollout_worker=worker, weight_transfer=weight_transfer, **options
-    )
+    given = {"train_dataset": unread, "rollout_worker": worker, "weight_transfer": weight_transfer, **options}
+    with _without_a_gpu():
+        trainer = AsyncGRPOTrainer(str(model), args=args, **given)
     if trainer.accelerator.device.type != "cuda":
         use_tree_attention(trainer.model)
     return trainer
+
+
+@contextmanager
+def _without_a_gpu() -> Iterator[None]:
+    """While TRL makes its trainer, no GPU has no known peak, in place of an error.
+
+    TRL 1.16 asks ``torch.cuda`` for the name of the device, whatever it is, to report the share of its peak (MFU). With
+    None, which it takes of a GPU that it does not know, it leaves this figure out.
+    """
+    import trl.experimental.async_grpo.async_grpo_trainer as module
+
+    peak = module.get_peak_flops_per_device
+    if not torch.cuda.is_available():
+        module.get_peak_flops_per_device = lambda *_: None
+    try:
+        yield
+    finally:
+        module.get_peak_flops_per_device = peak
