@@ -71,7 +71,7 @@ def tree_logits(model: Any, packed: dict[str, Any]) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "mistral"])
 def test_rows_of_a_tree_are_what_each_sample_is_alone(family: str) -> None:
-    """Scores and gradients; windows shorter than the samples, capped scores. Eager attention rounds to float32 within."""
+    """Scores and gradients, with windows and capped scores. Eager attention rounds to float32 within."""
     model = tm.tiny(family, dtype=torch.float64)
     trunk = tm.tokens(9, 0).tolist()
     samples = [

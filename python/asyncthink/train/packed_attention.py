@@ -6,6 +6,7 @@ mask of :func:`asyncthink.train.packing.visible`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,13 @@ class PackedAttention:
         if window not in self._limits:
             self._limits[window] = limits(self.batch, window)
         return self._limits[window]
+
+    @functools.cached_property
+    def visible(self) -> Tensor:
+        """The tokens whose K/V each row reads, its prefix and its own, one row after another; int64."""
+        device = self.batch.tokens.device
+        ranges = [ends for span in self.batch.spans for ends in (*span.seen, (span.start, span.stop))]
+        return torch.cat([torch.arange(*ends, device=device) for ends in ranges])
 
     def masks(self, window: int | None) -> list[Tensor | None]:
         """For each row of n tokens a mask [n, prefix + n] over its prefix and itself; None: causal, without prefix."""
@@ -91,15 +99,13 @@ class PackedAttention:
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
         spans = self.batch.spans
-        sizes = [span.stop - span.start for span in spans]
-        own = zip(*(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), strict=True)
+        own = [span.stop - span.start for span in spans]
+        seen = [span.position + size for span, size in zip(spans, own, strict=True)]
+        if seen != own:  # one gather for all rows: the gradient of each slice would be as large as the batch
+            key, value = (tensor.index_select(2, self.visible) for tensor in (key, value))
+        rows = zip(*(torch.split(each, n, 2) for each, n in ((query, own), (key, seen), (value, seen))), strict=True)
         parts = []
-        for span, (q, k, v), mask in zip(spans, own, self.masks(window), strict=True):
-            if span.seen:
-                k, v = (
-                    torch.cat([*(whole[:, :, first:last] for first, last in span.seen), rest], 2)
-                    for whole, rest in ((key, k), (value, v))
-                )
+        for (q, k, v), mask in zip(rows, self.masks(window), strict=True):
             if softcap is not None:
                 parts.append(_capped(q, k, v, mask, scale, softcap))
             else:
