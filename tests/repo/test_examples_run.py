@@ -35,7 +35,7 @@ def test_an_example_is_short_and_takes_no_arguments(path: Path) -> None:
 def test_every_example_is_run_here() -> None:
     assert [path.stem for path in EXAMPLES] == [
         *("best_of_n", "generate", "map_reduce", "new_task", "self_consistency", "skeleton_of_thought"),
-        *("stream", "tools", "train_loop", "tree_of_thoughts"),
+        *("stream", "tools", "train_loop", "train_with_trl", "tree_of_thoughts"),
     ]
 
 
@@ -93,6 +93,15 @@ def test_train_loop_learns_from_what_was_drawn(capsys: pytest.CaptureFixture[str
     for figures in log:
         assert figures["off_policy"] < 1e-4  # trainer and sampler agree on every token, after an update too
     assert "step 1" in capsys.readouterr().out
+
+
+def test_train_with_trl_reports_every_step(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("trl", reason="the extra trl is not installed")
+    (path,) = [path for path in EXAMPLES if path.stem == "train_with_trl"]
+    log = runpy.run_path(str(path))["main"](steps=1)
+    assert [line["step"] for line in log] == [1]
+    assert log[0]["ratio"] == pytest.approx(1, abs=1e-3)  # trained on what was drawn
+    assert "step 1: reward" in capsys.readouterr().out
 
 
 def test_new_task(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,7 +90,7 @@ ARROWS: dict[str, set[str]] = {
     "eval": {"engine", "episode", "model", "protocol", "tasks"},
     "train": {"engine", "episode", "files", "model", "protocol", "tasks"},
     "serve": {"engine", "episode", "protocol", "view"},
-    "integrations": {"engine", "episode", "protocol", "tasks", "train"},
+    "integrations": {"engine", "episode", "model", "protocol", "tasks", "train"},
     "cli": {
         "engine",
         "episode",

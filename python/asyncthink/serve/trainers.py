@@ -10,11 +10,12 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from asyncthink.engine.weights import write_weights
 from asyncthink.serve.errors import ApiError, Json
 from asyncthink.serve.reading import unknown
 from asyncthink.serve.schema import Open
 from asyncthink.serve.service import Service
-from asyncthink.serve.weights import read_weights, write_weights
+from asyncthink.serve.weights import read_weights
 
 
 class WeightsRequest(Open):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from asyncthink.engine.weights import check_weights
 
 
 def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
@@ -21,20 +22,5 @@ def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"path: expected a safetensors file, got {path}: {error}") from None
-    parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        if name not in parameters:
-            raise ValueError(f"path: expected names of the model's parameters, got {name!r}")
-        if tensor.shape != parameters[name].shape:
-            raise ValueError(f"{name}: expected {tuple(parameters[name].shape)}, got {tuple(tensor.shape)}")
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name}: expected finite values")
+    check_weights(tensors, model, "path")
     return tensors
-
-
-def write_weights(tensors: dict[str, Tensor], model: nn.Module) -> None:
-    """Copy the tensors into the parameters of their names, in the parameters' dtype and on their device."""
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)

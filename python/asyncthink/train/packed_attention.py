@@ -6,6 +6,7 @@ mask of :func:`asyncthink.train.packing.visible`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,13 @@ class PackedAttention:
         if window not in self._limits:
             self._limits[window] = limits(self.batch, window)
         return self._limits[window]
+
+    @functools.cached_property
+    def visible(self) -> Tensor:
+        """The tokens whose K/V each row reads, its prefix and its own, one row after another; int64."""
+        device = self.batch.tokens.device
+        ranges = [ends for span in self.batch.spans for ends in (*span.seen, (span.start, span.stop))]
+        return torch.cat([torch.arange(*ends, device=device) for ends in ranges])
 
     def masks(self, window: int | None) -> list[Tensor | None]:
         """For each row of n tokens a mask [n, prefix + n] over its prefix and itself; None: causal, without prefix."""
@@ -91,15 +99,13 @@ class PackedAttention:
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
         spans = self.batch.spans
-        sizes = [span.stop - span.start for span in spans]
-        own = zip(*(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), strict=True)
+        own = [span.stop - span.start for span in spans]
+        seen = [span.position + size for span, size in zip(spans, own, strict=True)]
+        if seen != own:  # one gather for all rows: the gradient of each slice would be as large as the batch
+            key, value = (tensor.index_select(2, self.visible) for tensor in (key, value))
+        rows = zip(*(torch.split(each, n, 2) for each, n in ((query, own), (key, seen), (value, seen))), strict=True)
         parts = []
-        for span, (q, k, v), mask in zip(spans, own, self.masks(window), strict=True):
-            if span.seen:
-                k, v = (
-                    torch.cat([*(whole[:, :, first:last] for first, last in span.seen), rest], 2)
-                    for whole, rest in ((key, k), (value, v))
-                )
+        for (q, k, v), mask in zip(rows, self.masks(window), strict=True):
             if softcap is not None:
                 parts.append(_capped(q, k, v, mask, scale, softcap))
             else:
@@ -134,7 +140,7 @@ def _moved(module: nn.Module, key: Tensor, value: Tensor, batch: Batch) -> tuple
     return key, value.index_copy(2, batch.moved_to, value[:, :, batch.moved_from])
 
 
-def _attention(
+def attend_rows(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -148,6 +154,10 @@ def _attention(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, None]:
+    """Attention by the rows of a batch, as transformers calls it: query [1, Hq, T, D] -> [1, T, Hq, D].
+
+    Raises ValueError for what packed training does not support.
+    """
     name = type(module).__name__
     refused = [option for option, given in options.items() if given is not None and option not in HARMLESS]
     refused += ["dropout"] * bool(dropout) + ["its own mask"] * (attention_mask is not None)
@@ -167,7 +177,7 @@ def use_packed_attention(model: PreTrainedModel, moves: bool = False) -> None:
     does not support (attention sinks, dropout, masks of its own), and with ``moves`` when a cached K cannot be moved
     (:class:`asyncthink.model.rotary.NotRotaryError` says why).
     """
-    register(ATTENTION, _attention)
+    register(ATTENTION, attend_rows)
     install(model, ATTENTION)
     seen = _probe(model)
     if not seen:
