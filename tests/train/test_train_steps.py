@@ -224,7 +224,7 @@ class TestGRPO:
         assert [(line["silent"], line["gradient_norm"]) for line in strict(tmp_path)] == [(1, 0.0), (2, 0.0)]
 
     def test_without_a_finite_reward_the_run_stops(self, start: Path, tmp_path: Path) -> None:
-        config = self.config(tmp_path, start, rule=Odd(nan_of=4), max_skipped=2, objective=Objective(kl=0.1))
+        config = self.config(tmp_path, start, rule=Odd(nan_of=4), max_skipped=2, rounds=1, objective=Objective(kl=0.1))
         with pytest.raises(RuntimeError, match="2 steps in a row were skipped"):
             train_grpo(config)
         (line,) = strict(tmp_path)
@@ -236,10 +236,13 @@ class TestGRPO:
     def test_of_two_minibatches_one_is_skipped(
         self, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        whole, number = grpo.token_logprobs, iter(range(99))
-        monkeypatch.setattr(
-            grpo, "token_logprobs", lambda *a, **k: whole(*a, **k) * (NAN if next(number) == 0 else 1.0)
-        )
+        whole, number = grpo.token_scores, iter(range(99))
+
+        def spoiled(*arguments: Any, **names: Any) -> tuple[Tensor, Tensor]:
+            logprobs, entropy = whole(*arguments, **names)
+            return logprobs * (NAN if next(number) == 0 else 1.0), entropy
+
+        monkeypatch.setattr(grpo, "token_scores", spoiled)
         folder = train_grpo(self.config(tmp_path, start, rule=Odd(), minibatches=2))
         first, second = strict(tmp_path)
         assert (first["skipped"], second["skipped"]) == (1, 1)

@@ -44,7 +44,11 @@ def train() -> None:
 def sft(
     out: Out,
     task: Annotated[
-        str, typer.Option(help="Task of the demonstrations, or several separated by commas.")
+        str,
+        typer.Option(
+            help="Task of the demonstrations, or several separated by commas: a name, KIND:PATH, traces:PATH (written "
+            "traces) or MODULE:NAME of your own."
+        ),
     ] = "countdown",
     model: Annotated[
         str | None, typer.Option(help="Folder or hub id of the initial model. Default: random weights.")
@@ -75,6 +79,9 @@ def sft(
     lora_alpha: LoraAlpha = None,
     lora_targets: LoraTargets = "all-linear",
     checkpointing: Checkpointing = False,
+    tag_tokens: Annotated[
+        bool, typer.Option("--tag-tokens", help="Add the protocol's tags as tokens to the tokenizer and the model.")
+    ] = False,
     device: Device = "auto",
     max_skipped: MaxSkipped = 5,
     evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations on held-out puzzles.")] = 500,
@@ -101,6 +108,7 @@ def sft(
             lora_alpha=lora_alpha,
             lora_targets=lora_targets,
             checkpointing=checkpointing,
+            tag_tokens=tag_tokens,
             device=device,
         ),
         mixture=Mixture(solo, part, shared, isolated, append, workers),

@@ -48,22 +48,6 @@ def settings(modes: str, contexts: str, joins: str) -> list[dict[str, str]]:
     return combinations
 
 
-def held_out(task: Task, count: int, first: int = 0) -> list[Any]:
-    """``count`` different held-out puzzles: those of seeds ``first``, ``first + 1``, ... without repeats.
-
-    Raises ValueError if ``50 * count + 1000`` seeds do not give that many.
-    """
-    if count < 1:
-        raise ValueError(f"puzzles: expected at least one, got {count}")
-    by_question: dict[str, Any] = {}
-    for seed in range(first, first + 50 * count + 1000):
-        puzzle = task.sample(seed, held_out=True)
-        by_question.setdefault(task.prompt(puzzle), puzzle)
-        if len(by_question) == count:
-            return list(by_question.values())
-    raise ValueError(f"puzzles: expected at most {len(by_question)}, all that {task.name} holds out, got {count}")
-
-
 def fingerprint(task: Task, puzzles: Sequence[Any]) -> str:
     """SHA-256 of the questions, in order. Evaluations with equal fingerprints asked the same questions."""
     return hashlib.sha256("\n".join(task.prompt(puzzle) for puzzle in puzzles).encode()).hexdigest()

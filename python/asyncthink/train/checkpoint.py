@@ -147,7 +147,27 @@ def save_checkpoint(
         _write_model(draft, model, tokenizer, prompts, settings)
         save_state(draft, model, optimizer, progress)
         for older in checkpoints(out)[:-1]:
-            _remove(older)
+            remove(older)
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def save_folder(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptFormat,
+    settings: dict[str, Any],
+) -> Path:
+    """As :func:`save_model`, but the folder appears whole; an existing one is replaced."""
+    check_finite("weights", model.named_parameters())
+    draft = _draft(folder)
+    try:
+        _write_model(draft, model, tokenizer, prompts, settings)
+        if folder.exists():
+            remove(folder)
         os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -156,20 +176,25 @@ def save_checkpoint(
 
 def checkpoints(out: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
-    folders = [folder for folder in out.glob("step-*") if folder.name[5:].isdigit()]
-    return sorted(folders, key=lambda folder: int(folder.name[5:]))
+    return numbered(out, "step-")
+
+
+def numbered(out: Path, prefix: str) -> list[Path]:
+    """The folders ``PREFIX`` + number in ``out``, by their numbers."""
+    folders = [folder for folder in out.glob(f"{prefix}*") if folder.name.removeprefix(prefix).isdigit()]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix(prefix)))
 
 
 def remove_leftovers(out: Path) -> None:
     """Remove the incomplete checkpoints and files that killed processes left behind."""
-    for pattern in (".step-*.part", ".step-*.gone"):
+    for pattern in (".step-*.part", ".step-*.gone", ".best-*.part", ".best-*.gone"):
         for folder in out.glob(pattern):
             shutil.rmtree(folder)
     for file in out.glob("*.part"):
         file.unlink()
 
 
-def _remove(folder: Path) -> None:
+def remove(folder: Path) -> None:
     """Remove a checkpoint by renaming it first, so that no reader sees an incomplete one."""
     gone = folder.with_name(f".{folder.name}.gone")
     os.replace(folder, gone)

@@ -26,6 +26,7 @@ from asyncthink.model.files import device_for, load_tokenizer, open_weights
 from asyncthink.protocol.chat import prompts_for
 from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.train.lora import FOLDER, add_lora, load_adapter
+from asyncthink.train.tag_tokens import add_tag_tokens
 from asyncthink.train.tokenizer import build_tokenizer
 
 #: Prompts of a model trained from random weights: the role is one token, or two for a worker that may fork.
@@ -65,6 +66,7 @@ class ModelOptions:
         lora: rank of the adapters; 0 trains all weights. ``lora_alpha``: None means twice the rank. ``lora_targets``:
             "all-linear" or module names, separated by commas.
         checkpointing: keep only each layer's input for the backward pass and recompute the rest.
+        tag_tokens: add the protocol's tags to the tokenizer, and a row for each to the model (:mod:`.tag_tokens`).
         device: "auto" (this process's GPU if there is one, else the CPU), "cpu" or "cuda".
 
     Raises ValueError for a negative rank, an alpha that is not positive, an unknown dtype or an unknown ``bfloat16``.
@@ -79,6 +81,7 @@ class ModelOptions:
     lora_alpha: int | None = None
     lora_targets: str = "all-linear"
     checkpointing: bool = False
+    tag_tokens: bool = False
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -156,6 +159,8 @@ def _open(options: ModelOptions, path: str | None) -> tuple[PreTrainedModel, Pre
         return untrained, number_tokenizer, TINY_PROMPTS
     try:
         model, tokenizer = open_weights(path, dtype), load_tokenizer(path)
+        if options.tag_tokens:
+            add_tag_tokens(model, tokenizer)
         return model, tokenizer, prompts_for(tokenizer, saved_prompts(path))
     except ValueError as error:
         raise ValueError(f"model: {error}") from error

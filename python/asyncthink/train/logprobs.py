@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,36 @@ def token_logprobs(
     >>> batch = pack([rows(episode)], 1)                                                   # doctest: +SKIP
     >>> loss = -token_logprobs(model, batch).sum() / (batch.labels != IGNORED).sum()       # doctest: +SKIP
     """
+    return _scored(model, batch, temperature, chunk, masks, Head.logprobs)
+
+
+def token_scores(
+    model: nn.Module,
+    batch: Batch,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+    masks: DrawnMasks | None = None,
+    learn_entropy: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """:func:`token_logprobs`, and the entropy of each of these distributions in nats, both [T].
+
+    The entropy has a gradient only with ``learn_entropy``, which keeps more of the forward pass in memory. Other
+    arguments and errors are those of :func:`token_logprobs`; unlabelled positions have entropy 0.
+    """
+    score = Head.scores if learn_entropy else Head.watched_scores
+    logprobs, entropy = _scored(model, batch, temperature, chunk, masks, score).unbind(-1)
+    return logprobs, entropy
+
+
+def _scored(
+    model: nn.Module,
+    batch: Batch,
+    temperature: float,
+    chunk: int,
+    masks: DrawnMasks | None,
+    score: Callable[[Head, Tensor, Tensor, float, Tensor | None], Tensor],
+) -> Tensor:
+    """[T, ...] of the labelled positions' scores; 0 elsewhere."""
     if temperature <= 0:
         raise ValueError(f"temperature: expected more than 0, got {temperature}")
     decoder: Any = model
@@ -66,14 +97,16 @@ def token_logprobs(
     allowed = [None if masks is None else masks[start : start + rows] for start in starts]
     parts = zip(torch.split(hidden, rows), torch.split(targets, rows), allowed, strict=True) if starts else ()
     if len(labelled) <= rows:
-        chunks = [head.logprobs(part, target, temperature, bits) for part, target, bits in parts]
+        chunks = [score(head, part, target, temperature, bits) for part, target, bits in parts]
     else:
         chunks = [
-            checkpoint(head.logprobs, part, target, temperature, bits, use_reentrant=False)
+            checkpoint(score, head, part, target, temperature, bits, use_reentrant=False)
             for part, target, bits in parts
         ]
-    logprobs = torch.cat(chunks) if chunks else hidden.new_zeros(0)
-    return logprobs.new_zeros(labels.shape[0]).index_put((labelled,), logprobs)
+    if not chunks:  # nothing is labelled
+        chunks = [score(head, hidden, targets, temperature, None)]
+    scores = torch.cat(chunks)
+    return scores.new_zeros(labels.shape[0], *scores.shape[1:]).index_put((labelled,), scores)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +134,31 @@ class Head:
 
         ``masks`` [n, ceil(V / 32)] int32: the tokens that softmax is over; None: all.
         """
-        logits = self.logits(hidden) / temperature
-        logits = logits if masks is None else forbid(logits, masks)
+        logits = self._tempered(hidden, temperature, masks)
         return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+
+    def scores(self, hidden: Tensor, targets: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
+        """[n, 2]: :meth:`logprobs`, and the entropy of the distributions, in nats."""
+        logprobs = self._tempered(hidden, temperature, masks).log_softmax(-1)
+        return torch.stack([logprobs.gather(1, targets[:, None])[:, 0], _entropy(logprobs)], -1)
+
+    def watched_scores(
+        self, hidden: Tensor, targets: Tensor, temperature: float, masks: Tensor | None = None
+    ) -> Tensor:
+        """As :meth:`scores`; the entropy without gradient."""
+        logprobs = self._tempered(hidden, temperature, masks).log_softmax(-1)
+        with torch.no_grad():
+            entropy = _entropy(logprobs)
+        return torch.stack([logprobs.gather(1, targets[:, None])[:, 0], entropy], -1)
+
+    def _tempered(self, hidden: Tensor, temperature: float, masks: Tensor | None) -> Tensor:
+        logits = self.logits(hidden) / temperature
+        return logits if masks is None else forbid(logits, masks)
+
+
+def _entropy(logprobs: Tensor) -> Tensor:
+    """[n] of log-probabilities [n, V], of which some may be -inf."""
+    return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)
 
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}

@@ -1,13 +1,14 @@
 """Supervised fine-tuning on demonstrations (cold start), from random weights or any transformers decoder.
 
-The data of step k is a pure function of (seed, k) and nothing in the loop is random, so a resumed run repeats the
-uninterrupted one exactly (same thread count, same machine).
+The data of a step is a pure function of the seed and its number in the stream (:mod:`.stream`) and nothing in the loop
+is random, so a resumed run repeats the uninterrupted one exactly (same thread count, same machine).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from asyncthink.model.files import device_for
-from asyncthink.tasks import tasks
+from asyncthink.tasks import Task, task_names
 from asyncthink.train.checkpoint import Progress, load_state, save_checkpoint, save_model
 from asyncthink.train.demonstrations import DemonstrationPacker, Mixture
 from asyncthink.train.distributed import World, gradients
@@ -28,7 +29,9 @@ from asyncthink.train.precision import settle
 from asyncthink.train.progress import Reporter
 from asyncthink.train.runs import begin_run, find_run
 from asyncthink.train.schedule import check_decay, check_rates, learning_rate
+from asyncthink.train.sources import demonstrated
 from asyncthink.train.steps import Steps
+from asyncthink.train.stream import Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class SFTConfig:
 
     Args:
         out: folder of the run.
+        task: names separated by commas, a task, or several of either (:func:`asyncthink.tasks.tasks`); ``traces:PATH``
+            are written traces (:mod:`.sources`).
         pool, depth: of the organized demonstrations: agents alive at the same time, levels of workers.
         max_tokens: demonstrations in which some agent writes more tokens are left out; None leaves out none.
         steps, batches, batch_tokens: each of ``steps`` optimizer steps is on ``batches`` packed batches of about
@@ -50,7 +55,7 @@ class SFTConfig:
     """
 
     out: Path
-    task: str = "countdown"
+    task: str | Task | Sequence[str | Task] = "countdown"
     model: ModelOptions = field(default_factory=ModelOptions)
     mixture: Mixture = field(default_factory=Mixture)
     pool: int = 4
@@ -109,10 +114,9 @@ def train_sft(config: SFTConfig) -> Path:
         config = dataclasses.replace(config, model=model)
         shares = {"shared": config.mixture.shared, "isolated": config.mixture.isolated}
         loaded = load(config.model, newest).for_depth(config.depth, [name for name, share in shares.items() if share])
-        _check_append(config, loaded)
         use_packed_attention(loaded.model, moves=config.mixture.append > 0)
         packer = DemonstrationPacker(
-            tasks(config.task),
+            demonstrated(config.task),
             loaded.tokenizer,
             loaded.prompts,
             config.mixture,
@@ -126,14 +130,8 @@ def train_sft(config: SFTConfig) -> Path:
             raise ValueError(f"steps: expected more than the {progress.step} that are done, got {config.steps}")
         begin_run(config.out, config, world)
         steps = Steps(adam, config.clip, config.max_skipped, progress.left_out)
-        return _loop(config, world, loaded, packer, steps, progress, dtype_reason)
-
-
-def _check_append(config: SFTConfig, loaded: Loaded) -> None:
-    """Raise ValueError if ``append`` demonstrations are impossible: a token may span a returned text and its tag."""
-    tag = loaded.tokenizer.tokenize("</RETURN>")
-    if config.mixture.append and len(tag) != 1:
-        raise ValueError(f"append: expected a tokenizer in which </RETURN> is one token, got {len(tag)}: {tag}")
+        stream = Stream.of("sft", config.model.model, newest)
+        return _loop(config, world, loaded, packer, steps, progress, stream, dtype_reason)
 
 
 def _loop(
@@ -143,6 +141,7 @@ def _loop(
     packer: DemonstrationPacker,
     steps: Steps,
     progress: Progress,
+    stream: Stream,
     dtype_reason: str,
 ) -> Path:
     episodes = held_out_episodes(packer, config.seed, config.evaluate_episodes) if world.is_main else []
@@ -152,7 +151,7 @@ def _loop(
     with Reporter(log, config.steps, progress.step, world, config.tensorboard) as reporter:
         reporter.say(dtype_reason)
         for step in range(progress.step, config.steps):
-            metrics, tokens = update(config, world, loaded, packer, steps, step)
+            metrics, tokens = update(config, world, loaded, packer, steps, step, stream.start)
             seconds = before + time.perf_counter() - start
             progress = Progress(step + 1, progress.tokens + tokens, seconds, steps.left_out)
             last = progress.step == config.steps
@@ -163,22 +162,30 @@ def _loop(
                 held_out = evaluate(loaded.model, episodes, loaded.tokenizer, loaded.device)
                 reporter.note(progress, {"held_out": held_out}, _shown(progress.step, held_out))
             if last or progress.step % config.save_every == 0:
-                folder = _save(config, world, loaded, steps.optimizer, progress)
+                folder = _save(config, world, loaded, steps.optimizer, progress, stream)
     return folder
 
 
 def update(
-    config: SFTConfig, world: World, loaded: Loaded, packer: DemonstrationPacker, steps: Steps, step: int
+    config: SFTConfig,
+    world: World,
+    loaded: Loaded,
+    packer: DemonstrationPacker,
+    steps: Steps,
+    step: int,
+    first: int = 0,
 ) -> tuple[dict[str, float], int]:
     """One optimizer step; returns its metrics, and the number of tokens that all processes trained on.
 
-    The loss is the mean cross-entropy over the tokens that agents drew, in all ``batches`` of all processes.
+    The loss is the mean cross-entropy over the tokens that agents drew, in all ``batches`` of all processes. ``first``
+    is the number of the run's first batch.
     """
     rate = config.rate(step)
     for group in steps.optimizer.param_groups:
         group["lr"] = rate
     totals = torch.zeros(3, dtype=torch.float64)  # loss, learned tokens, tokens
-    for number in world.mine(range(step * config.batches, (step + 1) * config.batches)):
+    start = first + step * config.batches
+    for number in world.mine(range(start, start + config.batches)):
         batch = packer.batch(config.seed, number, config.batch_tokens).to(loaded.device)
         with loaded.autocast():
             loss = -token_logprobs(loaded.model, batch).sum()
@@ -203,10 +210,18 @@ def update(
     return metrics, int(tokens)
 
 
-def _save(config: SFTConfig, world: World, loaded: Loaded, adam: torch.optim.Optimizer, progress: Progress) -> Path:
+def _save(
+    config: SFTConfig,
+    world: World,
+    loaded: Loaded,
+    adam: torch.optim.Optimizer,
+    progress: Progress,
+    stream: Stream,
+) -> Path:
     folder = config.out
     if world.is_main:
-        settings = {"task": config.task, "sampling": config.sampling}
+        used = stream.entry(progress.step * config.batches)
+        settings = {"task": task_names(config.task), "sampling": config.sampling} | used
         parts = loaded.model, loaded.tokenizer, loaded.prompts, settings
         if config.plot:
             from asyncthink.train.curve import plot_curves
