@@ -30,9 +30,11 @@ from asyncthink.cli.train_options import (
     Threads,
     Weights,
 )
+from asyncthink.cli.train_synthesize import synthesize
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command(cls=Command)(grpo)
+app.command(cls=Command)(synthesize)
 
 
 @app.callback()

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from asyncthink.tasks.countdown import Countdown, Puzzle
+from asyncthink.tasks.dataset import load_dataset
 from asyncthink.tasks.listed import ListedCountdown
 from asyncthink.tasks.math import Math
 from asyncthink.tasks.named import imported
+from asyncthink.tasks.reasoning_gym import ReasoningGym
 from asyncthink.tasks.script import Demonstration, Piece, Script
 from asyncthink.tasks.sudoku import Sudoku
 
@@ -21,7 +23,10 @@ _BUILTIN: tuple[Task, ...] = (
     Sudoku("sudoku-9", size=9, least=28, most=34),
 )
 TASKS: dict[str, Task] = {builtin.name: builtin for builtin in _BUILTIN}
-_FILES: dict[str, Callable[[str, bool], Task]] = {"countdown": ListedCountdown.load, "math": Math.load}
+_FILES: dict[str, Callable[[str, bool], Task]] = {
+    **{"countdown": ListedCountdown.load, "math": Math.load},
+    **{"dataset": load_dataset, "reasoning-gym": ReasoningGym.load},
+}
 
 __all__ = [
     "TASKS",
@@ -31,6 +36,7 @@ __all__ = [
     "Math",
     "Piece",
     "Puzzle",
+    "ReasoningGym",
     "Script",
     "Sudoku",
     "Task",
@@ -84,8 +90,10 @@ _MEMBERS = ("name", "asked", "sample", "prompt", "verify", "demonstrate")
 def task(spec: str | Task) -> Task:
     """A task: an object as it is, one of :data:`TASKS` by its name, one read from a local file, or an imported one.
 
-    Files: ``math:PATH``, ``countdown:PATH``. A tenth of a file's records is held out; with ``math-test:PATH`` and
-    ``countdown-test:PATH`` all are. ``package.module:name`` is imported (:func:`.named.imported`).
+    Files: ``math:PATH``, ``countdown:PATH``; ``dataset:PATH?question=COLUMN&answer=COLUMN`` is read by the package
+    ``datasets`` (:func:`.dataset.load_dataset`). A tenth of a file's records is held out; with ``math-test:PATH`` and
+    the like all are. ``reasoning-gym:FAMILY`` is of that package (:class:`.reasoning_gym.ReasoningGym`).
+    ``package.module:name`` is imported (:func:`.named.imported`).
 
     Raises ValueError for an unknown name, for an object that is no task, and the errors of :meth:`.math.Math.load`
     and :meth:`.listed.ListedCountdown.load`.
