@@ -90,7 +90,8 @@ class Countdown:
 
     A puzzle has ``count`` numbers from 2 to ``largest``, a target above them within ``targets``, and 4 to ``most``
     solutions of two or three numbers. In a demonstration without workers one agent searches at most ``pairs_alone``
-    pairs. ``by_numbers``: all puzzles of the same numbers are held out together.
+    pairs, or, in the share ``all_alone`` of them, all of them. ``by_numbers``: all puzzles of the same numbers are held
+    out together.
     """
 
     name: str = "countdown"
@@ -101,6 +102,7 @@ class Countdown:
     largest: int = LARGEST
     targets: tuple[int, int] = (SMALLEST, LARGEST_TARGET)
     by_numbers: bool = False
+    all_alone: float = 0.0
 
     def sample(self, seed: int, held_out: bool = False) -> Puzzle:
         """The puzzle of this seed, drawn uniformly from the held-out tenth or from the rest.
@@ -205,8 +207,13 @@ class Countdown:
         return Demonstration(question, mode, context, pool, organize(parts, writer.script, pool, rng, depth), depth)
 
     def _some_starts(self, puzzle: Puzzle, rng: random.Random) -> list[int]:
-        """Starts in random order within :attr:`pairs_alone`; one time in five within a random smaller limit."""
+        """Starts in random order within :attr:`pairs_alone`; one time in five within a random smaller limit.
+
+        In the share :attr:`all_alone` all of them.
+        """
         starts = rng.sample(puzzle.numbers[:-1], len(puzzle.numbers) - 1)
+        if self.all_alone and rng.random() < self.all_alone:
+            return starts
         room = self.pairs_alone if rng.random() < 0.8 else rng.randint(1, self.pairs_alone)
         kept = []
         for start in starts:

@@ -52,6 +52,19 @@ class Shape:
     head_dim: int = 32
     intermediate: int = 384
 
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """The shape whose numbers stand in a text, in the order of the fields. Raises ValueError for another text.
+
+        >>> Shape.parse("4,128,4,2,32,384") == Shape()
+        True
+        """
+        sizes = [int(word) for word in text.split(",") if word.strip().isdigit()]
+        if len(sizes) != len(dataclasses.fields(cls)) or len(sizes) != len(text.split(",")) or min(sizes) < 1:
+            names = ",".join(field.name for field in dataclasses.fields(cls)).upper()
+            raise ValueError(f"shape: expected {names}, got {text!r}")
+        return cls(*sizes)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:

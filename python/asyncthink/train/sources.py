@@ -1,4 +1,8 @@
-"""What a cold start learns from: tasks that write their own demonstrations, and written traces (``traces:PATH``)."""
+"""What a cold start learns from: tasks that write their own demonstrations, and written traces (``traces:PATH``).
+
+``solo:TASK`` is a task that only one agent alone demonstrates: an organizer that solves it has learned to organize
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from asyncthink.tasks import Demonstration, Task, task
 from asyncthink.tasks.split import HELD_OUT_SHARE
 from asyncthink.train.traces import WrittenTrace, read_traces
 
 PREFIX = "traces:"
+SOLO = "solo:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +74,59 @@ class Traces:
         return puzzle.demonstration(context)
 
 
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """A task whose demonstrations are all by one agent alone, whatever the mixture asks for."""
+
+    task: Task
+
+    @property
+    def name(self) -> str:
+        return f"{SOLO}{self.task.name}"
+
+    @property
+    def asked(self) -> int:
+        return self.task.asked
+
+    def sample(self, seed: int, held_out: bool = False) -> Any:
+        return self.task.sample(seed, held_out)
+
+    def prompt(self, puzzle: Any) -> str:
+        return self.task.prompt(puzzle)
+
+    def verify(self, puzzle: Any, answer: str | None) -> float:
+        return self.task.verify(puzzle, answer)
+
+    def demonstrate(
+        self,
+        puzzle: Any,
+        seed: int,
+        mode: str = "asyncthink",
+        context: str = "shared",
+        pool: int = 4,
+        depth: int = 1,
+    ) -> Demonstration:
+        """That of mode "sequential", or of "part" where it is asked for."""
+        return self.task.demonstrate(puzzle, seed, "part" if mode == "part" else "sequential", "shared", pool, depth)
+
+
 def demonstrated(specs: str | Task | Sequence[str | Task]) -> list[Task]:
-    """The tasks of :func:`asyncthink.tasks.tasks`, and :class:`Traces` for ``traces:PATH`` among them."""
+    """The tasks of :func:`asyncthink.tasks.tasks`; ``traces:PATH`` and ``solo:TASK`` may be among them.
+
+    >>> [source.name for source in demonstrated("countdown,solo:sudoku-4")]
+    ['countdown', 'solo:sudoku-4']
+    """
     if isinstance(specs, str):
         specs = specs.split(",")
-    several = specs if isinstance(specs, Sequence) else [specs]
-    return [
-        Traces.load(spec.removeprefix(PREFIX)) if isinstance(spec, str) and spec.startswith(PREFIX) else task(spec)
-        for spec in several
-    ]
+    return [_source(spec) for spec in (specs if isinstance(specs, Sequence) else [specs])]
+
+
+def _source(spec: str | Task) -> Task:
+    if isinstance(spec, str) and spec.startswith(PREFIX):
+        return Traces.load(spec.removeprefix(PREFIX))
+    if isinstance(spec, str) and spec.startswith(SOLO):
+        return Alone(task(spec.removeprefix(SOLO)))
+    return task(spec)
 
 
 def _digest(question: str) -> bytes:
