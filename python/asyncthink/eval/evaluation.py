@@ -158,12 +158,12 @@ def measure_seconds(
     samplers: Mapping[str, ForkJoinSampler],
     task: Task,
     puzzles: Sequence[Any],
-    params: SamplingParams,
+    params: SamplingParams | Mapping[str, SamplingParams],
     *,
     draws: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, list[float]]:
-    """Seconds of the critical path for each setting and puzzle, one episode at a time.
+    """Seconds of the critical path for each setting and puzzle, one episode at a time; ``params`` for all, or for each.
 
     After an untimed warm-up, all settings solve one puzzle before any solves the next, and the first setting rotates
     from puzzle to puzzle. Other load on the machine then affects all settings alike. Seeds are those of
@@ -171,11 +171,12 @@ def measure_seconds(
     """
     names = list(samplers)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for sampler in samplers.values():
-        sampler.generate([task.prompt(puzzles[0])], params)
+    sets = params if isinstance(params, Mapping) else dict.fromkeys(names, params)
+    for name, sampler in samplers.items():
+        sampler.generate([task.prompt(puzzles[0])], sets[name])
     for number, puzzle in enumerate(puzzles):
-        seeded = params.with_seed(params.seed + number * draws)
         for name in names[number % len(names) :] + names[: number % len(names)]:
+            seeded = sets[name].with_seed(sets[name].seed + number * draws)
             (episode,) = samplers[name].generate([task.prompt(puzzle)], seeded)
             seconds[name].append(episode.critical_path_seconds)
         progress(number + 1)
