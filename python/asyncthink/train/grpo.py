@@ -101,6 +101,7 @@ class Trainer:
             join=config.join,
             guide=config.guide,
             num_pages=-(-config.cache_tokens // 16),
+            max_episodes=max(64, (config.drawn or config.questions) * config.group_size),  # all of a step, if they fit
         )
         self.params = SamplingParams(temperature=config.temperature, max_tokens=config.max_tokens)
 
@@ -179,7 +180,8 @@ class Trainer:
             batch_sums = self._loss([rollouts[number] for number in batch], [weights[number] for number in batch])
             (batch_sums.loss / divisor).backward()  # type: ignore[no-untyped-call]
             for name in SUMMED:
-                sums[name] += float(getattr(batch_sums, name))
+                value = getattr(batch_sums, name)
+                sums[name] += float(value.detach() if isinstance(value, torch.Tensor) else value)
         gathered = self.world.gather([sums])
         total = {name: sum(process_sums[name] for process_sums in gathered) for name in sums}
         self.world.sum_(gradients(self.model.parameters()))
