@@ -151,6 +151,7 @@ def test_an_instruct_model_is_trained_by_the_documented_commands(qwen3: Path, tm
     assert prompts.organizer.startswith("<|im_start|>system\nYou are the organizer")
     assert prompts.organizer.endswith("<think>\n\n</think>\n\n")
     few = ["--steps", "2", "--questions", "1", "--group-size", "2", "--max-tokens", "12", "--save-every", "1"]
+    few += ["--minibatches", "1", "--drawn", "1", "--validate-puzzles", "1"]
     app([*second, "--model", str(last), "--out", str(grpo), *few], standalone_mode=False)
     for out, steps in (sft, [1, 3]), (grpo, [1, 2]):
         assert [line["step"] for line in read_metrics(out / "metrics.jsonl") if "loss" in line] == steps
