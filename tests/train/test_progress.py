@@ -12,10 +12,10 @@ import pytest
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from asyncthink.train.checkpoint import Progress
 from asyncthink.train.curve import plot_curves
 from asyncthink.train.distributed import World
 from asyncthink.train.progress import Reporter
+from asyncthink.train.state import Progress
 
 
 def report(path: Path, steps: range, first: int = 0, world: World | None = None, tensorboard: bool = False) -> None:

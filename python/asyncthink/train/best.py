@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from asyncthink.protocol.prompts import FILE_NAME, PromptFormat
 from asyncthink.train.checkpoint import numbered, remove, save_folder
+from asyncthink.train.distributed import ALONE, World
 
 PREFIX = "best-"
 
@@ -36,12 +37,15 @@ def save_best(
     prompts: PromptFormat,
     settings: dict[str, Any],
     step: int,
+    world: World = ALONE,
 ) -> Path:
     """Write ``out/best-N``, which appears whole, and then remove those before it.
 
     ``settings["validation"]`` are the figures. Raises ValueError for weights that are not finite.
     """
-    folder = save_folder(out / f"{PREFIX}{step:06d}", model, tokenizer, prompts, settings)
-    for older in numbered(out, PREFIX)[:-1]:
-        remove(older)
+    folder = save_folder(out / f"{PREFIX}{step:06d}", model, tokenizer, prompts, settings, world)
+    if world.is_main:
+        for older in numbered(out, PREFIX)[:-1]:
+            remove(older)
+    world.barrier()
     return folder

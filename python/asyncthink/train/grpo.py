@@ -23,12 +23,13 @@ from asyncthink.model.files import device_for
 from asyncthink.tasks import task_names, tasks
 from asyncthink.tasks.grading import how_to_aggregate
 from asyncthink.train.best import best_figures, save_best
-from asyncthink.train.checkpoint import Progress, load_state, save_checkpoint, save_model
-from asyncthink.train.distributed import World, gradients
+from asyncthink.train.checkpoint import save_checkpoint, save_model
+from asyncthink.train.distributed import World
 from asyncthink.train.groups import DrawnGroups, draw_groups
 from asyncthink.train.grpo_config import GRPOConfig
 from asyncthink.train.grpo_loss import LossSums, grpo_loss
 from asyncthink.train.guided import DrawnMasks, drawn_masks
+from asyncthink.train.idle import idle_pass
 from asyncthink.train.loading import Loaded, load, optimizer
 from asyncthink.train.logprobs import token_logprobs, token_scores
 from asyncthink.train.metrics import episode_metrics, mean_metrics, step_metrics, update_metrics
@@ -38,9 +39,11 @@ from asyncthink.train.progress import Reporter
 from asyncthink.train.rollout import Rollout, draw_questions, drawn_tokens, roll_out, split_into_batches
 from asyncthink.train.rows import rows
 from asyncthink.train.runs import begin_run, find_run
+from asyncthink.train.state import Progress, load_state
 from asyncthink.train.steps import Steps
 from asyncthink.train.stream import Stream
 from asyncthink.train.validation import better, puzzles_for, validate
+from asyncthink.train.whole_copy import decoding_model, refresh_copy
 
 __all__ = ["GRPOConfig", "Trainer", "train_grpo"]
 
@@ -66,7 +69,8 @@ def train_grpo(config: GRPOConfig) -> Path:
         torch.set_num_threads(config.threads)
         if config.model.bfloat16 == "auto":  # the sampler decodes in the dtype of the weights
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, bfloat16=False))
-        trainer = Trainer(config, load(config.model, newest).for_depth(config.depth, [config.context]), world, newest)
+        loaded = load(config.model, newest, world).for_depth(config.depth, [config.context])
+        trainer = Trainer(config, loaded, world, newest)
         begin_run(config.out, config, world)
         return trainer.train()
 
@@ -84,14 +88,15 @@ class Trainer:
         self.reference = self._reference()
         use_packed_attention(self.model, moves=config.join != "exact")
         self.optimizer = optimizer(self.model, config.learning_rate, config.weight_decay)
-        self.progress = load_state(newest, self.model, self.optimizer) if newest else Progress()
+        self.progress = load_state(newest, self.model, self.optimizer, world) if newest else Progress()
         self.steps = Steps(self.optimizer, config.clip, config.max_skipped, self.progress.left_out)
         if self.progress.step >= config.steps:
             raise ValueError(f"steps: expected more than the {self.progress.step} that are done, got {config.steps}")
         self.stream = Stream.of("grpo", config.model.model, newest)
         self.validation = puzzles_for(self.tasks, config.validate_puzzles) if config.validate_every else []
+        self.decoding = decoding_model(config.model, newest, loaded)
         self.sampler = ForkJoinSampler(
-            self.model,
+            self.decoding,
             tokenizer,
             prompts=self.loaded.prompts,
             mode=config.mode,
@@ -109,7 +114,7 @@ class Trainer:
         """The weights at the start of the run, frozen; None without a KL term."""
         if not self.config.objective.kl:
             return None
-        reference = load(dataclasses.replace(self.config.model, lora=0)).model
+        reference = load(dataclasses.replace(self.config.model, lora=0), world=self.world).model
         use_packed_attention(reference, moves=self.config.join != "exact")
         reference.requires_grad_(False)
         reference.train(False)
@@ -151,6 +156,7 @@ class Trainer:
         rolled_out = time.perf_counter()
         updates = [self._update(minibatch, config.rate(step)) for minibatch in groups.minibatches(config.minibatches)]
         updates = updates or [self._nothing_learned(groups)]
+        refresh_copy(self.decoding, self.model)
         self.sampler.refresh()
         seconds = {"seconds_rollout": rolled_out - start, "seconds_update": time.perf_counter() - rolled_out}
         reports = [episode_metrics(rollout) for group in groups.mine for rollout in group]
@@ -161,7 +167,6 @@ class Trainer:
 
     def _nothing_learned(self, groups: DrawnGroups) -> dict[str, float]:
         """The step in which no group differs: silent, or skipped if no episode could be used."""
-        gradients(self.model.parameters())
         norm = self.steps.take(0.0 if groups.usable else math.nan)
         return update_metrics(0.0 if groups.usable else math.nan, norm, {})
 
@@ -171,20 +176,22 @@ class Trainer:
             group["lr"] = rate
         objective = self.config.objective
         episodes = [rollout.episode for rollout in rollouts]
-        divisor = sum(self.world.gather([objective.divisor(episodes)]))
+        (divisor,) = self.world.total([objective.divisor(episodes)])
         weights = objective.weights(episodes)
         regularised = objective.kl or objective.entropy  # without an advantage only these have a gradient
         kept = [number for number, rollout in enumerate(rollouts) if any(rollout.advantages) or regularised]
         sums = dict.fromkeys(SUMMED, 0.0)
-        for batch in split_into_batches(rollouts, kept, self.config.batch_tokens):
+        batches = split_into_batches(rollouts, kept, self.config.batch_tokens)
+        passes = self.world.most(len(batches))
+        for batch in batches:
             batch_sums = self._loss([rollouts[number] for number in batch], [weights[number] for number in batch])
             (batch_sums.loss / divisor).backward()  # type: ignore[no-untyped-call]
             for name in SUMMED:
                 value = getattr(batch_sums, name)
                 sums[name] += float(value.detach() if isinstance(value, torch.Tensor) else value)
-        gathered = self.world.gather([sums])
-        total = {name: sum(process_sums[name] for process_sums in gathered) for name in sums}
-        self.world.sum_(gradients(self.model.parameters()))
+        for _ in range(len(batches), passes):
+            idle_pass(self.model, self.loaded.device, *([] if self.reference is None else [self.reference]))
+        total = dict(zip(sums, self.world.total(list(sums.values())), strict=True))
         loss = total["loss"] / divisor if divisor else math.nan  # NaN makes the step a skipped one, not a silent one
         return update_metrics(loss, self.steps.take(loss), total)
 
@@ -225,10 +232,10 @@ class Trainer:
         figures = validate(self.sampler, self.validation, params, config.rule, self.world)
         shown = f"validation after {self.progress.step}: {VALIDATED.format(**figures)}"
         reporter.note(self.progress, {"validation": figures}, shown)
-        if self.world.is_main and better(figures, best_figures(config.out)):
+        if better(figures, best_figures(config.out)):
             settings = self._settings() | {"validation": figures | {"step": self.progress.step}}
-            save_best(config.out, self.model, self.loaded.tokenizer, self.loaded.prompts, settings, self.progress.step)
-        self.world.barrier()
+            saved = (self.model, self.loaded.tokenizer, self.loaded.prompts, settings)
+            save_best(config.out, *saved, self.progress.step, self.world)
 
     def _settings(self) -> dict[str, Any]:
         """The entries of ``asyncthink.json`` beside the prompts."""
@@ -240,16 +247,12 @@ class Trainer:
 
     def _save(self) -> Path:
         config = self.config
-        folder = config.out / f"step-{self.progress.step:06d}"
-        if self.world.is_main:
-            saved = (self.model, self.loaded.tokenizer, self.loaded.prompts, self._settings())
-            # The checkpoint comes last: a run killed before it repeats all of this.
-            if config.export:
-                save_model(config.export, *saved)
-            if config.plot:
-                from asyncthink.train.curve import plot_curves
+        saved = (self.model, self.loaded.tokenizer, self.loaded.prompts, self._settings())
+        # The checkpoint comes last: a run killed before it repeats all of this.
+        if config.export:
+            save_model(config.export, *saved, self.world)
+        if config.plot and self.world.is_main:
+            from asyncthink.train.curve import plot_curves
 
-                plot_curves({config.out.name: config.out / "metrics.jsonl"}, config.out / "curve.png")
-            folder = save_checkpoint(config.out, *saved, self.optimizer, self.progress)
-        self.world.barrier()
-        return folder
+            plot_curves({config.out.name: config.out / "metrics.jsonl"}, config.out / "curve.png")
+        return save_checkpoint(config.out, *saved, self.optimizer, self.progress, self.world)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,9 @@ from asyncthink.engine.sampling import forbid
 from asyncthink.train.guided import DrawnMasks
 from asyncthink.train.packed_attention import PackedAttention, evaluating, run_packed
 from asyncthink.train.packing import IGNORED, Batch, Row, pack
+from asyncthink.train.sharding import inside
 
+Score: TypeAlias = "Callable[[Head, Tensor, Tensor, float, Tensor | None], Tensor]"
 CHUNK = 2**25  # logits in memory at the same time
 
 
@@ -79,19 +82,31 @@ def _scored(
     temperature: float,
     chunk: int,
     masks: DrawnMasks | None,
-    score: Callable[[Head, Tensor, Tensor, float, Tensor | None], Tensor],
+    score: Score,
 ) -> Tensor:
     """[T, ...] of the labelled positions' scores; 0 elsewhere."""
     if temperature <= 0:
         raise ValueError(f"temperature: expected more than 0, got {temperature}")
-    decoder: Any = model
-    head = _head(decoder)
-    labels = batch.labels[0]
-    labelled = (labels != IGNORED).nonzero()[:, 0]
-    hidden = run_packed(decoder.base_model, PackedAttention(batch)).last_hidden_state[0, labelled]
-    targets = labels[labelled]
+    labelled = (batch.labels[0] != IGNORED).nonzero()[:, 0]
     if masks is not None and len(masks.index) != len(labelled):
         raise ValueError(f"masks: expected those of {len(labelled)} labelled tokens, got {len(masks.index)}")
+    head = _head(model)  # before: it runs the model itself
+    return inside(model, lambda: _labelled(model, head, batch, labelled, temperature, chunk, masks, score))
+
+
+def _labelled(
+    model: Any,
+    head: Head,
+    batch: Batch,
+    labelled: Tensor,
+    temperature: float,
+    chunk: int,
+    masks: DrawnMasks | None,
+    score: Score,
+) -> Tensor:
+    labels = batch.labels[0]
+    hidden = run_packed(model.base_model, PackedAttention(batch)).last_hidden_state[0, labelled]
+    targets = labels[labelled]
     rows = max(1, chunk // head.vocabulary)
     starts = range(0, len(labelled), rows)
     allowed = [None if masks is None else masks[start : start + rows] for start in starts]
@@ -184,12 +199,12 @@ def _find_head_options(model: Any, layer: Any) -> tuple[float, float | None]:
     cap = getattr(config, "final_logit_softcapping", None)
     batch = pack([[Row("", "", (1, 2, 3, 4), (False,) * 4)]], 1).to(model.device)
     with evaluating(model), torch.autocast(model.device.type, enabled=False):
-        hidden = run_packed(model.base_model, PackedAttention(batch)).last_hidden_state[0]
+        hidden = inside(model, lambda: run_packed(model.base_model, PackedAttention(batch)).last_hidden_state[0])
         expected = logits_of(model, batch)[0]
         errors: dict[tuple[float, float | None], float] = {}
         for scale in [1.0, *named, *(1 / value for value in named)]:
             for softcap in dict.fromkeys((None, cap)):
-                got = Head(layer, scale, softcap).logits(hidden)
+                got = inside(model, functools.partial(Head(layer, scale, softcap).logits, hidden))
                 if got.shape == expected.shape:
                     errors[scale, softcap] = float((got - expected).abs().max() / expected.abs().max())
     best = min(errors, key=lambda options: errors[options], default=(1.0, None))

@@ -17,10 +17,11 @@ import torch
 
 from asyncthink.model.files import device_for
 from asyncthink.tasks import Task, task_names
-from asyncthink.train.checkpoint import Progress, load_state, save_checkpoint, save_model
+from asyncthink.train.checkpoint import save_checkpoint, save_model
 from asyncthink.train.demonstrations import DemonstrationPacker, Mixture
-from asyncthink.train.distributed import World, gradients
+from asyncthink.train.distributed import World
 from asyncthink.train.evaluate import evaluate, held_out_episodes
+from asyncthink.train.idle import idle_pass
 from asyncthink.train.loading import Loaded, ModelOptions, load, optimizer
 from asyncthink.train.logprobs import token_logprobs
 from asyncthink.train.packed_attention import use_packed_attention
@@ -30,6 +31,7 @@ from asyncthink.train.progress import Reporter
 from asyncthink.train.runs import begin_run, find_run
 from asyncthink.train.schedule import check_decay, check_rates, learning_rate
 from asyncthink.train.sources import demonstrated
+from asyncthink.train.state import Progress, load_state
 from asyncthink.train.steps import Steps
 from asyncthink.train.stream import Stream
 
@@ -113,7 +115,9 @@ def train_sft(config: SFTConfig) -> Path:
         model, dtype_reason = settle(config.model, config.out, config.resume, world)
         config = dataclasses.replace(config, model=model)
         shares = {"shared": config.mixture.shared, "isolated": config.mixture.isolated}
-        loaded = load(config.model, newest).for_depth(config.depth, [name for name, share in shares.items() if share])
+        loaded = load(config.model, newest, world).for_depth(
+            config.depth, [name for name, share in shares.items() if share]
+        )
         use_packed_attention(loaded.model, moves=config.mixture.append > 0)
         packer = DemonstrationPacker(
             demonstrated(config.task),
@@ -125,7 +129,7 @@ def train_sft(config: SFTConfig) -> Path:
             config.depth,
         )
         adam = optimizer(loaded.model, config.learning_rate, config.weight_decay)
-        progress = load_state(newest, loaded.model, adam) if newest else Progress()
+        progress = load_state(newest, loaded.model, adam, world) if newest else Progress()
         if progress.step >= config.steps:
             raise ValueError(f"steps: expected more than the {progress.step} that are done, got {config.steps}")
         begin_run(config.out, config, world)
@@ -144,7 +148,7 @@ def _loop(
     stream: Stream,
     dtype_reason: str,
 ) -> Path:
-    episodes = held_out_episodes(packer, config.seed, config.evaluate_episodes) if world.is_main else []
+    episodes = held_out_episodes(packer, config.seed, config.evaluate_episodes)
     before, start = progress.seconds, time.perf_counter()
     folder = config.out
     log = config.out / "metrics.jsonl"
@@ -158,7 +162,7 @@ def _loop(
             if last or progress.step == 1 or progress.step % config.log_every == 0:
                 shown = f"loss {metrics['loss']:.4f} norm {metrics['gradient_norm']:.2f}"
                 reporter.step(progress, metrics, shown)
-            if world.is_main and (last or progress.step % config.evaluate_every == 0):
+            if last or progress.step % config.evaluate_every == 0:  # in all processes: a pass needs all of them
                 held_out = evaluate(loaded.model, episodes, loaded.tokenizer, loaded.device)
                 reporter.note(progress, {"held_out": held_out}, _shown(progress.step, held_out))
             if last or progress.step % config.save_every == 0:
@@ -183,21 +187,23 @@ def update(
     rate = config.rate(step)
     for group in steps.optimizer.param_groups:
         group["lr"] = rate
-    totals = torch.zeros(3, dtype=torch.float64)  # loss, learned tokens, tokens
+    sums = [0.0, 0.0, 0.0]  # loss, learned tokens, tokens
     start = first + step * config.batches
-    for number in world.mine(range(start, start + config.batches)):
+    numbers = range(start, start + config.batches)
+    mine = world.mine(numbers)
+    for number in mine:
         batch = packer.batch(config.seed, number, config.batch_tokens).to(loaded.device)
         with loaded.autocast():
             loss = -token_logprobs(loaded.model, batch).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         learned = int((batch.labels != IGNORED).sum())
-        totals += torch.tensor([float(loss.detach()), learned, batch.tokens.numel()], dtype=torch.float64)
-    summed = gradients(loaded.model.parameters())
-    totals = totals.to(loaded.device)
-    world.sum_([*summed, totals])
-    loss_sum, learned_sum, tokens = totals.tolist()
-    for gradient in summed:
-        gradient /= max(1.0, learned_sum)
+        sums = [
+            total + new for total, new in zip(sums, (float(loss.detach()), learned, batch.tokens.numel()), strict=True)
+        ]
+    for _ in range(len(mine), -(-len(numbers) // world.size)):
+        idle_pass(loaded.model, loaded.device)
+    loss_sum, learned_sum, tokens = world.total(sums)
+    steps.divide(max(1.0, learned_sum))
     loss = loss_sum / max(1.0, learned_sum)
     norm = steps.take(loss)
     metrics = {
@@ -218,20 +224,16 @@ def _save(
     progress: Progress,
     stream: Stream,
 ) -> Path:
-    folder = config.out
-    if world.is_main:
-        used = stream.entry(progress.step * config.batches)
-        settings = {"task": task_names(config.task), "sampling": config.sampling} | used
-        parts = loaded.model, loaded.tokenizer, loaded.prompts, settings
-        if config.plot:
-            from asyncthink.train.curve import plot_curves
+    used = stream.entry(progress.step * config.batches)
+    settings = {"task": task_names(config.task), "sampling": config.sampling} | used
+    parts = loaded.model, loaded.tokenizer, loaded.prompts, settings
+    if config.plot and world.is_main:
+        from asyncthink.train.curve import plot_curves
 
-            plot_curves({config.out.name: config.out / "metrics.jsonl"}, config.out / "curve.png")
-        if config.export:
-            save_model(config.export, *parts)
-        folder = save_checkpoint(config.out, *parts, adam, progress)  # last: a run killed before it repeats all this
-    world.barrier()
-    return folder
+        plot_curves({config.out.name: config.out / "metrics.jsonl"}, config.out / "curve.png")
+    if config.export:
+        save_model(config.export, *parts, world)
+    return save_checkpoint(config.out, *parts, adam, progress, world)  # last: a run killed before it repeats all this
 
 
 def _shown(step: int, held_out: dict[str, float]) -> str:
