@@ -18,33 +18,10 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
 RUNS=${RUNS:-runs/countdown_10x4}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# shellcheck source=../steps.sh
+. "$here/../steps.sh"
 # shellcheck source=settings.sh
 . "$here/settings.sh"
-mkdir -p "$RUNS/reports"
-
-asyncthink() { python -m asyncthink "$@"; }
-
-train() {  # NAME KIND OPTIONS...
-    local name=$1 kind=$2 resume=()
-    shift 2
-    [ -e "$RUNS/$name/finished" ] && return
-    if [ -e "$RUNS/$name/config.json" ]; then resume=(--resume); fi
-    asyncthink train "$kind" --out "$RUNS/$name" "$@" "${resume[@]}"
-    touch "$RUNS/$name/finished"
-}
-
-newest() {  # NAME KIND: the last folder KIND-N of a run
-    ls -d "$RUNS/$1/$2"-* | tail -n 1 | grep .
-}
-
-report() {  # NAME OPTIONS...: an evaluation whose report is kept once it is whole
-    local name=$1
-    shift
-    [ -e "$RUNS/reports/$name.json" ] && return
-    asyncthink eval --pool 4 --latency 0 "$@" --json > "$RUNS/reports/$name.part"
-    mv "$RUNS/reports/$name.part" "$RUNS/reports/$name.json"
-}
 
 cold() {  # SEED
     local seed=$1
@@ -96,7 +73,7 @@ sweep() {  # ARM SEED
     local heat heats="0 0.3 0.6 0.8 1"
     [ "$1" = parallel ] && heats="0.6 0.8 1 1.2"
     for heat in $heats; do
-        report "sweep-$1-$2-$heat" --task "$task" --part validation --first 2000000 --puzzles "$validation" \
+        report "sweep-$1-$2-$heat" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$validation" \
             --mode "$(mode_of "$1")" --model "$(model_of "$1" "$2")" --max-tokens "$(limit_of "$1")" \
             --temperature "$heat"
     done
@@ -109,7 +86,7 @@ temperature() {  # ARM: by the sweeps of all its seeds
 tested() {  # NAME ARM SEED OPTIONS...
     local name=$1 arm=$2 seed=$3
     shift 3
-    report "$name" --task "$task" --part test --first 1000000 --mode "$(mode_of "$arm")" \
+    report "$name" --latency 0 --task "$task" --part test --first 1000000 --mode "$(mode_of "$arm")" \
         --model "$(model_of "$arm" "$seed")" --temperature "$(temperature "$arm")" "$@"
 }
 
@@ -132,12 +109,12 @@ seconds() {
 transfer() {
     local arm
     for arm in asyncthink no-rl; do
-        report "sudoku-$arm" --task sudoku-4 --part test --puzzles "$frontier_puzzles" --max-tokens 300 \
+        report "sudoku-$arm" --latency 0 --task sudoku-4 --part test --puzzles "$frontier_puzzles" --max-tokens 300 \
             --model "$(model_of "$arm" 0)"
     done
-    report sudoku-sequential --task sudoku-4 --part test --puzzles "$frontier_puzzles" --max-tokens 300 \
+    report sudoku-sequential --latency 0 --task sudoku-4 --part test --puzzles "$frontier_puzzles" --max-tokens 300 \
         --mode sequential --model "$(model_of sequential 0)"
-    report sudoku-parallel --task sudoku-4 --part test --puzzles "$frontier_puzzles" --max-tokens 300 \
+    report sudoku-parallel --latency 0 --task sudoku-4 --part test --puzzles "$frontier_puzzles" --max-tokens 300 \
         --mode parallel --temperature 1 --model "$(model_of parallel 0)"
 }
 
@@ -145,7 +122,7 @@ budget() {  # the rule of plan.md
     local limit
     for limit in $budgets; do
         rl parallel 0 "$limit"
-        report "budget-$limit" --task "$task" --part validation --first 2000000 --puzzles "$budget_puzzles" \
+        report "budget-$limit" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$budget_puzzles" \
             --mode parallel --model "$(newest "parallel-0-$limit" best)" --max-tokens "$limit" --temperature 1
         if python "$here/choose.py" budget "$RUNS/reports/budget-$limit.json"; then
             ln -sfn "parallel-0-$limit" "$RUNS/parallel-0" # it is not trained a second time

@@ -19,6 +19,7 @@ _BUILTIN: tuple[Task, ...] = (
     Countdown("countdown-8", count=8, most=6),
     Countdown("countdown-8x4", count=8, most=4),
     Countdown("countdown-10x4", 10, 4, pairs_alone=18, largest=20, targets=(60, 150), by_numbers=True, all_alone=0.15),
+    Countdown("countdown-5x2", 5, 2, pairs_alone=10, asked=2, by_numbers=True),
     Sudoku(),
     Sudoku("sudoku-9", size=9, least=28, most=34),
 )

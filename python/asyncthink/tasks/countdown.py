@@ -6,7 +6,8 @@ different if commuting and re-associating cannot turn one into the other (:class
 Demonstrations search all expressions of two or three of the numbers. ``countdown`` has seven numbers and 4 or 5
 solutions in that space, ``countdown-8`` eight numbers and 4 to 6, ``countdown-8x4`` eight numbers and exactly 4. They
 hold out puzzles. ``countdown-10x4`` has ten numbers of 2..20, targets of 60..150 and exactly 4 solutions, and holds out
-sets of numbers: no held-out puzzle shares its ten numbers with one of training.
+sets of numbers: no held-out puzzle shares its ten numbers with one of training. ``countdown-5x2`` is small enough for a
+pretrained model whose tokens are characters: five numbers, both of two solutions, held out by numbers, too.
 """
 
 from __future__ import annotations
@@ -88,10 +89,10 @@ def hashed_name(puzzle: Puzzle) -> str:
 class Countdown:
     """The task: sample a puzzle, write its question, grade an answer, demonstrate a solution.
 
-    A puzzle has ``count`` numbers from 2 to ``largest``, a target above them within ``targets``, and 4 to ``most``
-    solutions of two or three numbers. In a demonstration without workers one agent searches at most ``pairs_alone``
-    pairs, or, in the share ``all_alone`` of them, all of them. ``by_numbers``: all puzzles of the same numbers are held
-    out together.
+    A puzzle has ``count`` numbers from 2 to ``largest``, a target above them within ``targets``, and ``asked`` (4) to
+    ``most`` solutions of two or three numbers. In a demonstration without workers one agent searches at most
+    ``pairs_alone`` pairs, or, in the share ``all_alone`` of them, all of them. ``by_numbers``: all puzzles of the same
+    numbers are held out together.
     """
 
     name: str = "countdown"
@@ -116,7 +117,7 @@ class Countdown:
             puzzle = Puzzle(numbers, rng.randint(max(numbers[-1] + 1, self.targets[0]), self.targets[1]))
             if in_held_out_share(self.split_name(puzzle)) != held_out:
                 continue
-            if ASKED <= len(find_all(puzzle.numbers, puzzle.target, self.largest)) <= self.most:
+            if self.asked <= len(find_all(puzzle.numbers, puzzle.target, self.largest)) <= self.most:
                 return puzzle
 
     def split_name(self, puzzle: Puzzle) -> str:
@@ -135,14 +136,14 @@ class Countdown:
         return Puzzle(tuple(map(int, match[2].split())), int(match[1]))
 
     def correct(self, puzzle: Puzzle, answer: str) -> list[str]:
-        """The different correct expressions among the first four of a free-text answer.
+        """The different correct expressions among the first ones of a free-text answer.
 
         Expressions are separated by new lines, commas, semicolons or labels ``#1:``; ``= 24`` may follow one. Only
-        the first four count, so that more guesses earn nothing.
+        the first :attr:`asked` count, so that more guesses earn nothing.
         """
         pieces = [piece.strip() for piece in _SEPARATOR.split(answer)]
         kept: dict[str, str] = {}
-        for piece in [piece for piece in pieces if piece][:ASKED]:
+        for piece in [piece for piece in pieces if piece][: self.asked]:
             left, equals, right = piece.partition("=")
             try:
                 expression = parse(left)
@@ -155,12 +156,12 @@ class Countdown:
         return list(kept.values())
 
     def verify(self, puzzle: Puzzle, answer: str | None) -> float:
-        """``(different correct expressions) / 4`` in [0, 1]; an absent answer is 0.
+        """``(different correct expressions) / asked`` in [0, 1]; an absent answer is 0.
 
         >>> Countdown().verify(Puzzle((2, 3, 4, 5, 6, 7), 21), "3*7, 7*3, 2*7+3+4 = 21, 9")
         0.5
         """
-        return len(self.correct(puzzle, answer)) / ASKED if answer else 0.0
+        return len(self.correct(puzzle, answer)) / self.asked if answer else 0.0
 
     def union(self, puzzle: Puzzle, answers: Iterable[str]) -> str:
         """One answer from those of several agents: the first four different expressions that equal the target.
@@ -174,7 +175,7 @@ class Countdown:
         for answer in answers:
             for text in self.correct(puzzle, answer):
                 kept.setdefault(parse(text).key, text)
-        return "".join(f" #{number}:{text}" for number, text in enumerate([*kept.values()][:ASKED], 1))
+        return "".join(f" #{number}:{text}" for number, text in enumerate([*kept.values()][: self.asked], 1))
 
     def demonstrate(
         self,
@@ -199,11 +200,11 @@ class Countdown:
             starts = self._some_starts(puzzle, rng)
             if mode == "part":
                 question += _named(starts)
-            scripts = [search_alone(puzzle.numbers, puzzle.target, ASKED, starts, self.largest)]
+            scripts = [search_alone(puzzle.numbers, puzzle.target, self.asked, starts, self.largest)]
             return Demonstration(question, mode, context, pool, scripts)
         prefix = question if context == "isolated" else ""
         writer = Writer(Script("organizer"), self.largest)
-        parts = _parts(puzzle, puzzle.numbers[:-1], prefix, writer, lambda: writer.answer(ASKED))
+        parts = _parts(puzzle, puzzle.numbers[:-1], prefix, writer, lambda: writer.answer(self.asked))
         return Demonstration(question, mode, context, pool, organize(parts, writer.script, pool, rng, depth), depth)
 
     def _some_starts(self, puzzle: Puzzle, rng: random.Random) -> list[int]:
