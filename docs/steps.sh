@@ -1,6 +1,5 @@
 # What the scripts of experiments share; RUNS is the folder of their runs. Sourced.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-mkdir -p "$RUNS/reports"
 
 asyncthink() { python -m asyncthink "$@"; }
 
@@ -21,6 +20,7 @@ report() { # NAME OPTIONS...: an evaluation whose report is kept once it is whol
     local name=$1
     shift
     [ -e "$RUNS/reports/$name.json" ] && return
+    mkdir -p "$RUNS/reports"
     asyncthink eval --pool 4 "$@" --json > "$RUNS/reports/$name.part"
     mv "$RUNS/reports/$name.part" "$RUNS/reports/$name.json"
 }

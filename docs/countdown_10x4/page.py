@@ -13,10 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tables import table_of
-
 from asyncthink.files import write_whole
 from asyncthink.train.progress import read_metrics
+from tables import table_of
 
 HERE = Path(__file__).parent
 DATA, PAGE = HERE / "data", HERE.with_suffix(".md")
