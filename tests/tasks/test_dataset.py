@@ -56,7 +56,9 @@ def test_columns_of_every_kind_of_file(tmp_path: Path, ending: str, write: Any) 
     puzzle = known.sample(0)
     assert known.prompt(puzzle) == puzzle.question
     value = int(puzzle.answer)
-    assert [known.verify(puzzle, answer) for answer in (f"{value}.0", f"it is {value}", str(value + 1), None)] == [
+    assert [
+        known.verify(puzzle, answer) for answer in (f"{value}.0", f"The sum is {value}.", str(value + 1), None)
+    ] == [
         *(1.0, 1.0),
         *(0.0, 0.0),
     ]
@@ -83,7 +85,7 @@ def test_errors_say_what_was_expected(tmp_path: Path) -> None:
         (f"{tmp_path / 'no.csv'}", r"there is no file .*no.csv"),
         (f"{tmp_path / 'bad.jsonl'}", r"bad.jsonl cannot be read: "),
         (f"{tmp_path / 'bad.parquet'}", r"bad.parquet cannot be read: "),
-        (f"{tmp_path / 'empty.csv'}", r"empty.csv holds no records"),
+        (f"{tmp_path / 'empty.csv'}", r"empty.csv cannot be read: ValueError: .*no data"),
         ("nobody/nothing", r"dataset: nobody/nothing cannot be read: "),
     ]:
         with pytest.raises(ValueError, match=reason):

@@ -55,7 +55,7 @@ def test_drawn_sequences_are_legal_and_a_trace_can_follow_them(seed: int, pool: 
 
 def test_sequences_vary() -> None:
     drawn = {sample_actions(random.Random(seed), 4, (1, 4)) for seed in range(200)}
-    assert len(drawn) > 120
+    assert len(drawn) > 100
 
 
 def test_traces_are_kept_with_what_they_cost(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_a_file_cut_anywhere_is_completed(whole: Path, data: st.DataObject, tmp_path_factory: Any) -> None:
     """What stood whole before the cut is kept, the rest is asked for again, nothing is there twice."""
@@ -155,7 +155,7 @@ def test_a_file_cut_anywhere_is_completed(whole: Path, data: st.DataObject, tmp_
     assert sorted(trace.id for trace in read_traces(out)) == sorted(f"{question.id}-0" for question in QUESTIONS)
 
 
-@pytest.mark.parametrize("when", [0, 3, 7])
+@pytest.mark.parametrize("when", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_killed_process_is_gone_on_with(tmp_path: Path, when: int) -> None:
     """SIGKILL while replies are on their way and lines are being written."""
     questions, out = tmp_path / "q.txt", tmp_path / "t.jsonl"
@@ -250,6 +250,7 @@ def test_at_most_so_many_requests_at_once(tmp_path: Path) -> None:
     with double(right) as server:
         synthesize(options(server, tmp_path / "t.jsonl", concurrency=2), QUESTIONS * 4, "none", pace=Pace(2, 0))
     assert server.most_at_once <= 2
+    assert len(server.requests) == len(QUESTIONS)
 
 
 def test_retry_after() -> None:

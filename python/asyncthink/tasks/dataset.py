@@ -41,8 +41,6 @@ def load_dataset(spec: str, test: bool = False) -> Math:
         if column not in rows.column_names:
             raise ValueError(f"dataset: {path}: expected a column {column!r}, got {', '.join(rows.column_names)}")
     records: list[Record] = [{name: row[column] for name, column in columns.items()} for row in rows]
-    if not records:
-        raise ValueError(f"dataset: {path} holds no records")
     if after := options.get("after"):
         for number, record in enumerate(records, 1):
             record["answer"] = _behind(after, record["answer"], f"{path}, record {number}")
@@ -53,7 +51,7 @@ def _rows(path: str, name: str | None, split: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError('a data set needs datasets: pip install "asyncthink-kernels[datasets]"') from error
+        raise ImportError(f'dataset: {error}: pip install "asyncthink-kernels[datasets]"') from error
     reader = READERS.get(Path(path).suffix)
     if reader is not None and not Path(path).is_file():
         raise ValueError(f"dataset: there is no file {path}")

@@ -15,7 +15,7 @@ from asyncthink.tasks.query import split_query
 from asyncthink.tasks.script import Demonstration
 from asyncthink.tasks.split import in_held_out_share
 
-SIZE = 100_000  # puzzles of a family, by number
+SIZE = 100_000  # puzzles of a family, by number, unless its options say otherwise
 TRIES = 1000  # draws until one is on the wanted side of the split
 
 
@@ -44,21 +44,22 @@ class ReasoningGym:
     def load(cls, spec: str, test: bool = False) -> ReasoningGym:
         """The family of a name, with options of its configuration behind "?": ``chain_sum?min_terms=2&max_terms=3``.
 
-        Values are JSON, or else text. Raises ValueError for an unknown family, an unknown option or a value that the
+        Values are JSON, or else text. ``size`` is the number of puzzles, 100,000 unless given; ``word_ladder``, which makes
+        all of them at once, wants fewer. Raises ValueError for an unknown family, an unknown option or a value that the
         family refuses; ImportError without the package.
         """
         try:
             from reasoning_gym.factory import DATASETS, create_dataset
         except ImportError as error:
-            text = 'reasoning-gym is missing: pip install "asyncthink-kernels[reasoning-gym]"'
-            raise ImportError(text) from error
+            raise ImportError(f'reasoning-gym: {error}: pip install "asyncthink-kernels[reasoning-gym]"') from error
         family, options = split_query(spec)
         if family not in DATASETS:
             raise ValueError(f"reasoning-gym: expected one of {', '.join(sorted(DATASETS))}, got {family!r}")
         try:
-            dataset = create_dataset(family, seed=0, size=SIZE, **{k: _value(text) for k, text in options.items()})
+            given = {name: _value(text) for name, text in options.items()}
+            dataset = create_dataset(family, **{"seed": 0, "size": SIZE, **given})
         except (TypeError, ValueError, AssertionError) as error:
-            known = sorted(DATASETS[family][1].__dataclass_fields__.keys() - {"seed", "size"})
+            known = sorted(DATASETS[family][1].__dataclass_fields__)
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(
                 f"reasoning-gym: {family} refuses {options} ({reason}); it has the options {', '.join(known)}"

@@ -47,7 +47,8 @@ def _plain(config: Any) -> dict[str, Any]:
         for name, value in fields.items()
         if name != "task"
     }
-    if not dataclasses.is_dataclass(rule := fields.get("rule")) and hasattr(rule, "__qualname__"):
+    rule: Any = fields.get("rule")
+    if hasattr(rule, "__qualname__"):
         made["rule"] = f"{rule.__module__}:{rule.__qualname__}"
     return {name: task_names(fields[name]) if name == "task" else made[name] for name in fields}
 

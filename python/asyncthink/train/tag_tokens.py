@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from asyncthink.train.tokenizer import tags
@@ -33,15 +33,15 @@ def add_tag_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     decoder: Any = model
     if len(tokenizer) > decoder.get_input_embeddings().weight.shape[0]:
         decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    ids = {tag: tokenizer.convert_tokens_to_ids(tag) for tag in new}
+    added = [(int(tokenizer.convert_tokens_to_ids(tag)), old) for tag, old in new.items()]  # type: ignore[arg-type]
     for layer in _layers(decoder):
         for parameter in (layer.weight, getattr(layer, "bias", None)):
             if parameter is not None:
-                _fill(parameter, [(ids[tag], old) for tag, old in new.items()])
+                _fill(parameter, added)
     return list(new)
 
 
-def _layers(model: Any) -> list[nn.Module]:
+def _layers(model: Any) -> list[Any]:
     """The embedding, and the output layer if it does not share the embedding's weight."""
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     return [embedding] if output is None or output.weight is embedding.weight else [embedding, output]

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncthink.tasks import Task
-from asyncthink.tasks.data import field_of, read_records
+from asyncthink.tasks.data import Split, field_of, read_records
 from asyncthink.tasks.math import Math, Problem
-from asyncthink.tasks.split import Split
 
 DRAWS = 100  # of a task's puzzles, for each one that is asked for
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
@@ -124,8 +124,9 @@ class _Loop:
                 raise errors.exceptions[0] from None
 
     def _jobs(self, questions: Sequence[Question]) -> Iterator[tuple[Question, str]]:
+        different = {question.id: question for question in questions}
         for sample in range(self.options.samples):
-            for question in questions:
+            for question in different.values():
                 trace_id = f"{question.id}-{sample}"
                 if trace_id not in self.entries.done:
                     yield question, trace_id
@@ -147,7 +148,7 @@ class _Loop:
         options, attempt = self.options, self.entries.attempts[trace_id]
         rng = random.Random(f"{options.seed} {trace_id} {attempt}")
         asked = options.asking.ask(question.text, rng)
-        source = {"model": options.model, "attempt": attempt, "seed": rng.getrandbits(31)}
+        source: dict[str, Any] = {"model": options.model, "attempt": attempt, "seed": rng.getrandbits(31)}
         if asked.actions is not None:
             source["actions"] = list(asked.actions)
         try:
@@ -174,13 +175,14 @@ class _Loop:
     async def _request(self, client: AsyncOpenAI, asked: Asked, seed: int) -> ChatCompletion:
         options = self.options
         fields: dict[str, Any] = {"temperature": options.temperature, "max_completion_tokens": options.max_tokens}
-        return await client.chat.completions.create(
+        completion: ChatCompletion = await client.chat.completions.create(
             model=options.model,
-            messages=asked.messages,
+            messages=cast(Any, asked.messages),  # plain dictionaries, as the API takes them
             seed=seed,
             extra_body=asked.body | options.extra,
             **{name: value for name, value in fields.items() if value is not None},
         )
+        return completion
 
     def _count_refusal(self, error: APIStatusError) -> None:
         """Raises RuntimeError for a status that would come again for every question."""
@@ -191,10 +193,9 @@ class _Loop:
 
 
 def _reply(completion: ChatCompletion) -> Reply:
-    usage = completion.usage and {
-        "prompt_tokens": completion.usage.prompt_tokens,
-        "completion_tokens": completion.usage.completion_tokens,
-    }
+    told, usage = completion.usage, None
+    if told is not None:
+        usage = {"prompt_tokens": told.prompt_tokens, "completion_tokens": told.completion_tokens}
     if not completion.choices:
         return Reply("", usage=usage)
     choice = completion.choices[0]
