@@ -6,7 +6,7 @@ budgets="410 380 440"    # tried in this order
 uncapped=1200            # the limit of `uncapped`: one agent may search everything
 search_steps=4000
 cold_steps=8000
-sft=(--batch-tokens 1500 --learning-rate 1.5e-3 --no-bfloat16 --evaluate-every 500 --save-every 250)
+sft=(--batch-tokens 1500 --learning-rate 1.5e-3 --evaluate-every 500 --save-every 250)
 grpo=(--steps 200 --questions 8 --drawn 12 --rounds 1 --group-size 8 --minibatches 2 --clip-low 0.2 --clip-high 0.28
     --entropy 1e-3 --temperature 1 --learning-rate 3e-4 --decay 0.2 --eta-weight 0 --complete 0.5 --path-weight 0.4
     --batch-tokens 4096 --cache-tokens 200000 --validate-every 25 --validate-puzzles 200 --save-every 5)
