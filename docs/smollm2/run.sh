@@ -19,9 +19,9 @@ RUNS=${RUNS:-runs/smollm2}
 
 task=countdown-5x2
 budget=320
-steps=500 rl_steps=40 questions=4 drawn=6 group=6 puzzles=150 timed=30 validation=40 every=10
+steps=500 rl_steps=40 questions=4 drawn=6 group=6 puzzles=150 timed=30 validation=40 every=10 batch=2000
 if [ -n "${SMOKE:-}" ]; then
-    budget=8 steps=2 rl_steps=1 questions=1 drawn=1 group=2 puzzles=2 timed=1 validation=1 every=1
+    budget=8 steps=2 rl_steps=1 questions=1 drawn=1 group=2 puzzles=2 timed=1 validation=1 every=1 batch=300
 fi
 
 before() {
@@ -32,7 +32,7 @@ before() {
 
 sft() {
     train sft sft --model "$MODEL" --tag-tokens --task "$task,$task,$task,solo:sudoku-4" --solo 0.25 --shared 0.75 \
-        --isolated 0 --steps $steps --batch-tokens 2000 --learning-rate 3e-4 --decay 0.5 --no-bfloat16 \
+        --isolated 0 --steps $steps --batch-tokens $batch --learning-rate 3e-4 --decay 0.5 --no-bfloat16 \
         --evaluate-every $((steps / 2)) --save-every $((steps / 2)) --threads "$OMP_NUM_THREADS"
 }
 
