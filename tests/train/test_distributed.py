@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,9 +27,10 @@ QUICK = ("collectives", "skipped", "resumed", "adapted", "rolled_out", "killed")
 CLOCKS = ("seconds", "seconds_rollout", "seconds_update")
 
 
-def ran(out: Path, processes: int, *scenarios: str) -> Path:
-    script = Path(__file__).with_name("divided_run.py")
-    done = subprocess.run([sys.executable, script, out, str(processes), *scenarios], capture_output=True, text=True)
+def ran(out: Path, processes: int, *scenarios: str, script: str = "divided_run.py") -> Path:
+    command = [sys.executable, Path(__file__).with_name(script), out, str(processes), *scenarios]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -151,6 +153,16 @@ def test_a_model_too_large_for_one_process_trains_on_four(tmp_path: Path) -> Non
     assert sum(16 * parameter.numel() for parameter in model.parameters()) > 2 * 600 * 2**20
     first, *_, final = [line["loss"] for line in read_metrics(out / "4/metrics.jsonl") if "loss" in line]
     assert final < first
+
+
+@pytest.mark.slow
+def test_families_are_divided_and_written_as_they_are(tmp_path: Path) -> None:
+    """Also with sliding windows, experts that are stored one by one, tied and untied heads, scaled RoPE."""
+    for folder in ran(tmp_path, 2, script="divided_families.py").iterdir():
+        one, many, again = (load_file(folder / f"figures-{name}") for name in ("one", "many", "again"))
+        for other in (many, again):
+            torch.testing.assert_close(other["logits"], one["logits"], atol=1e-4, rtol=1e-4, msg=folder.name)
+            torch.testing.assert_close(other["norm"], one["norm"], atol=0, rtol=1e-4, msg=folder.name)
 
 
 def test_alone_nothing_is_sent() -> None:

@@ -89,7 +89,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Raises what went wrong in a process, not torch's BaseException, and leaves out its warning of one process."""
+    """Raise what went wrong in a process, in the place of torch's BaseException; no warning for one process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
         try:
