@@ -42,7 +42,7 @@ def sft_config(out: Path, **changes: Any) -> SFTConfig:
     """Three batches a step: the shares of two or four processes differ. Gradients are clipped."""
     model = ModelOptions(shape=SHAPE, bfloat16=False, device="cpu")
     plain = dataclasses.replace(config(out), out=out, model=model, batches=3, clip=0.5, decay=0.0, weight_decay=0.1)
-    return dataclasses.replace(plain, export=None, evaluate_every=1, evaluate_episodes=2, **changes)
+    return dataclasses.replace(plain, **{"export": None, "evaluate_every": 2, "evaluate_episodes": 2} | changes)
 
 
 def collectives(out: Path) -> None:
@@ -77,24 +77,30 @@ def skipped(out: Path) -> None:
 
 def resumed(out: Path, processes: int) -> None:
     """A run of one process goes on in several and then in one again; another one is of one process throughout."""
-    finished(1, train_sft, sft_config(out / "one", steps=2))
+    every: dict[str, Any] = {"evaluate_every": 1}
+    finished(1, train_sft, sft_config(out / "one", steps=1, **every))
     shutil.copytree(out / "one", out / "many")
-    finished(1, train_sft, sft_config(out / "one", steps=6, resume=True))
-    finished(processes, train_sft, sft_config(out / "many", steps=4, resume=True))
-    finished(1, train_sft, sft_config(out / "many", steps=6, resume=True))
+    finished(1, train_sft, sft_config(out / "one", steps=4, resume=True, **every))
+    finished(processes, train_sft, sft_config(out / "many", steps=3, resume=True, **every))
+    finished(1, train_sft, sft_config(out / "many", steps=4, resume=True, **every))
+
+
+def write_model(folder: Path, shape: Shape) -> None:
+    loaded = load(ModelOptions(shape=shape, bfloat16=False, device="cpu"))
+    save_model(folder, loaded.model, loaded.tokenizer, loaded.prompts, {})
 
 
 def adapted(out: Path, processes: int) -> None:
-    """Adapters on a frozen model in bfloat16, from random weights in memory and from files."""
-    model = ModelOptions(shape=SHAPE, bfloat16=False, device="cpu", lora=3, weights="bfloat16", checkpointing=True)
+    """Adapters on a frozen model in bfloat16."""
+    finished(1, write_model, out / "start", SHAPE)
+    model = ModelOptions(str(out / "start"), bfloat16=False, device="cpu", lora=3, lora_targets="q_proj,down_proj")
+    model = dataclasses.replace(model, weights="bfloat16", checkpointing=True)
     for name, size in (("one", 1), ("many", processes)):
         finished(size, train_sft, sft_config(out / name, model=model, steps=2, learning_rate=1e-2))
-        files = dataclasses.replace(model, model=str(out / "one/step-000002"), lora_targets="q_proj,down_proj")
-        finished(size, train_sft, sft_config(out / f"{name}-files", model=files, steps=2, learning_rate=1e-2))
 
 
 def rolled_out(out: Path, processes: int) -> None:
-    """Three questions, small batches and a reference: the processes have unequal shares and numbers of batches."""
+    """Five questions, small batches and a reference: the processes have unequal shares and numbers of batches."""
     finished(1, train_sft, dataclasses.replace(config(out / "cold"), steps=1))
     for name, size in (("one", 1), ("many", processes)):
         plain = grpo_config(out / name)
@@ -121,11 +127,11 @@ def killed_in_a_step(made: SFTConfig, call: int) -> None:
 
 
 def killed(out: Path, processes: int) -> None:
-    """A process dies in the fourth step of six; the run is resumed. Another run has no such accident."""
-    made = sft_config(out / "whole", steps=6, batches=processes, save_every=2)
+    """A process dies in the third step of four; the run is resumed. Another run has no such accident."""
+    made = sft_config(out / "whole", steps=4, batches=processes, save_every=2, evaluate_every=4)
     finished(processes, train_sft, made)
     made = dataclasses.replace(made, out=out / "run")
-    statuses = in_processes(processes, killed_in_a_step, made, 4, log=out)
+    statuses = in_processes(processes, killed_in_a_step, made, 3, log=out)
     (out / "statuses.json").write_text(json.dumps(statuses))
     finished(processes, train_sft, dataclasses.replace(made, resume=True))
 
@@ -163,15 +169,9 @@ def train_limited(made: SFTConfig, mebibytes: int, report: Path) -> None:
     (report / f"peak-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(peak))
 
 
-def write_large(folder: Path) -> None:
-    loaded = load(ModelOptions(shape=LARGE, bfloat16=False, device="cpu"))
-    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-    save_model(folder, loaded.model, loaded.tokenizer, loaded.prompts, {"parameters": parameters})
-
-
 def limited(out: Path, processes: int) -> None:
     """A model whose weights, gradients and moments (16 bytes a parameter) are more than a process may have."""
-    finished(1, write_large, out / "start")
+    finished(1, write_model, out / "start", LARGE)
     model = ModelOptions(str(out / "start"), bfloat16=False, device="cpu")
     statuses = {}
     for size in (1, processes):

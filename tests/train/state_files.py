@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -16,5 +17,7 @@ def state_tensors(folder: Path) -> dict[str, Tensor]:
     reader = dcp.FileSystemReader(folder / STATE)
     stored = reader.read_metadata().state_dict_metadata
     tensors = {name: torch.empty(each.size, dtype=each.properties.dtype) for name, each in stored.items()}
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
     return tensors
