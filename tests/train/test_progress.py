@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from asyncthink.train.checkpoint import Progress
 from asyncthink.train.curve import plot_curves
 from asyncthink.train.progress import Reporter
+from asyncthink.train.state import Progress
 
 
 def report(path: Path, steps: range) -> None:

@@ -31,6 +31,9 @@ def evaluate(
     task: Annotated[str, typer.Option(help="The task whose held-out puzzles are solved.")] = "countdown",
     puzzles: Annotated[int, typer.Option(min=1, help="Number of different puzzles.")] = 200,
     first: Annotated[int, typer.Option(help="Seed of the first held-out puzzle.")] = 0,
+    part: Annotated[
+        str, typer.Option(help="Held-out puzzles: all, or a half: validation (GRPO chooses by it) or test.")
+    ] = "all",
     mode: Annotated[str, typer.Option(help="One or several of sequential,parallel,asyncthink.")] = "asyncthink",
     context: Annotated[str, typer.Option(help="One or several of shared,isolated.")] = "shared",
     join: Annotated[str, typer.Option(help="One or several of exact,append,link.")] = "exact",
@@ -66,6 +69,7 @@ def evaluate(
         from asyncthink.eval import evaluation
         from asyncthink.tasks import task as find_task
         from asyncthink.tasks.grading import how_to_aggregate
+        from asyncthink.tasks.held_out import held_out as held_out_puzzles
         from asyncthink.view.report import print_evaluation
 
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
@@ -92,7 +96,7 @@ def evaluate(
         else:
             models = _load(paths, **options, progress=progress)
         samplers = [models[setting["mode"]].sampler(pool=pool, depth=depth, **setting) for setting in settings]
-        held_out = evaluation.held_out(puzzle_task, puzzles, first)
+        held_out = held_out_puzzles(puzzle_task, puzzles, first, part)  # type: ignore[arg-type]
         resources = stack.pop_all()
     with resources, Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
         rows = []
@@ -115,6 +119,7 @@ def evaluate(
         "asked": puzzle_task.asked,
         "puzzles": puzzles,
         "first": first,
+        "part": part,
         "questions_sha256": evaluation.fingerprint(puzzle_task, held_out),
         "pool": pool,
         "depth": depth,

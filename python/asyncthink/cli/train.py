@@ -46,11 +46,18 @@ def train() -> None:
 def sft(
     out: Out,
     task: Annotated[
-        str, typer.Option(help="Task of the demonstrations, or several separated by commas.")
+        str,
+        typer.Option(
+            help="Task of the demonstrations, or several separated by commas: a name, KIND:PATH, traces:PATH (written "
+            "traces), solo:TASK (by one agent alone) or MODULE:NAME of your own."
+        ),
     ] = "countdown",
     model: Annotated[
         str | None, typer.Option(help="Folder or hub id of the initial model. Default: random weights.")
     ] = None,
+    shape: Annotated[
+        str, typer.Option(help="Of random weights: LAYERS,HIDDEN,HEADS,KV_HEADS,HEAD_DIM,INTERMEDIATE.")
+    ] = "4,128,4,2,32,384",
     steps: Annotated[int, typer.Option(help="Optimizer steps in total.")] = 13500,
     batches: Annotated[int, typer.Option(help="Packed batches per step, shared by the processes of torchrun.")] = 1,
     batch_tokens: BatchTokens = 1200,
@@ -77,6 +84,9 @@ def sft(
     lora_alpha: LoraAlpha = None,
     lora_targets: LoraTargets = "all-linear",
     checkpointing: Checkpointing = False,
+    tag_tokens: Annotated[
+        bool, typer.Option("--tag-tokens", help="Add the protocol's tags as tokens to the tokenizer and the model.")
+    ] = False,
     device: Device = "auto",
     max_skipped: MaxSkipped = 5,
     evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations on held-out puzzles.")] = 500,
@@ -88,7 +98,7 @@ def sft(
 ) -> None:
     """Learn the protocol from demonstrations with random topologies (cold start)."""
     from asyncthink.train.demonstrations import Mixture
-    from asyncthink.train.loading import ModelOptions
+    from asyncthink.train.loading import ModelOptions, Shape
     from asyncthink.train.sft import SFTConfig, train_sft
 
     config = SFTConfig(
@@ -96,6 +106,7 @@ def sft(
         task=task,
         model=ModelOptions(
             model=model,
+            shape=Shape.parse(shape),
             seed=seed,
             bfloat16="auto" if bfloat16 is None else bfloat16,
             weights=weights,
@@ -103,6 +114,7 @@ def sft(
             lora_alpha=lora_alpha,
             lora_targets=lora_targets,
             checkpointing=checkpointing,
+            tag_tokens=tag_tokens,
             device=device,
         ),
         mixture=Mixture(solo, part, shared, isolated, append, workers),

@@ -13,11 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from asyncthink.files import write_whole
-from asyncthink.train import checkpoint
-from asyncthink.train.distributed import World
+from asyncthink.train import state
+from asyncthink.train.distributed import ALONE, World
 from asyncthink.train.loggers import open_loggers
-
-SINGLE = World()  # one process
 
 
 class Reporter:
@@ -32,7 +30,7 @@ class Reporter:
     """
 
     def __init__(
-        self, path: Path, steps: int, first_step: int, world: World = SINGLE, log_to: Sequence[str] = ()
+        self, path: Path, steps: int, first_step: int, world: World = ALONE, log_to: Sequence[str] = ()
     ) -> None:
         main = world.is_main
         self._steps = steps
@@ -71,7 +69,7 @@ class Reporter:
         for logger in self._loggers:
             logger.close()
 
-    def step(self, progress: checkpoint.Progress, metrics: dict[str, Any], shown: str) -> None:
+    def step(self, progress: state.Progress, metrics: dict[str, Any], shown: str) -> None:
         """Log the ``metrics`` (numbers, or dictionaries of numbers) of a step; the terminal shows ``shown``."""
         speed = f"{progress.tokens / max(progress.seconds, 1e-9):,.0f} tokens/s"
         self._write(progress, metrics)
@@ -81,7 +79,7 @@ class Reporter:
             times = f"{progress.seconds / 60:.1f} min, {left / 60:.0f} min left"
             self.say(f"step {progress.step}/{self._steps} {shown} {speed} {times}")
 
-    def note(self, progress: checkpoint.Progress, metrics: dict[str, Any], shown: str) -> None:
+    def note(self, progress: state.Progress, metrics: dict[str, Any], shown: str) -> None:
         """Log metrics that are not measured at every step, in a line of their own."""
         self._write(progress, metrics)
         self.say(shown)
@@ -90,7 +88,7 @@ class Reporter:
         """Print a line, above the progress bar if there is one."""
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-    def _write(self, progress: checkpoint.Progress, metrics: dict[str, Any]) -> None:
+    def _write(self, progress: state.Progress, metrics: dict[str, Any]) -> None:
         if self._file is None:
             return
         metrics = finite(metrics)

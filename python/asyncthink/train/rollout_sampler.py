@@ -29,6 +29,7 @@ def local_sampler(loaded: Loaded, config: GRPOConfig) -> ForkJoinSampler:
         loaded.tokenizer,
         prompts=loaded.prompts,
         num_pages=-(-config.cache_tokens // 16),
+        max_episodes=max(64, (config.drawn or config.questions) * config.group_size),  # all of a step, if they fit
         **sampler_options(config),
     )
 
