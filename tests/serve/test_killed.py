@@ -6,9 +6,8 @@ import subprocess
 import sys
 import threading
 
-from served import served
-
 from scripted import sampler
+from served import served
 
 STORY = "x" * 3500
 CLIENT = """

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from served import Served, served
 
 from asyncthink import ForkJoinSampler
 from asyncthink.episode.records import Episode
@@ -14,6 +13,7 @@ from asyncthink.train.synthesize.actions import actions_of, follows
 from asyncthink.train.synthesize.asking import Document, Organized, agents_of
 from asyncthink.train.synthesize.questions import Question
 from asyncthink.train.traces import read_traces
+from served import Served, served
 from toy_tokenizers import real_model
 
 pytest.importorskip("openai", reason="the extra synthesize is not installed")
