@@ -24,7 +24,7 @@ def main(steps: int = 60) -> list[dict[str, Any]]:
         policy,
         [task],
         params=SamplingParams(temperature=1.0, max_tokens=300),
-        rule=RewardRule(weight=0.2),
+        grading=Grading(RewardRule(weight=0.2)),
         group_size=8,
         groups=4,
         queue_size=128,

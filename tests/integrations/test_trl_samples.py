@@ -53,10 +53,10 @@ def test_metrics_are_told_once_an_episode_and_trl_takes_their_means() -> None:
 def test_what_no_sample_can_hold_is_refused() -> None:
     reward = Reward(1.0, 0.25, 0.1, False, 1.1)
     with pytest.raises(ValueError, match="expected one that an update may use"):
-        samples(Rollout(answered("1"), reward, 0.0, usable=False), 0, 0)
+        samples(Rollout(answered("1"), reward, (0.0,), usable=False), 0, 0)
     moved = dataclasses.replace(answered("1"), join_mode="append")
     with pytest.raises(ValueError, match="join: expected 'exact'"):
-        samples(Rollout(moved, reward, 0.0), 0, 0)
+        samples(Rollout(moved, reward, (0.0, 0.0)), 0, 0)
 
 
 def test_the_fields_are_those_that_trl_reads() -> None:

@@ -47,7 +47,7 @@ def config(out: Path, **changes: Any) -> Any:
 
 
 def worker(policy: Any, **options: Any) -> RolloutWorker:
-    given: dict[str, Any] = {"params": PARAMS, "group_size": 4, "groups": 2, "rule": RULE, "queue_size": 64}
+    given: dict[str, Any] = {"params": PARAMS, "group_size": 4, "groups": 2, "grading": Grading(RULE), "queue_size": 64}
     return RolloutWorker(policy, [Counting()], **(given | options))
 
 

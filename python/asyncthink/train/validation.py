@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.episode.params import SamplingParams
+from asyncthink.episode.source import EpisodeSource
 from asyncthink.tasks import Task
 from asyncthink.tasks.held_out import held_out
 from asyncthink.tasks.rewards import RewardFunction, evaluate
@@ -30,7 +31,7 @@ def puzzles_for(tasks: Sequence[Task], count: int) -> list[tuple[Task, Any]]:
 
 
 def validate(
-    sampler: ForkJoinSampler,
+    sampler: EpisodeSource,
     puzzles: Sequence[tuple[Task, Any]],
     params: SamplingParams,
     rule: RewardFunction,

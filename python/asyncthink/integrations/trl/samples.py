@@ -49,7 +49,7 @@ def samples(rollout: Rollout, group_id: int, model_version: int) -> list[Sample]
     >>> from asyncthink.tasks.rewards import Reward
     >>> organizer = Trace(0, "organizer", tokens=[1, 2, 3, 4], sampled=[False, True, True, True], logprobs=[-0.5] * 4)
     >>> worker = Trace(1, "worker", 0, 1, fork_at=3, tokens=[7, 8], sampled=[False, True], logprobs=[0.0, -0.25])
-    >>> rollout = Rollout(Episode("q", "asyncthink", traces=[organizer, worker]), Reward(1, 1, 0, False, 1.0), 0.5)
+    >>> rollout = Rollout(Episode("q", "asyncthink", traces=[organizer, worker]), Reward(1, 1, 0, False, 1.0), (0.5, 0.5))
     >>> for sample in samples(rollout, group_id=3, model_version=1):
     ...     print(sample.input_ids.tolist(), sample.completion_mask.tolist(), sample.old_log_probs.tolist())
     [1, 2, 3, 7, 8] [0, 0, 0, 0, 1] [0.0, 0.0, 0.0, 0.0, -0.25]
@@ -69,7 +69,7 @@ def _sample(row: AgentRow, rollout: Rollout, group_id: int, model_version: int) 
         input_ids=np.array([*row.prompt, *row.response], dtype=np.int64),
         completion_mask=np.array([*given, *row.mask], dtype=np.int64),
         old_log_probs=np.array([*given, *row.logprobs], dtype=np.float32),
-        advantage=rollout.advantage,
+        advantage=rollout.advantages[row.agent],
         model_version=model_version,
         group_id=group_id,
         metrics={} if row.agent else sample_metrics(rollout),

@@ -18,7 +18,7 @@ from asyncthink.integrations.trl.samples import Sample, samples
 from asyncthink.tasks import Task
 from asyncthink.tasks.rewards import RewardRule
 from asyncthink.train.metrics import COUNTS, episode_metrics
-from asyncthink.train.rollout import Question, Rollout, draw_questions, with_advantages
+from asyncthink.train.rollout import Grading, Question, Rollout, draw_questions, graded
 
 #: A gauge, or (numerator, denominator) of a rate, as TRL reads them.
 Metric = float | tuple[float, float]
@@ -54,7 +54,7 @@ class RolloutWorker:
         params: how tokens are drawn. The trainer's temperature must be the same.
         group_size: episodes of a question.
         groups: questions whose episodes are drawn at the same time. More use the engine better, with older weights.
-        rule, normalise: the reward, and whether advantages are divided by the group's standard deviation.
+        grading: the reward, and how a group's rewards become advantages.
         queue_size: samples that wait for the trainer; then the worker waits.
 
     Raises ValueError for options that training cannot use, and numbers outside their range.
@@ -69,15 +69,14 @@ class RolloutWorker:
         params: SamplingParams | None = None,
         group_size: int = 8,
         groups: int = 4,
-        rule: RewardRule | None = None,
-        normalise: bool = True,
+        grading: Grading | None = None,
         seed: int = 0,
         queue_size: int = 1024,
     ) -> None:
-        self.policy, self.tasks, self.seed, self.normalise = policy, list(tasks), seed, normalise
+        self.policy, self.tasks, self.seed = policy, list(tasks), seed
         self.options = options if options is not None else Options()
         self.params = params if params is not None else SamplingParams()
-        self.rule = rule if rule is not None else RewardRule()
+        self.grading = grading if grading is not None else Grading(RewardRule())
         self.group_size, self.groups = group_size, groups
         self._check(queue_size)
         self.rollout_buffer: queue.Queue[Sample] = queue.Queue(queue_size)
@@ -178,8 +177,7 @@ class RolloutWorker:
 
     def _deliver(self, group: _Group) -> None:
         episodes = [future.result() for future in group.futures]
-        rewards = [self.rule(group.question.task, group.question.puzzle, episode) for episode in episodes]
-        rollouts = with_advantages(episodes, rewards, self.normalise)
+        rollouts = graded(group.question, episodes, self.grading)
         waited = 0.0
         for rollout in rollouts:
             for sample in samples(rollout, group.number, group.version) if rollout.usable else ():
