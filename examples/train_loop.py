@@ -34,7 +34,7 @@ def main() -> list[dict[str, float]]:
 
         # An organizer and its workers are one unit: all their tokens carry the episode's advantage.
         rewards = torch.tensor([reward_of(task, puzzle, episode).total for episode in episodes])
-        advantages = (rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-6)
+        advantages = rewards - rewards.mean()
         traces = [(trace, a) for episode, a in zip(episodes, advantages, strict=True) for trace in episode.traces]
         drawn = [(logp, a) for t, a in traces for logp, own in zip(t.logprobs, t.sampled, strict=True) if own]
         old, advantage = torch.tensor(drawn).T

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncthink.episode.options import Options
-from asyncthink.episode.records import Episode, Event, Trace
+from asyncthink.episode.params import SamplingParams
+from asyncthink.episode.records import Episode, Event, TokenEvent, Trace
 from asyncthink.protocol.parser import Parser
 from asyncthink.protocol.prompts import DEFAULT_PROMPTS, PromptFormat
 
 if TYPE_CHECKING:
     from asyncthink.engine.async_engine import AsyncEngine
-    from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams, Thread, TokenEvent
+    from asyncthink.engine.remote.sampler import RemoteSampler
+    from asyncthink.engine.sampler import ForkJoinSampler, Thread
     from asyncthink.engine.tools import Tool
     from asyncthink.model.decoder import Decoder
     from asyncthink.tasks import Task
@@ -33,6 +35,7 @@ __all__ = [
     "Options",
     "Parser",
     "PromptFormat",
+    "RemoteSampler",
     "SamplingParams",
     "Task",
     "Thread",
@@ -43,7 +46,7 @@ __all__ = [
     "checkpoint_path",
 ]
 
-_FROM_SAMPLER = ("ForkJoinSampler", "SamplingParams", "Thread", "TokenEvent", "Tool")
+_FROM_SAMPLER = ("ForkJoinSampler", "Thread", "Tool")
 
 
 def checkpoint_path(name: str = "countdown") -> Path:
@@ -65,6 +68,10 @@ def __getattr__(name: str) -> Any:
         from asyncthink.engine import sampler
 
         return getattr(sampler, name)
+    if name == "RemoteSampler":  # needs httpx, an extra
+        from asyncthink.engine.remote.sampler import RemoteSampler
+
+        return RemoteSampler
     if name == "AsyncEngine":
         from asyncthink.engine.async_engine import AsyncEngine
 

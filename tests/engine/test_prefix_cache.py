@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from asyncthink import ForkJoinSampler, SamplingParams
+from asyncthink.engine.prompting import encode_template
 from asyncthink.protocol.prompts import PromptFormat
 from scripted import ScriptedDecoder, tokenizer
 from toy_tokenizers import byte_level, sentencepiece
@@ -35,6 +36,10 @@ def served(scripts: list[str], prompts: PromptFormat = BARE, tok: Any = None, **
     return ForkJoinSampler(ScriptedDecoder(tok, scripts), tok, prompts=prompts, **options)
 
 
+def encoded(s: ForkJoinSampler, name: str, **filled: str) -> list[int]:
+    return encode_template(s.codec, s.prompts, name, **filled)
+
+
 def test_a_question_that_is_wholly_cached() -> None:
     s = served(["O:<ANSWER>0</ANSWER>", "O:q<ANSWER>1</ANSWER>"])
     assert [e.answer for e in s.generate(["q", "", "q"], GREEDY)] == ["1", "0", "1"]
@@ -60,8 +65,8 @@ def test_a_prompt_without_any_token_is_refused() -> None:
     with pytest.raises(ValueError, match=r"questions\[1\]: prompt 'organizer': expected at least one token, got none"):
         s.generate(["q", ""], GREEDY)
     with pytest.raises(ValueError, match="prompt 'worker_isolated': expected at least one token, got none"):
-        s.prefixes.encode("worker_isolated", subquery="")
-    assert s.prefixes.encode("worker_shared", subquery="") == []
+        encoded(s, "worker_isolated", subquery="")
+    assert encoded(s, "worker_shared", subquery="") == []
 
 
 def test_a_fork_ends_where_prefix_and_prompt_differ() -> None:
@@ -71,7 +76,7 @@ def test_a_fork_ends_where_prefix_and_prompt_differ() -> None:
     s.prefixes.prepare(["organizer"])
     head = tok.encode("Problem: ")
     for question in ("planet is", "", "?", " 42", "<|end|>"):
-        tokens = s.prefixes.encode("organizer", question=question)
+        tokens = encoded(s, "organizer", question=question)
         branch = s.prefixes.branch("organizer", tokens)
         agreed = next((k for k, (a, b) in enumerate(zip(head, tokens, strict=False)) if a != b), len(head))
         assert branch.length == min(agreed, len(tokens) - 1)
@@ -89,8 +94,8 @@ def test_prompts_with_another_beginning_share_nothing() -> None:
     s = served([], chat_prompts(tok, BARE), tok)
     s.prefixes.prepare(["organizer"])
     conversation = [{"role": "system", "content": "x"}, {"role": "user", "content": "q"}]
-    plain = s.prefixes.branch("organizer", s.prefixes.encode("organizer", question="q"))
-    tokens = s.prefixes.encode("organizer", question=conversation)
+    plain = s.prefixes.branch("organizer", encoded(s, "organizer", question="q"))
+    tokens = encoded(s, "organizer", question=conversation)
     system = s.prefixes.branch("organizer", tokens)
     assert plain.length == len(tok.encode("<|start|>user\nO:"))
     assert system.length == 1
@@ -120,9 +125,9 @@ def test_a_prompt_is_encoded_once_a_request() -> None:
     s.codec.encode = lambda *args, **named: calls.append(args) or encode(*args, **named)  # type: ignore[method-assign]
     s.generate(["q"], GREEDY)
     assert len(calls) == 1
-    first = s.prefixes.encode("organizer", question="q")
+    first = encoded(s, "organizer", question="q")
     first.append(0)
-    assert s.prefixes.encode("organizer", question="q") == first[:-1], "the caller's list is its own"
+    assert encoded(s, "organizer", question="q") == first[:-1], "the caller's list is its own"
 
 
 @pytest.mark.parametrize("kind", ["legacy", "first"])

@@ -15,6 +15,7 @@ from test_sampler import GREEDY, SHARED, clean
 
 import tiny_models as tm
 from asyncthink import ForkJoinSampler, SamplingParams
+from asyncthink.engine import prompting
 from asyncthink.episode.records import Event
 from asyncthink.model.decoder import Decoder
 from scripted import PROMPTS, ScriptedDecoder, sampler, tokenizer
@@ -158,15 +159,15 @@ def test_a_worker_of_nan_returns_nothing(monkeypatch):
 
 def test_an_exception_ends_its_own_episode_alone(monkeypatch):
     s = sampler([text.replace("O:q", f"O:{q}") for q in "qr" for text in SHARED])
-    encode, failed = s.prefixes.encode, []
+    encode, failed = prompting.encode_template, []
 
-    def fails(name, **slots):
+    def fails(codec, prompts, name, **slots):
         if name.startswith("worker") and not failed:
             failed.append(name)
             raise LookupError("no such word")
-        return encode(name, **slots)
+        return encode(codec, prompts, name, **slots)
 
-    monkeypatch.setattr(s.prefixes, "encode", fails)
+    monkeypatch.setattr(prompting, "encode_template", fails)
     with pytest.warns(RuntimeWarning, match="an episode failed and was ended: LookupError: no such word"):
         broken, fine = s.generate(["q", "r"], GREEDY)
     assert broken.finish == "failed" and broken.failures == ["LookupError: no such word"]

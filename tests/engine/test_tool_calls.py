@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from asyncthink.engine.prompting import encode_template
 from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
 from asyncthink.engine.tools import Tool
 from asyncthink.episode.records import Episode, Event, TokenEvent
@@ -170,7 +171,8 @@ def test_a_worker_waits_while_its_organizer_thinks_on() -> None:
 def test_isolated_workers_read_of_the_tools_themselves() -> None:
     s = Scripted(HERMES, double, context="isolated")
     fork = "<FORK-1>twice 21</FORK-1>"
-    alone = s.decoder.tok.decode(s.sampler.prefixes.encode("worker_isolated", subquery="twice 21"))
+    own = s.sampler
+    alone = s.decoder.tok.decode(encode_template(own.codec, own.prompts, "worker_isolated", subquery="twice 21"))
     assert '"double"' in alone
     s.decoder.scripts = [
         s.opening() + fork + "<JOIN-1>42</JOIN-1><ANSWER>42</ANSWER>",

@@ -13,9 +13,10 @@ from asyncthink import ForkJoinSampler, SamplingParams, checkpoint_path
 from asyncthink.cli.app import app
 from asyncthink.cli.evaluate import models_by_mode
 from asyncthink.eval.bootstrap import Bootstrap
-from asyncthink.eval.evaluation import compare, evaluate, fingerprint, held_out, measure_seconds, with_seconds
+from asyncthink.eval.evaluation import compare, evaluate, fingerprint, measure_seconds, with_seconds
 from asyncthink.tasks import Countdown, Puzzle
 from asyncthink.tasks.countdown import is_held_out
+from asyncthink.tasks.held_out import held_out
 from asyncthink.tasks.search import find_all
 from scripted import sampler
 

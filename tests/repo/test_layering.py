@@ -90,8 +90,20 @@ ARROWS: dict[str, set[str]] = {
     "eval": {"engine", "episode", "model", "protocol", "tasks"},
     "train": {"engine", "episode", "files", "model", "protocol", "tasks"},
     "serve": {"engine", "episode", "protocol", "view"},
-    "integrations": {"engine", "episode", "model", "tasks", "train"},
-    "cli": {"engine", "episode", "eval", "files", "model", "protocol", "serve", "tasks", "train", "view"},
+    "integrations": {"engine", "episode", "model", "protocol", "tasks", "train"},
+    "cli": {
+        "engine",
+        "episode",
+        "eval",
+        "files",
+        "integrations",
+        "model",
+        "protocol",
+        "serve",
+        "tasks",
+        "train",
+        "view",
+    },
     "__main__": {"cli"},
 }
 

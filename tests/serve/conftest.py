@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from served import Served, served
 
 import tiny_models as tm
 from asyncthink import ForkJoinSampler
 from scripted import PROMPTS
+from served import Served, served
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from typing import Any
 
 import openai
 import pytest
-from served import Served
 
 from asyncthink import SamplingParams
 from asyncthink.episode.options import Options
 from asyncthink.episode.records import Episode
+from served import Served
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "q"}], "max_tokens": 40, "seed": 3, "temperature": 0.8}
 TEXT = {"mode": "sequential", "answer": "text"}
@@ -157,3 +157,48 @@ def test_metrics_count(tiny: Served) -> None:
     assert float(values["asyncthink_drawn_tokens_total"]) > 0 and float(values["asyncthink_pages"]) == 256
     assert float(values["asyncthink_time_to_first_token_seconds_count"]) > 0
     assert float(values["asyncthink_prefix_hit_tokens_total"]) > 0
+
+
+def test_a_streamed_completion_tells_ids_as_they_are_drawn(tiny: Served) -> None:
+    body = {"prompt": "O:q", "max_tokens": 6, "temperature": 0.7, "seed": 5, "logprobs": 0, "return_token_ids": True}
+    whole = tiny.post("/v1/completions", **body).json()["choices"][0]
+    with tiny.client.stream("POST", "/v1/completions", json={**body, "stream": True}) as stream:
+        lines = [line[6:] for line in stream.iter_lines() if line.startswith("data: {")]
+    choices = [json.loads(line)["choices"][0] for line in lines]
+    assert [token for choice in choices for token in choice["token_ids"]] == whole["token_ids"]
+    told = [value for choice in choices if choice["logprobs"] for value in choice["logprobs"]["token_logprobs"]]
+    assert told == pytest.approx(whole["logprobs"]["token_logprobs"], abs=1e-4)
+    assert len([choice for choice in choices if choice["token_ids"]]) == len(whole["token_ids"]), "one a step"
+    assert choices[-1]["finish_reason"] == whole["finish_reason"]
+    assert choices[-1]["prompt_token_ids"] == whole["prompt_token_ids"]
+
+
+def test_a_completion_goes_on_as_an_agent_elsewhere(tiny: Served) -> None:
+    """What an agent draws after its first tokens is what a request draws that is told how many there were."""
+    body = {"max_tokens": 8, "temperature": 0.9, "seed": 5, "return_token_ids": True}
+    whole = tiny.post("/v1/completions", prompt="O:q", **body, asyncthink={"agent": 2}).json()["choices"][0]
+    ids = [*whole["prompt_token_ids"], *whole["token_ids"][:3]]
+    rest = tiny.post("/v1/completions", prompt=ids, **body, asyncthink={"agent": 2, "position": 3}).json()
+    assert rest["choices"][0]["token_ids"][:5] == whole["token_ids"][3:]
+    other = tiny.post("/v1/completions", prompt="O:q", **body, asyncthink={"agent": 3}).json()["choices"][0]
+    assert other["token_ids"] != whole["token_ids"]
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        ({"agent": -1}, 422), ({"strange": 1}, 422), ({"rule": {"acting": ["FORK"], "text": "odd"}}, 422),
+        ({"tail": "abc"}, 400),
+    ],
+)  # fmt: skip
+def test_an_origin_is_checked(tiny: Served, given: dict[str, Any], status: int) -> None:
+    answer = tiny.post("/v1/completions", prompt="q", max_tokens=2, asyncthink=given)
+    assert answer.status_code == status and "asyncthink" in answer.json()["error"]["message"]
+
+
+def test_a_rule_without_a_token_fails_its_own_request(tiny: Served) -> None:
+    """It ends, and nothing else does."""
+    rule = {"acting": ["ANSWER"], "text": "begun", "unlike": [*map(chr, range(1, 127)), "é"]}
+    body: dict[str, Any] = {"prompt": "q", "max_tokens": 3}
+    assert tiny.post("/v1/completions", **body, asyncthink={"rule": rule}).status_code == 500
+    assert tiny.post("/v1/completions", **body).status_code == 200

@@ -11,12 +11,12 @@ from typing import Any
 
 import httpx
 import pytest
-from served import Served, served
 
 from asyncthink.serve.logs import LogHandler
 from asyncthink.serve.server import listen
 from asyncthink.serve.settings import Limits, Settings
 from scripted import sampler
+from served import Served, served
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "q"}], "max_tokens": 8, "temperature": 0}

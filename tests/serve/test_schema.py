@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import Case
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
-from served import Served, served
 
 import tiny_models as tm
 from asyncthink import ForkJoinSampler
 from asyncthink.serve.settings import Limits, Settings
 from scripted import PROMPTS
+from served import Served, served
 
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from served import served
 
 import tiny_models as tm
 from asyncthink import ForkJoinSampler
 from asyncthink.serve.settings import Settings
 from scripted import PROMPTS
+from served import served
 
 TELL = Settings("tiny", weight_updates=True)
 PROMPT = {"prompt": "O:q\n", "max_tokens": 6, "temperature": 0}

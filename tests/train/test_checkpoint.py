@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 import asyncthink
 from asyncthink.engine.loaded import LoadedModel
 from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
-from asyncthink.eval.evaluation import evaluate, held_out, settings
+from asyncthink.eval.evaluation import evaluate, settings
 from asyncthink.tasks import task
+from asyncthink.tasks.held_out import held_out
 from asyncthink.train.logprobs import logits_of
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packing import pack

@@ -118,7 +118,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         {"join": "append"},
         {"join": "link", "context": "isolated"},
         {"objective": Objective(kl=0.1, normaliser="episode"), "minibatches": 2},
-        {"objective": Objective(normaliser="constant"), "normalise": False},
+        {"objective": Objective(normaliser="constant", entropy=1e-3), "scale": "group"},
+        {"mode": "parallel", "pool": 2, "credit": "marginal"},
     ],
 )
 def test_every_setting_trains(changes: dict[str, object], cold: Path, tmp_path: Path) -> None:

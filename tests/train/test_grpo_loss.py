@@ -62,6 +62,17 @@ def test_kl_is_zero_at_the_reference_and_pulls_towards_it() -> None:
     assert logp.grad[1] < 0 < logp.grad[2]  # descent raises the second and lowers the third
 
 
+def test_an_entropy_bonus_raises_entropy_and_ratios_are_summed() -> None:
+    logp, old = torch.tensor([-1.0, -2.0]).double(), torch.tensor([-1.0, -1.0]).double()
+    entropy = torch.tensor([0.5, 0.7], dtype=torch.float64, requires_grad=True)
+    weights = torch.tensor([1.0, 2.0]).double()
+    terms = grpo_loss(Objective(entropy=0.1), logp, old, torch.zeros(2).double(), weights, entropy=entropy)
+    terms.loss.backward()
+    torch.testing.assert_close(entropy.grad, -0.1 * weights)
+    assert terms.entropy == pytest.approx(1.2)
+    assert (terms.ratio, terms.ratio_squared) == (pytest.approx(1 + math.exp(-1)), pytest.approx(1 + math.exp(-2)))
+
+
 def episode(*drawn: int) -> Episode:
     made = Episode("q", "asyncthink")
     for agent, count in enumerate(drawn):
@@ -89,7 +100,9 @@ def test_what_is_refused() -> None:
         grpo_loss(Objective(), two, two, three, two)
     with pytest.raises(ValueError, match=r"reference_logprobs: expected a tensor for a KL weight of 0\.1, got None"):
         grpo_loss(Objective(kl=0.1), two, two, two, two)
-    for name in ("clip_low", "clip_high", "kl"):
+    with pytest.raises(ValueError, match=r"entropy: expected a tensor for an entropy weight of 0\.1, got None"):
+        grpo_loss(Objective(entropy=0.1), two, two, two, two)
+    for name in ("clip_low", "clip_high", "kl", "entropy"):
         with pytest.raises(ValueError, match=f"{name}: expected at least 0"):
             Objective(**{name: -0.1})
         with pytest.raises(ValueError, match=f"{name}: expected at least 0, got nan"):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from asyncthink.cli.train import app
 from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
@@ -75,7 +75,7 @@ def documented(command: str) -> list[str]:
     text = (Path(__file__).resolve().parents[2] / "docs/training.md").read_text().partition("## Qwen3-4B")[2]
     (found,) = re.findall(rf"^asyncthink train ({command} [^\\\n]*(?:\\\n[^\\\n]*)*)", text, re.MULTILINE)
     arguments = shlex.split(found.replace("\\\n", " "))
-    assert {"--lora", "--weights", "--checkpointing", "--plot", "--tensorboard"} <= set(arguments)
+    assert {"--lora", "--weights", "--checkpointing", "--plot", "--log-to"} <= set(arguments)
     return arguments
 
 
@@ -151,6 +151,7 @@ def test_an_instruct_model_is_trained_by_the_documented_commands(qwen3: Path, tm
     assert prompts.organizer.startswith("<|im_start|>system\nYou are the organizer")
     assert prompts.organizer.endswith("<think>\n\n</think>\n\n")
     few = ["--steps", "2", "--questions", "1", "--group-size", "2", "--max-tokens", "12", "--save-every", "1"]
+    few += ["--minibatches", "1", "--drawn", "1", "--validate-puzzles", "1"]
     app([*second, "--model", str(last), "--out", str(grpo), *few], standalone_mode=False)
     for out, steps in (sft, [1, 3]), (grpo, [1, 2]):
         assert [line["step"] for line in read_metrics(out / "metrics.jsonl") if "loss" in line] == steps
@@ -162,11 +163,15 @@ def test_an_instruct_model_is_trained_by_the_documented_commands(qwen3: Path, tm
     assert episode.traces[0].decoded == 8
 
 
-def test_appended_returns_need_tags_of_one_token(qwen3: Path, tmp_path: Path) -> None:
-    config = SFTConfig(tmp_path / "run", model=ModelOptions(str(qwen3), bfloat16=False), mixture=Mixture(append=0.5))
-    with pytest.raises(ValueError, match=r"append: expected a tokenizer in which </RETURN> is one token, got \d"):
-        train_sft(config)
-    assert not config.out.exists()
+@pytest.mark.parametrize("tag_tokens", [False, True])
+def test_appended_returns_are_learned_with_tags_of_any_number_of_tokens(
+    qwen3: Path, tmp_path: Path, tag_tokens: bool
+) -> None:
+    model = ModelOptions(str(qwen3), bfloat16=False, tag_tokens=tag_tokens)
+    few = {"steps": 1, "batch_tokens": 300, "evaluate_episodes": 1}
+    folder = train_sft(SFTConfig(tmp_path / "run", model=model, mixture=Mixture(solo=0, append=1.0), **few))
+    length = len(AutoTokenizer.from_pretrained(folder).encode("</RETURN>"))
+    assert (length == 1) == tag_tokens
 
 
 def test_loaded_names_what_it_is() -> None:

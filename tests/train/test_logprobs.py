@@ -15,7 +15,7 @@ from asyncthink.episode.options import Context, JoinMode
 from asyncthink.model.decoder import Decoder
 from asyncthink.protocol.prompts import PromptFormat
 from asyncthink.tasks import Countdown
-from asyncthink.train.logprobs import logits_of, token_logprobs
+from asyncthink.train.logprobs import logits_of, token_logprobs, token_scores
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packing import IGNORED, Row, pack
 from asyncthink.train.rows import rows
@@ -199,3 +199,18 @@ def test_the_output_layer_is_asked_once_without_dropout() -> None:
     model.base_model.register_forward_hook(count)
     token_logprobs(model, batch)
     assert calls == 1
+
+
+@pytest.mark.parametrize("chunk", [2**25, VOCABULARY * 3])
+def test_entropy_is_that_of_the_distribution_that_tokens_are_drawn_from(chunk: int) -> None:
+    model = tiny("qwen3")
+    use_packed_attention(model)
+    batch = pack([[Row("", "", tuple(range(5, 15)), (False, *(True,) * 9))]], 1)
+    expected = torch.distributions.Categorical(logits=logits_of(model, batch)[0, :-1].double() / 0.7).entropy()
+    for learn in (False, True):
+        logprobs, entropy = token_scores(model, batch, 0.7, chunk, learn_entropy=learn)
+        torch.testing.assert_close(logprobs, token_logprobs(model, batch, 0.7, chunk), rtol=0, atol=1e-5)
+        torch.testing.assert_close(entropy[:-1].double(), expected, rtol=0, atol=1e-5)
+        model.zero_grad()
+        entropy.sum().backward() if learn else logprobs.sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())

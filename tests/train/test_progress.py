@@ -1,25 +1,22 @@
-"""What a run reports: JSON lines, TensorBoard events, a line for a reader, and curves."""
+"""What a run reports: JSON lines, a line for a reader, and curves."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from asyncthink.train.checkpoint import Progress
 from asyncthink.train.curve import plot_curves
-from asyncthink.train.distributed import World
 from asyncthink.train.progress import Reporter
+from asyncthink.train.state import Progress
 
 
-def report(path: Path, steps: range, first: int = 0, world: World | None = None, tensorboard: bool = False) -> None:
-    with Reporter(path, 10, first, world or World(), tensorboard) as reporter:
+def report(path: Path, steps: range) -> None:
+    with Reporter(path, 10, 0) as reporter:
         for step in steps:
             figures = {"loss": 1 / step, "held_out": {"solo/exact": step / 10}}
             reporter.step(Progress(step, 100 * step, 2.0 * step), figures, f"loss {1 / step:.2f}")
@@ -39,30 +36,6 @@ def test_lines_for_a_machine_and_for_a_reader(tmp_path: Path, capsys: pytest.Cap
         "step 2/10 loss 0.50 50 tokens/s 0.1 min, 0 min left",
         "half of [them]",
     ]
-
-
-def test_only_the_main_process_writes_and_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report(tmp_path / "metrics.jsonl", range(1, 3), world=World(1, 2), tensorboard=True)
-    assert not list(tmp_path.iterdir())
-    assert capsys.readouterr().out == ""
-
-
-def test_tensorboard_has_every_figure_once(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    report(path, range(1, 5), tensorboard=True)
-    report(path, range(3, 6), first=2, tensorboard=True)  # resumed from step 2
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert events.Tags()["scalars"] == ["loss", "held_out/solo/exact"]
-    assert [(event.step, round(event.value, 3)) for event in events.Scalars("loss")] == [
-        (step, round(1 / step, 3)) for step in range(1, 6)
-    ]
-
-
-def test_without_tensorboard_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ImportError, match=r'not installed: pip install "asyncthink-kernels\[train\]"'):
-        Reporter(tmp_path / "metrics.jsonl", 10, 0, tensorboard=True)
-    assert not list(tmp_path.iterdir())
 
 
 def write(path: Path, lines: list[dict[str, Any]]) -> Path:

@@ -12,11 +12,13 @@ import pytest
 import torch
 from killed_run import config
 from safetensors.torch import load_file
+from state_files import state_tensors
 
-from asyncthink.train.checkpoint import Progress, checkpoints, remove_leftovers
+from asyncthink.train.checkpoint import checkpoints, remove_leftovers
 from asyncthink.train.distributed import World
 from asyncthink.train.progress import Reporter, read_metrics
 from asyncthink.train.runs import begin_run, find_run
+from asyncthink.train.state import STATE, Progress
 
 #: What a clock, a place, or transformers about the place a tokenizer came from, writes down.
 OTHERWISE = ("seconds", "seconds_rollout", "seconds_update", "out", "export", "resume", "is_local", "local_files_only")
@@ -27,7 +29,17 @@ def files(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
+        if path.parent.name == STATE:  # its index holds a random name of its own
+            if path.name != ".metadata":
+                continue
+            found |= {
+                f"{path.parent.relative_to(folder)}:{key}": tensor
+                for key, tensor in state_tensors(path.parent.parent).items()
+            }
+            continue
         if path.suffix == ".safetensors":
+            if path.name != ".metadata":
+                continue
             found |= {f"{name}:{key}": tensor for key, tensor in load_file(path).items()}
         elif path.suffix in (".json", ".jsonl") and path.name != "tokenizer.json":
             lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]

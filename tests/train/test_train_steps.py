@@ -11,26 +11,58 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from skipped_together import give, made, state
-from test_distributed import torchrun
-from torch import Tensor
+from state_files import state_tensors
+from torch import Tensor, nn
 
 from asyncthink.episode.records import Episode
 from asyncthink.tasks import Task
 from asyncthink.tasks.rewards import Reward, RewardRule
 from asyncthink.train import checkpoint, grpo, sft
-from asyncthink.train.checkpoint import STATE_TENSORS, Progress, checkpoints, load_state, save_checkpoint
-from asyncthink.train.distributed import gradients
+from asyncthink.train.checkpoint import checkpoints, save_checkpoint
+from asyncthink.train.distributed import ALONE
 from asyncthink.train.grpo import train_grpo
 from asyncthink.train.grpo_config import GRPOConfig
 from asyncthink.train.grpo_loss import Objective
 from asyncthink.train.loading import TINY_PROMPTS, Loaded, ModelOptions, Shape, load, optimizer
 from asyncthink.train.sft import SFTConfig, train_sft
-from asyncthink.train.steps import LeftOut, check_finite
+from asyncthink.train.state import Progress, load_state
+from asyncthink.train.steps import LeftOut, Steps, check_finite
 
 SHAPE = Shape(layers=1, hidden=16, heads=1, kv_heads=1, head_dim=16, intermediate=16)
 MODEL = ModelOptions(shape=SHAPE, bfloat16=False)
 NAN, INF = math.nan, math.inf
+
+
+def made(max_skipped: int = 5) -> tuple[nn.Parameter, torch.optim.AdamW, Steps]:
+    """A weight with momentum and weight decay, after one step."""
+    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+    adam = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.5)
+    steps = Steps(adam, 1.0, max_skipped)
+    give(weight, 0.3, 0.1)
+    steps.take(1.0)
+    return weight, adam, steps
+
+
+def give(weight: nn.Parameter, *values: float) -> None:
+    weight.grad = torch.tensor(values)
+
+
+def state(weight: nn.Parameter, adam: torch.optim.AdamW) -> list[Tensor]:
+    """The weight and all that the optimizer holds of it."""
+    return [weight.detach().clone(), *(value.clone() for value in adam.state[weight].values())]
+
+
+def test_sums_are_divided_before_the_step() -> None:
+    weight, adam, steps = made()
+    other = nn.Parameter(torch.ones(2))  # without a gradient
+    adam.add_param_group({"params": [other]})
+    steps = Steps(adam, 10.0)
+    give(weight, 3.0, 4.0)
+    steps.divide(5.0)
+    assert weight.grad is not None
+    assert weight.grad.tolist() == pytest.approx([0.6, 0.8])
+    assert steps.take(1.0) == pytest.approx(1.0)
+    assert other.tolist() == [1.0, 1.0]
 
 
 def test_a_silent_step_moves_nothing() -> None:
@@ -76,18 +108,6 @@ def test_several_skipped_steps_in_a_row_stop() -> None:
     assert torch.isfinite(weight).all()
 
 
-@pytest.mark.slow
-def test_one_process_with_a_nan_is_enough_for_all(tmp_path: Path) -> None:
-    torchrun(Path(__file__).with_name("skipped_together.py"), tmp_path)
-    one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    weight, adam, steps = made()
-    give(weight, 0.2, 0.2)
-    steps.take(1.0)
-    assert one == other
-    assert one["left_out"] == "LeftOut(silent=0, skipped=2, skipped_in_a_row=0)"
-    assert one["state"] == [each.tolist() for each in state(weight, adam)]
-
-
 def test_what_is_not_finite_is_named() -> None:
     check_finite("weights", [("a", torch.ones(2)), ("b", torch.arange(3))])
     with pytest.raises(
@@ -105,7 +125,8 @@ def folder_of(out: Path, loaded: Loaded, adam: torch.optim.AdamW, step: int) -> 
 def test_nothing_that_is_not_finite_is_saved(tmp_path: Path, broken: str) -> None:
     loaded = load(MODEL)
     adam = optimizer(loaded.model, 1e-3, 0.0)
-    gradients(loaded.model.parameters())
+    for parameter in loaded.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
     adam.step()
     kept = folder_of(tmp_path, loaded, adam, 1)
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -119,15 +140,22 @@ def test_nothing_that_is_not_finite_is_saved(tmp_path: Path, broken: str) -> Non
         with pytest.raises(ValueError, match="weights: expected finite numbers"):
             checkpoint.save_model(kept, loaded.model, loaded.tokenizer, TINY_PROMPTS, {})
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
-    assert load_state(kept, loaded.model, adam) == Progress(1, left_out=LeftOut(3, 2, 1))
+    assert load_state(kept, loaded.model, adam, ALONE) == Progress(1, left_out=LeftOut(3, 2, 1))
 
 
-def test_a_checkpoint_without_counts_is_resumed(tmp_path: Path) -> None:
+def test_a_state_of_other_parameters_is_named(tmp_path: Path) -> None:
     loaded = load(MODEL)
     adam = optimizer(loaded.model, 1e-3, 0.0)
+    for parameter in loaded.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    adam.step()
     folder = folder_of(tmp_path, loaded, adam, 1)
-    (folder / checkpoint.STATE_NUMBERS).write_text('{"step": 7, "tokens": 5, "seconds": 1.5}')
-    assert load_state(folder, loaded.model, adam) == Progress(7, 5, 1.5)
+    with pytest.raises(
+        ValueError, match=r"resume: .*step-000001 holds the state of model\..*, which is not trained here"
+    ):
+        load_state(folder, nn.Linear(2, 2), adam, ALONE)
+    with pytest.raises(ValueError, match="holds no training state"):
+        load_state(tmp_path, loaded.model, adam, ALONE)
 
 
 def strict(out: Path) -> list[dict[str, Any]]:
@@ -140,7 +168,7 @@ def strict(out: Path) -> list[dict[str, Any]]:
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    found = {**load_file(folder / "model.safetensors"), **load_file(folder / STATE_TENSORS)}
+    found = {**load_file(folder / "model.safetensors"), **state_tensors(folder)}
     return {name: tensor for name, tensor in found.items() if name != "random"}
 
 
@@ -224,7 +252,7 @@ class TestGRPO:
         assert [(line["silent"], line["gradient_norm"]) for line in strict(tmp_path)] == [(1, 0.0), (2, 0.0)]
 
     def test_without_a_finite_reward_the_run_stops(self, start: Path, tmp_path: Path) -> None:
-        config = self.config(tmp_path, start, rule=Odd(nan_of=4), max_skipped=2, objective=Objective(kl=0.1))
+        config = self.config(tmp_path, start, rule=Odd(nan_of=4), max_skipped=2, rounds=1, objective=Objective(kl=0.1))
         with pytest.raises(RuntimeError, match="2 steps in a row were skipped"):
             train_grpo(config)
         (line,) = strict(tmp_path)
@@ -236,10 +264,13 @@ class TestGRPO:
     def test_of_two_minibatches_one_is_skipped(
         self, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        whole, number = grpo.token_logprobs, iter(range(99))
-        monkeypatch.setattr(
-            grpo, "token_logprobs", lambda *a, **k: whole(*a, **k) * (NAN if next(number) == 0 else 1.0)
-        )
+        whole, number = grpo.token_scores, iter(range(99))
+
+        def spoiled(*arguments: Any, **names: Any) -> tuple[Tensor, Tensor]:
+            logprobs, entropy = whole(*arguments, **names)
+            return logprobs * (NAN if next(number) == 0 else 1.0), entropy
+
+        monkeypatch.setattr(grpo, "token_scores", spoiled)
         folder = train_grpo(self.config(tmp_path, start, rule=Odd(), minibatches=2))
         first, second = strict(tmp_path)
         assert (first["skipped"], second["skipped"]) == (1, 1)

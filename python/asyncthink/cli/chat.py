@@ -12,6 +12,7 @@ from rich.text import Text
 
 from asyncthink.cli.keyboard import interruptible, lines, no_echo
 from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Pool, Revision, loading
+from asyncthink.cli.remote import Servers, connect
 from asyncthink.episode.options import Mode, Options, default_forms
 from asyncthink.files import check_writable
 from asyncthink.protocol.chat import prompts_for
@@ -20,7 +21,10 @@ from asyncthink.view.terminal import printable, watcher
 
 if TYPE_CHECKING:
     from asyncthink.engine.loaded import LoadedModel
-    from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
+    from asyncthink.engine.remote.loaded import RemoteModel
+    from asyncthink.engine.remote.sampler import RemoteSampler
+    from asyncthink.engine.sampler import ForkJoinSampler
+    from asyncthink.episode.params import SamplingParams
     from asyncthink.episode.records import Episode
 
 _HELP = """\
@@ -46,17 +50,22 @@ def converse(
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
+    server: Servers = None,
 ) -> None:
     """Talk with a model, and watch its agents work. In a pipe every line is a question, and answers are plain text."""
     agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join}
     Options(**agents)  # refused before a model is loaded
-    with loading(quiet=False) as progress:
-        from asyncthink.engine.loaded import LoadedModel
-        from asyncthink.engine.sampler import SamplingParams
+    with loading(quiet=False, here=not server) as progress:
+        from asyncthink.episode.params import SamplingParams
 
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
-        source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
-        loaded = LoadedModel.load(model, **source, progress=progress)
+        loaded: LoadedModel | RemoteModel
+        if server:
+            loaded = connect(server, model, revision, progress, device=device, dtype=dtype)
+        else:
+            from asyncthink.engine.loaded import LoadedModel
+
+            loaded = LoadedModel.load(model, device=device, dtype=dtype, revision=revision, progress=progress)
         chat = Chat(loaded, agents, params, Console(), system)
     chat.greet(model)
     for line in lines(prompts=sys.stdin.isatty()):
@@ -80,7 +89,7 @@ class Chat:
 
     def __init__(
         self,
-        loaded: LoadedModel,
+        loaded: LoadedModel | RemoteModel,
         agents: dict[str, Any],
         params: SamplingParams,
         console: Console,
@@ -135,7 +144,7 @@ class Chat:
         else:
             raise ValueError(f"{name}: expected a command of /help, or a question that does not begin with a slash")
 
-    def _sampler(self, agents: dict[str, Any]) -> ForkJoinSampler:
+    def _sampler(self, agents: dict[str, Any]) -> ForkJoinSampler | RemoteSampler:
         """A model that was not trained on tags organizes by a plan, or answers with its whole reply."""
         return self.loaded.sampler(**agents, **default_forms(self.loaded.prompts is not None, agents["mode"]))
 
@@ -205,7 +214,7 @@ def summary(episode: Episode) -> str:
     )
 
 
-def _holds_conversations(loaded: LoadedModel) -> bool:
+def _holds_conversations(loaded: LoadedModel | RemoteModel) -> bool:
     """Whether the model's templates can hold more than one question."""
     turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
     prompts = loaded.prompts or prompts_for(loaded.tokenizer)

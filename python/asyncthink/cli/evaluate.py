@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +14,14 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
 from asyncthink.cli.options import Depth, Device, Dtype, Revision, loading
+from asyncthink.cli.ray_options import RayActors, RayAddress, RayBatch, RayCpus, RayGpus
+from asyncthink.cli.remote import Servers, connect
 from asyncthink.episode.options import Mode
 
 if TYPE_CHECKING:
     from asyncthink.engine.loaded import LoadedModel
-    from asyncthink.engine.sampler import ForkJoinSampler
+    from asyncthink.engine.remote.loaded import RemoteModel
+    from asyncthink.integrations.ray import RayModel
 
 
 def evaluate(
@@ -27,6 +31,9 @@ def evaluate(
     task: Annotated[str, typer.Option(help="The task whose held-out puzzles are solved.")] = "countdown",
     puzzles: Annotated[int, typer.Option(min=1, help="Number of different puzzles.")] = 200,
     first: Annotated[int, typer.Option(help="Seed of the first held-out puzzle.")] = 0,
+    part: Annotated[
+        str, typer.Option(help="Held-out puzzles: all, or a half: validation (GRPO chooses by it) or test.")
+    ] = "all",
     mode: Annotated[str, typer.Option(help="One or several of sequential,parallel,asyncthink.")] = "asyncthink",
     context: Annotated[str, typer.Option(help="One or several of shared,isolated.")] = "shared",
     join: Annotated[str, typer.Option(help="One or several of exact,append,link.")] = "exact",
@@ -47,15 +54,22 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
+    ray_actors: RayActors = 0,
+    ray_cpus: RayCpus = 1,
+    ray_gpus: RayGpus = None,
+    ray_batch: RayBatch = 8,
+    ray_address: RayAddress = None,
+    server: Servers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Solve held-out puzzles, the same in every mode: solutions found, concurrency, critical path, format errors."""
     console = Console(quiet=as_json, stderr=True)
-    with loading(quiet=as_json) as progress:
-        from asyncthink.engine.sampler import SamplingParams
+    with contextlib.ExitStack() as stack, loading(quiet=as_json, here=not server) as progress:
+        from asyncthink.episode.params import SamplingParams
         from asyncthink.eval import evaluation
         from asyncthink.tasks import task as find_task
         from asyncthink.tasks.grading import how_to_aggregate
+        from asyncthink.tasks.held_out import held_out as held_out_puzzles
         from asyncthink.view.report import print_evaluation
 
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
@@ -63,10 +77,28 @@ def evaluate(
         how_to_aggregate(puzzle_task, aggregate)
         settings = evaluation.settings(mode, context, join)
         paths = models_by_mode(model or [], [setting["mode"] for setting in settings])
-        models = _load(paths, device=device, dtype=dtype, revision=revision, progress=progress)
+        models: Mapping[str, LoadedModel | RayModel | RemoteModel]
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+        if server:
+            if ray_actors or len(set(paths.values())) > 1:
+                raise ValueError("server: expected one model and no Ray actors beside it")
+            there = connect(server, next(iter(paths.values())), revision, progress, device=device, dtype=dtype)
+            stack.callback(there.close)
+            models = dict.fromkeys(paths, there)
+        elif ray_actors:
+            from asyncthink.integrations.ray import load_on_actors
+
+            progress(f"loading the model on {ray_actors} Ray actors")
+            options |= {"cpus": ray_cpus, "gpus": ray_gpus, "batch": ray_batch, "address": ray_address}
+            say = functools.partial(console.print, highlight=False, markup=False)
+            loaded = stack.enter_context(load_on_actors(set(paths.values()), ray_actors, say=say, **options))
+            models = {mode: loaded[path] for mode, path in paths.items()}
+        else:
+            models = _load(paths, **options, progress=progress)
         samplers = [models[setting["mode"]].sampler(pool=pool, depth=depth, **setting) for setting in settings]
-        held_out = evaluation.held_out(puzzle_task, puzzles, first)
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
+        held_out = held_out_puzzles(puzzle_task, puzzles, first, part)  # type: ignore[arg-type]
+        resources = stack.pop_all()
+    with resources, Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
         rows = []
         for setting, sampler in zip(settings, samplers, strict=True):
             line = bar.add_task(" ".join(setting.values()), total=puzzles * draws)
@@ -87,6 +119,7 @@ def evaluate(
         "asked": puzzle_task.asked,
         "puzzles": puzzles,
         "first": first,
+        "part": part,
         "questions_sha256": evaluation.fingerprint(puzzle_task, held_out),
         "pool": pool,
         "depth": depth,
@@ -95,7 +128,7 @@ def evaluate(
         "draws": draws,
         "seed": seed,
         "timed_puzzles": min(latency, puzzles),
-        "machine": _machine(samplers[0]),
+        "machine": models[settings[0]["mode"]].machine,
         "rows": rows,
         "comparisons": [evaluation.compare(row, other) for k, row in enumerate(rows) for other in rows[:k]],
     }
@@ -138,19 +171,8 @@ def _load(paths: dict[str, str], **options: Any) -> dict[str, LoadedModel]:
     return {mode: loaded[path] for mode, path in paths.items()}
 
 
-def _weights(path: str, model: LoadedModel) -> dict[str, Any]:
-    parameters = sum(parameter.numel() for parameter in model.decoder.model.parameters())
-    return {"model": "/".join(Path(path).parts[-2:]), "parameters": parameters}
-
-
-def _machine(sampler: ForkJoinSampler) -> str:
-    """The device on which the seconds were measured."""
-    import torch
-
-    device = next(sampler.decoder.model.parameters()).device
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+def _weights(path: str, model: LoadedModel | RayModel | RemoteModel) -> dict[str, Any]:
+    return {"model": "/".join(Path(path).parts[-2:]), "parameters": model.parameters}
 
 
 def _advance(bar: Progress, line: TaskID, done: int) -> None:

@@ -24,10 +24,11 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a m
 
 
 @contextmanager
-def loading(quiet: bool) -> Iterator[Callable[[str], None]]:
+def loading(quiet: bool, *, here: bool = True) -> Iterator[Callable[[str], None]]:
     """Yields a function that reports progress on stderr: as a spinner on a terminal, otherwise as lines.
 
-    The messages and progress bars of transformers and huggingface_hub are disabled; they would mix with ours.
+    The messages and progress bars of transformers and huggingface_hub are disabled; they would mix with ours. Neither
+    is imported where the model is not loaded ``here``.
     """
     console = Console(stderr=True, quiet=quiet)
 
@@ -36,10 +37,12 @@ def loading(quiet: bool) -> Iterator[Callable[[str], None]]:
 
     if console.is_terminal and not console.is_dumb_terminal:
         with console.status("loading the model") as status:
-            _silence()
+            if here:
+                _silence()
             yield status.update
     else:
-        _silence()
+        if here:
+            _silence()
         yield say
 
 

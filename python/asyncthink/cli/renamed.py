@@ -11,7 +11,10 @@ RENAMED = {
     "--cached": "--cache-tokens",
     "--group": "--group-size",
     "--length": "--batch-tokens",
+    "--no-std": "--scale none",
     "--prompts": "--questions",
+    "--std": "--scale group",
+    "--tensorboard": "--log-to tensorboard",
 }
 
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from asyncthink.cli.options import Context, Depth, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
+from asyncthink.cli.remote import Servers, connect
 from asyncthink.episode.options import default_forms
 from asyncthink.files import check_writable, write_whole
 from asyncthink.view.html import timeline_html
+
+if TYPE_CHECKING:
+    from asyncthink.engine.remote.sampler import RemoteSampler
+    from asyncthink.engine.sampler import ForkJoinSampler
 
 Messages = list[dict[str, str]]
 
@@ -49,6 +54,7 @@ def ask(
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
+    server: Servers = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print how the model runs here, and why.")] = False,
     out: Annotated[Path | None, typer.Option(help="HTML file for the timeline.")] = None,
     save: Save = None,
@@ -59,18 +65,27 @@ def ask(
     if request is None and not explain:
         raise ValueError("question: expected a text, or --messages FILE, got neither")
     console = Console(quiet=as_json)
-    with loading(quiet=as_json) as progress:
-        from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
-        from asyncthink.engine.saved_prompts import saved_prompts
+    with loading(quiet=as_json, here=not server) as progress:
+        from asyncthink.episode.params import SamplingParams
         from asyncthink.view.report import print_answer, print_explanation, print_figures, print_texts
         from asyncthink.view.terminal import watcher
 
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
         agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join, "depth": depth}
-        trained = None not in (answer, guide) or saved_prompts(model, revision) is not None
-        agents |= default_forms(trained, mode, answer=answer, guide=guide) | {"forks": forks}
-        loading_options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
-        sampler = ForkJoinSampler(model, **agents, **loading_options, progress=progress)
+        forms: dict[str, Any] = {"answer": answer, "guide": guide}
+        sampler: ForkJoinSampler | RemoteSampler
+        if server:
+            there = connect(server, model, revision, progress, device=device, dtype=dtype)
+            agents |= default_forms(there.prompts is not None, mode, **forms) | {"forks": forks}
+            sampler = there.sampler(**agents)
+        else:
+            from asyncthink.engine.sampler import ForkJoinSampler
+            from asyncthink.engine.saved_prompts import saved_prompts
+
+            trained = None not in (answer, guide) or saved_prompts(model, revision) is not None
+            agents |= default_forms(trained, mode, **forms) | {"forks": forks}
+            placed: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+            sampler = ForkJoinSampler(model, **agents, **placed, progress=progress)
     explanation = sampler.explain() if explain else {}
     print_explanation(console, explanation)
     if request is None:

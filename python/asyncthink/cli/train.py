@@ -17,6 +17,7 @@ from asyncthink.cli.train_options import (
     Device,
     Export,
     LearningRate,
+    LogTo,
     Lora,
     LoraAlpha,
     LoraTargets,
@@ -26,13 +27,14 @@ from asyncthink.cli.train_options import (
     Pool,
     Resume,
     SaveEvery,
-    Tensorboard,
     Threads,
     Weights,
 )
+from asyncthink.cli.train_synthesize import synthesize
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command(cls=Command)(grpo)
+app.command(cls=Command)(synthesize)
 
 
 @app.callback()
@@ -44,11 +46,18 @@ def train() -> None:
 def sft(
     out: Out,
     task: Annotated[
-        str, typer.Option(help="Task of the demonstrations, or several separated by commas.")
+        str,
+        typer.Option(
+            help="Task of the demonstrations, or several separated by commas: a name, KIND:PATH, traces:PATH (written "
+            "traces), solo:TASK (by one agent alone) or MODULE:NAME of your own."
+        ),
     ] = "countdown",
     model: Annotated[
         str | None, typer.Option(help="Folder or hub id of the initial model. Default: random weights.")
     ] = None,
+    shape: Annotated[
+        str, typer.Option(help="Of random weights: LAYERS,HIDDEN,HEADS,KV_HEADS,HEAD_DIM,INTERMEDIATE.")
+    ] = "4,128,4,2,32,384",
     steps: Annotated[int, typer.Option(help="Optimizer steps in total.")] = 13500,
     batches: Annotated[int, typer.Option(help="Packed batches per step, shared by the processes of torchrun.")] = 1,
     batch_tokens: BatchTokens = 1200,
@@ -75,18 +84,21 @@ def sft(
     lora_alpha: LoraAlpha = None,
     lora_targets: LoraTargets = "all-linear",
     checkpointing: Checkpointing = False,
+    tag_tokens: Annotated[
+        bool, typer.Option("--tag-tokens", help="Add the protocol's tags as tokens to the tokenizer and the model.")
+    ] = False,
     device: Device = "auto",
     max_skipped: MaxSkipped = 5,
     evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations on held-out puzzles.")] = 500,
     save_every: SaveEvery = 250,
     export: Export = None,
     plot: Plot = False,
-    tensorboard: Tensorboard = False,
+    log_to: LogTo = None,
     resume: Resume = False,
 ) -> None:
     """Learn the protocol from demonstrations with random topologies (cold start)."""
     from asyncthink.train.demonstrations import Mixture
-    from asyncthink.train.loading import ModelOptions
+    from asyncthink.train.loading import ModelOptions, Shape
     from asyncthink.train.sft import SFTConfig, train_sft
 
     config = SFTConfig(
@@ -94,6 +106,7 @@ def sft(
         task=task,
         model=ModelOptions(
             model=model,
+            shape=Shape.parse(shape),
             seed=seed,
             bfloat16="auto" if bfloat16 is None else bfloat16,
             weights=weights,
@@ -101,6 +114,7 @@ def sft(
             lora_alpha=lora_alpha,
             lora_targets=lora_targets,
             checkpointing=checkpointing,
+            tag_tokens=tag_tokens,
             device=device,
         ),
         mixture=Mixture(solo, part, shared, isolated, append, workers),
@@ -119,7 +133,7 @@ def sft(
         save_every=save_every,
         export=export,
         plot=plot,
-        tensorboard=tensorboard,
+        log_to=tuple(log_to or ()),
         resume=resume,
     )
     print(train_sft(config))

@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from asyncthink.cli.options import Depth
+from asyncthink.cli.ray_options import RayActors, RayAddress, RayBatch, RayCpus, RayGpus
 from asyncthink.cli.train_options import (
     Checkpointing,
     Decay,
     Device,
     Export,
     LearningRate,
+    LogTo,
     Lora,
     LoraAlpha,
     LoraTargets,
@@ -22,7 +24,6 @@ from asyncthink.cli.train_options import (
     Pool,
     Resume,
     SaveEvery,
-    Tensorboard,
     Threads,
     Weights,
 )
@@ -31,7 +32,9 @@ from asyncthink.cli.train_options import (
 def grpo(
     out: Out,
     model: Annotated[str, typer.Option(help="Folder or hub id of the initial model.")],
-    task: Annotated[str, typer.Option(help="Task, or several separated by commas.")] = "countdown",
+    task: Annotated[
+        str, typer.Option(help="Task, or several separated by commas: a name, KIND:PATH, or MODULE:NAME of your own.")
+    ] = "countdown",
     mode: Annotated[str, typer.Option(help="asyncthink, or a baseline: sequential, parallel.")] = "asyncthink",
     pool: Pool = 4,
     depth: Depth = 1,
@@ -40,8 +43,12 @@ def grpo(
     guide: Annotated[str, typer.Option(help="What agents may write while sampled: off, legal or plan.")] = "off",
     max_tokens: Annotated[int, typer.Option(help="Tokens that one agent may draw.")] = 1024,
     temperature: Annotated[float, typer.Option(help="Sampling temperature of the rollouts.")] = 1.0,
-    questions: Annotated[int, typer.Option(help="Questions per step.")] = 8,
+    questions: Annotated[int, typer.Option(help="Groups per step that are trained on: those that differ.")] = 8,
     group_size: Annotated[int, typer.Option(help="Episodes per question.")] = 8,
+    drawn: Annotated[int | None, typer.Option(help="Groups that a step draws at first. Default: QUESTIONS.")] = None,
+    rounds: Annotated[
+        int, typer.Option(help="Most rounds of drawing a step, each for the groups that are missing.")
+    ] = 3,
     steps: Annotated[int, typer.Option(help="Rollouts in total.")] = 100,
     minibatches: Annotated[int, typer.Option(help="Optimizer steps per rollout.")] = 1,
     batch_tokens: Annotated[
@@ -51,6 +58,10 @@ def grpo(
     learning_rate: LearningRate = 1e-4,
     warmup: Annotated[int, typer.Option(help="Steps of the warm-up.")] = 5,
     decay: Decay = 0.0,
+    reward: Annotated[
+        str | None,
+        typer.Option(help="A reward by name or MODULE:NAME, instead of the one of the next options."),
+    ] = None,
     format_error: Annotated[float, typer.Option(help="Reward of an episode that broke the protocol.")] = -0.5,
     eta_weight: Annotated[float, typer.Option(help="Lambda, the weight of the concurrency reward.")] = 0.2,
     eta_threshold: Annotated[
@@ -59,6 +70,15 @@ def grpo(
     eta_reading: Annotated[
         str, typer.Option(help="Concurrency ratio of: agents (all that decode, over c) or workers (over c - 1).")
     ] = "agents",
+    complete: Annotated[
+        float, typer.Option(help="Part of the accuracy that is paid for a complete answer alone.")
+    ] = 0.0,
+    path_weight: Annotated[
+        float, typer.Option(help="Weight of the reward for a short critical path of a complete answer.")
+    ] = 0.0,
+    path_reference: Annotated[
+        int | None, typer.Option(help="Critical path from which on nothing is paid. Default: MAX_TOKENS.")
+    ] = None,
     aggregate: Annotated[str | None, typer.Option(help="How parallel answers become one: union or vote.")] = None,
     clip_low: Annotated[float, typer.Option(help="Clip the probability ratio below 1 - CLIP_LOW.")] = 0.2,
     clip_high: Annotated[float, typer.Option(help="Clip the probability ratio above 1 + CLIP_HIGH.")] = 0.28,
@@ -71,7 +91,20 @@ def grpo(
     constant: Annotated[
         float | None, typer.Option(help="The constant of --normaliser constant. Default: MAX_TOKENS.")
     ] = None,
-    std: Annotated[bool, typer.Option(help="Divide advantages by the group's standard deviation.")] = True,
+    entropy: Annotated[float, typer.Option(help="Weight of the entropy bonus.")] = 0.0,
+    scale: Annotated[
+        str, typer.Option(help="Divide advantages by: none, or the group's standard deviation (group).")
+    ] = "none",
+    credit: Annotated[
+        str, typer.Option(help="Advantage of a trace: its episode's, or, parallel, what it adds (marginal).")
+    ] = "episode",
+    validate_every: Annotated[
+        int, typer.Option(help="Steps between validations, which keep the best weights in OUT/best-N; 0: none.")
+    ] = 0,
+    validate_puzzles: Annotated[int, typer.Option(help="Held-out puzzles of a validation.")] = 200,
+    validate_temperature: Annotated[
+        float | None, typer.Option(help="Default: 0, but TEMPERATURE in mode parallel.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the questions and the draws.")] = 0,
     threads: Threads = 1,
     weights: Weights = "float32",
@@ -84,16 +117,32 @@ def grpo(
     save_every: SaveEvery = 10,
     export: Export = None,
     plot: Plot = False,
-    tensorboard: Tensorboard = False,
+    log_to: LogTo = None,
     resume: Resume = False,
+    ray_actors: RayActors = 0,
+    ray_cpus: RayCpus = 1,
+    ray_gpus: RayGpus = None,
+    ray_batch: RayBatch = 8,
+    ray_address: RayAddress = None,
 ) -> None:
     """Learn to organize (or to solve alone) by group relative policy optimization (GRPO)."""
     from asyncthink.tasks.rewards import RewardRule
+    from asyncthink.tasks.rewards import reward as find_reward
     from asyncthink.train.grpo import train_grpo
     from asyncthink.train.grpo_config import GRPOConfig
     from asyncthink.train.grpo_loss import Objective
     from asyncthink.train.loading import ModelOptions
 
+    rule = RewardRule(
+        format_error,
+        eta_weight,
+        eta_threshold,
+        eta_reading,  # type: ignore[arg-type]
+        aggregate,
+        complete,
+        path_weight,
+        max_tokens if path_reference is None else path_reference,
+    )
     config = GRPOConfig(
         out=out,
         model=ModelOptions(
@@ -118,6 +167,8 @@ def grpo(
         temperature=temperature,
         questions=questions,
         group_size=group_size,
+        drawn=drawn,
+        rounds=rounds,
         steps=steps,
         minibatches=minibatches,
         batch_tokens=batch_tokens,
@@ -126,15 +177,25 @@ def grpo(
         warmup=warmup,
         decay=decay,
         seed=seed,
-        normalise=std,
-        rule=RewardRule(format_error, eta_weight, eta_threshold, eta_reading, aggregate),  # type: ignore[arg-type]
-        objective=Objective(clip_low, clip_high, kl, normaliser, constant or float(max_tokens)),  # type: ignore[arg-type]
+        scale=scale,  # type: ignore[arg-type]
+        credit=credit,  # type: ignore[arg-type]
+        rule=rule if reward is None else find_reward(reward),
+        objective=Objective(clip_low, clip_high, kl, entropy, normaliser, constant or float(max_tokens)),  # type: ignore[arg-type]
+        validate_every=validate_every,
+        validate_puzzles=validate_puzzles,
+        validate_temperature=validate_temperature,
         save_every=save_every,
         max_skipped=max_skipped,
         threads=threads,
         resume=resume,
         export=export,
         plot=plot,
-        tensorboard=tensorboard,
+        log_to=tuple(log_to or ()),
     )
-    print(train_grpo(config))
+    if not ray_actors:
+        print(train_grpo(config))
+        return
+    from asyncthink.integrations.ray_rollouts import RayRollouts
+
+    with RayRollouts(ray_actors, cpus=ray_cpus, gpus=ray_gpus, batch=ray_batch, address=ray_address) as rollouts:
+        print(train_grpo(config, rollouts))

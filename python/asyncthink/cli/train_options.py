@@ -31,5 +31,7 @@ Checkpointing = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Export = Annotated[Path | None, typer.Option(help="Folder that always holds the newest model.")]
 Plot = Annotated[bool, typer.Option("--plot", help="Draw OUT/curve.png with every checkpoint.")]
-Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Also write events to OUT/tensorboard.")]
+LogTo = Annotated[
+    list[str] | None, typer.Option(help="Also log to tensorboard (OUT/tensorboard), wandb or trackio. May be repeated.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint in OUT.")]

@@ -29,11 +29,11 @@ class Agent:
     ``held`` is the branch. It is None until it can be forked, which is when the branch of agent ``source[0]`` holds
     ``source[1]`` tokens. ``computed`` counts the tokens of the branch whose K/V were found or computed; splices do not
     count. ``opening`` and ``layout`` (a pinned head, and how many tokens of it) are those of a context that began by
-    itself; a fork of another agent has neither.
+    itself; a fork of another agent has neither. ``first`` is added to the :attr:`key`.
     """
 
-    def __init__(self, speaker: Speaker) -> None:
-        self.speaker = speaker
+    def __init__(self, speaker: Speaker, first: tuple[int, int] = (0, 0)) -> None:
+        self.speaker, self._first = speaker, first
         self.held: Branch | None = None
         self.source: tuple[Agent, int] | None = None
         self.opening: Opening | None = None
@@ -54,7 +54,7 @@ class Agent:
     @property
     def key(self) -> tuple[int, int]:
         """(number of the agent, tokens that it has drawn): with the seed, what its next draw depends on."""
-        return self.trace.agent, self.trace.decoded
+        return self._first[0] + self.trace.agent, self._first[1] + self.trace.decoded
 
     @property
     def trace(self) -> Trace:

@@ -19,6 +19,7 @@ from asyncthink.episode.options import Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.records import Episode
 from asyncthink.protocol.messages import Question
+from asyncthink_kernels.openmp import release_team
 
 __all__ = ["AsyncEngine", "AsyncEpisodeStream", "EngineFullError", "EngineStoppedError", "ServiceStats"]
 
@@ -59,6 +60,7 @@ class AsyncEngine:
             raise ValueError(f"max_waiting: expected at least 1, got {max_waiting}")
         self.sampler, self.max_waiting = sampler, max_waiting
         self._tally = Tally()
+        release_team()  # of this thread, which loaded the model: those of the engine's thread would make room for them
         gc.collect()
         gc.freeze()
         self._owner = Owner(sampler, self._tally)

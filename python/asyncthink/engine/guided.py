@@ -36,20 +36,26 @@ class GuidedLogits:
     def __call__(self, logits: Tensor, drawing: Sequence[tuple[Job, Participant]]) -> Tensor:
         """logits [N, V] of the agents that draw; tokens that their rules or masks forbid become -inf.
 
-        Other rows stay as they are, and without any rule or mask nothing is computed.
+        Other rows stay as they are, and without any rule or mask nothing is computed. A rule that a client sent, and
+        that leaves no token, makes all of its row -inf: its agent fails, and nobody else.
 
         Raises:
-            ValueError: a rule that leaves none of the tokenizer's tokens; the error names the agent.
+            ValueError: a guide's rule that leaves none of the tokenizer's tokens; the error names the agent.
         """
-        rows, bits = list[int](), list[Bits]()
+        rows, bits, hopeless = list[int](), list[Bits](), list[int]()
         for row, (run, agent) in enumerate(drawing):
             mask = agent.mask
             if isinstance(run, EpisodeRun) and isinstance(agent, Agent):
                 mask = self._of_rule(run, agent, logits.shape[1])
+                if mask is not None and not mask.any():
+                    hopeless.append(row)
+                    continue
             if mask is not None:
                 rows.append(row)
                 bits.append(mask)
-        return forbid(logits, torch.from_numpy(np.stack(bits)), rows) if rows else logits
+        if rows:
+            logits = forbid(logits, torch.from_numpy(np.stack(bits)), rows)
+        return logits.index_fill(0, torch.tensor(hopeless, device=logits.device), -torch.inf) if hopeless else logits
 
     def _of_rule(self, run: EpisodeRun, agent: Agent, vocabulary: int) -> Bits | None:
         """The tokens that an agent's rule permits; None where it has no rule."""
@@ -57,7 +63,7 @@ class GuidedLogits:
         if rule is None:
             return None
         mask = self.masks(vocabulary).row(rule, agent.speaker.parser.tail)
-        if not mask.any():
+        if not mask.any() and run.core.guide is not None:
             name, tail = agent.speaker.name, agent.speaker.parser.tail
             raise ValueError(f"{name}: expected a token that its guide allows behind {tail!r}, got none: {rule}")
         return mask

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from asyncthink.engine.sampler import ForkJoinSampler
 from asyncthink.model.decoder import Decoder
 from asyncthink.protocol.prompts import PromptFormat
@@ -35,6 +37,18 @@ class LoadedModel:
         """
         sampler = ForkJoinSampler(model, **options)
         return cls(Path(model).name, sampler.decoder, sampler.tokenizer, sampler.own_prompts)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.decoder.model.parameters())
+
+    @property
+    def machine(self) -> str:
+        """The device that it runs on, for a report of seconds."""
+        if self.decoder.device.type == "cuda":
+            return torch.cuda.get_device_name(self.decoder.device)
+        return f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
 
     def sampler(self, **options: Any) -> ForkJoinSampler:
         """A sampler with its own ``mode``, ``pool``, ``context``, ``join``, ``guide``."""

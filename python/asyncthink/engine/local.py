@@ -20,6 +20,7 @@ from asyncthink.engine.tools import results, wait_for_result
 from asyncthink.model.decoder import Decoder
 from asyncthink.model.gate import Gate
 from asyncthink_kernels.cache import OutOfPages
+from asyncthink_kernels.openmp import Neighbours
 
 #: The agents that draw in a step, with their jobs, in the order of the logits' rows.
 Drawing = Sequence[tuple[Job, Participant]]
@@ -67,6 +68,7 @@ class LocalEngine:
         )
         self.draw, self.guided = draw, guided
         self._steps = self._drawn = 0
+        self._neighbours = Neighbours()
         self.gate.users.add(self.scheduler)
 
     @property
@@ -85,6 +87,7 @@ class LocalEngine:
             prompt_tokens=prefixes.prompt_tokens,
             prefix_tokens=prefixes.prefix_tokens,
             saved_tokens=prefixes.saved_tokens,
+            copied_tokens=prefixes.copied_tokens,
             waiting=len(scheduler.waiting),
             running=len(scheduler.running),
             preemptions=scheduler.preemptions,
@@ -99,15 +102,8 @@ class LocalEngine:
     def step(self) -> int:
         """One forward pass that advances every runnable agent; returns the number of new tokens computed."""
         try:
-            with label("schedule"):
-                work = self._schedule()
-            drawing, logits = self._run(work)
-            with label("guide"):
-                logits = self.guided(logits, drawing)
-            with label("draw"):
-                drawn = self._draw(drawing, logits)
-            with label("parse"):
-                self._advance(drawing, drawn)
+            with self._neighbours.step():
+                work = self._step()
         except BaseException:
             self.abandon(list(self.scheduler.running))
             raise
@@ -134,6 +130,18 @@ class LocalEngine:
             self.prefixes.prepare(names)
 
     # -- one step -----------------------------------------------------------------------------------------------
+
+    def _step(self) -> Work:
+        with label("schedule"):
+            work = self._schedule()
+        drawing, logits = self._run(work)
+        with label("guide"):
+            logits = self.guided(logits, drawing)
+        with label("draw"):
+            drawn = self._draw(drawing, logits)
+        with label("parse"):
+            self._advance(drawing, drawn)
+        return work
 
     def _schedule(self) -> Work:
         """Admit episodes, carry out ready joins, and choose the agents that step. Without free pages, make room."""

@@ -13,7 +13,6 @@ from asyncthink.engine.heads import Heads, Pinned, longest
 from asyncthink.engine.radix import Tokens, common
 from asyncthink.episode.joins import spliced_joins
 from asyncthink.protocol.codec import Codec
-from asyncthink.protocol.messages import Question
 from asyncthink.protocol.prompts import PromptFormat
 from asyncthink_kernels.cache import OutOfPages
 
@@ -35,7 +34,7 @@ class _Match(NamedTuple):
 
 
 class PrefixCache:
-    """Encodes prompts, and finds what of them is in the cache, for one sampler.
+    """Finds what of prompts is in the cache, for one sampler.
 
     An agent begins with the tokens that its prompt has in common with its template's constant prefix, with a pinned
     prompt, or with the context of another agent, which may have ended. At least one token of the prompt remains to be
@@ -64,25 +63,10 @@ class PrefixCache:
             raise ValueError(f"prefix_pages: expected an integer >= 0 or None, got {pages!r}")
         self._prompts, self._codec, self._decoder, self._pages = prompts, codec, decoder, pages
         self.heads = Heads.of(decoder)
-        self.prompt_tokens = self.prefix_tokens = self.saved_tokens = 0  # see EngineStats
+        self.prompt_tokens = self.prefix_tokens = self.saved_tokens = self.copied_tokens = 0  # see EngineStats
         self._templates: dict[str, Tokens] = {}  # constant prefixes, by name
         self._documents: dict[Tokens, str] = {}  # pinned prompts, with the template they fill
         self._live: list[Agent] = []  # those that began a context of their own and hold it
-
-    def encode(
-        self, name: str, *, question: Question = "", subquery: str = "", prompts: PromptFormat | None = None
-    ) -> list[int]:
-        """Tokens of template ``name`` with its slots filled; those of a worker with shared context continue others.
-
-        ``prompts`` are others than the sampler's own.
-        Raises ValueError for a prompt without tokens, because the first draw needs the logits of one.
-        """
-        parts = (prompts or self._prompts).parts(name, question=question, subquery=subquery)
-        continues = name.endswith("worker_shared")
-        tokens = self._codec.encode(parts, continues=continues)
-        if not tokens and not continues:
-            raise ValueError(f"prompt {name!r}: expected at least one token, got none")
-        return tokens
 
     # -- what stays ---------------------------------------------------------------------------------------------
 
@@ -216,6 +200,7 @@ class PrefixCache:
             try:
                 with contextlib.suppress(OutOfPages):
                     self._decoder.copy(branch, match.branch, whole, match.length)
+                    self.copied_tokens += match.length - whole
             except BaseException:
                 cache.release(branch)
                 raise

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from asyncthink.episode.modes import opening
 from asyncthink.episode.options import AnswerForm, Context, Mode, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.protocol.codec import Codec
+from asyncthink.protocol.guide import Rule
 from asyncthink.protocol.messages import Question, check_text
 from asyncthink.protocol.prompts import PromptFormat, worker_template
-from asyncthink_kernels.cache import TreeCache
+
+if TYPE_CHECKING:
+    from asyncthink_kernels.cache import TreeCache
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a continuation belongs: it goes on with the text of an agent of an episode that is driven elsewhere.
+
+    Its draws are those of ``agent`` after ``position`` earlier ones. ``rule`` is what that agent's guide lets it write,
+    behind the characters ``tail`` of a tag that has begun; None: anything.
+    """
+
+    agent: int = 0
+    position: int = 0
+    rule: Rule | None = None
+    tail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +40,7 @@ class Request:
     prompt: Sequence[int]
     params: SamplingParams
     options: Options
+    origin: Origin = Origin()
 
 
 def params_for(
@@ -75,6 +94,11 @@ def check_length(prompt: Sequence[int], name: str, cache: TreeCache, max_length:
             f"{name}: expected fewer than {capacity} tokens (the K/V cache's "
             f"{cache.num_pages} pages of {cache.page_size}), got {len(prompt)}"
         )
+    check_positions(prompt, name, max_length)
+
+
+def check_positions(prompt: Sequence[int], name: str, max_length: int | None) -> None:
+    """Raises ValueError if the model's positions cannot hold the prompt and another token."""
     if max_length is not None and len(prompt) >= max_length:
         raise ValueError(
             f"{name}: expected fewer than {max_length} tokens (the positions of this model), got {len(prompt)}"

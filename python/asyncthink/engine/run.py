@@ -45,6 +45,7 @@ class EpisodeRun:
         prefixes: heads of contexts in that cache.
         bytes_per_token: of K and V, in all layers.
         toolbox: carries out calls of tools.
+        first: added to the number of an agent and to its count of draws, where random numbers depend on them.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class EpisodeRun:
         prefixes: Prefixes,
         bytes_per_token: int,
         toolbox: Toolbox | None = None,
+        first: tuple[int, int] = (0, 0),
     ) -> None:
-        self.core = core
+        self.core, self._first = core, first
         self.agents: list[Agent] = []  # by their numbers; a released agent has no branch and an empty queue
         self._cache, self._prefixes, self._bytes_per_token = cache, prefixes, bytes_per_token
         self.calls: dict[int, Pending] = {}  # by the agent that waits; a pause keeps them
@@ -218,7 +220,7 @@ class EpisodeRun:
     def _agent(self, number: int) -> Agent:
         """Agent ``number``, made if it is new."""
         while len(self.agents) <= number:  # after a pause, released agents keep their numbers
-            self.agents.append(Agent(self.core.speakers[len(self.agents)]))
+            self.agents.append(Agent(self.core.speakers[len(self.agents)], self._first))
         return self.agents[number]
 
     def _count_shared(self, agent: Agent) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asyncthink.engine.detokenize import ModelTexts
 from asyncthink.engine.guided import GuidedLogits
 from asyncthink.engine.jobs import Job, Participant
 from asyncthink.engine.local import LocalEngine, draw_tokens
 from asyncthink.engine.open import open_model, stop_ids
 from asyncthink.engine.prefix_cache import PrefixCache
+from asyncthink.engine.prompting import Prompter, default_prompts
 from asyncthink.engine.requests import (
+    Origin,
     Request,
     check_length,
     check_params,
@@ -37,10 +38,9 @@ from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.recorder import Listener
 from asyncthink.episode.records import Episode, Event, TokenEvent
 from asyncthink.model.decoder import Decoder
-from asyncthink.protocol.chat import prompts_for, reply_parts
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import Question, turns
-from asyncthink.protocol.prompts import ORGANIZE, PLAN, PromptFormat
+from asyncthink.protocol.prompts import PromptFormat
 
 __all__ = ["EpisodeStream", "ForkJoinSampler", "SamplingParams", "Thread", "TokenEvent", "Tool"]
 
@@ -132,7 +132,7 @@ class ForkJoinSampler:
         sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
         sizes |= {"graphs": graphs, "compile": compile, "pack": pack}
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
-        default = PLAN if self.options.guide == Guide.PLAN else ORGANIZE
+        default = default_prompts(self.options.guide)
         opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress, default=default)
         self.decoder, self.tokenizer, self.prompts, self._prompts_from = opened
         self.own_prompts = None if self._prompts_from.startswith("default") else self.prompts
@@ -141,6 +141,9 @@ class ForkJoinSampler:
         self.toolbox = Toolbox.of(tools, self.tokenizer, self.codec, thinks=self.options.answer == AnswerForm.TEXT)
         if self.toolbox and self.options.answer == AnswerForm.TAGS:
             self.prompts = declared(self.prompts, self.toolbox.schemas)
+        given: dict[str, Any] = {"own": self.own_prompts is not None, "guide": self.options.guide}
+        given |= {"tools": self.toolbox.schemas if self.toolbox else ()}
+        self._prompter = Prompter(self.tokenizer, self.codec, self.prompts, **given)
         self._check_options(self.options)
         self.prefixes = PrefixCache(self.prompts, self.codec, self.decoder, prefix_pages)
         self.engine = LocalEngine(
@@ -236,18 +239,21 @@ class ForkJoinSampler:
         tokens = self._prompt(question, name, options)
         return Request(question, tokens, params, options)
 
-    def continuation(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Request:
+    def continuation(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None, origin: Origin | None = None
+    ) -> Request:
         """A request to continue a text, or token ids, by one agent: no template, and tags are text.
 
-        A text is encoded with the tokens that the tokenizer adds to one. Raises ValueError for a prompt without tokens,
-        one that is too long, and an id that is not the tokenizer's.
+        With an ``origin`` it draws what that agent of an episode would draw here. A text is encoded with the tokens
+        that the tokenizer adds to one. Raises ValueError for a prompt without tokens, one that is too long, and an id
+        that is not the tokenizer's.
         """
         params = params if params is not None else SamplingParams()
         check_params(params, "params")
         tokens = continued(self.codec, prompt)
         check_length(tokens, "prompt", self.cache, self.decoder.max_length)
         text = prompt if isinstance(prompt, str) else self.codec.decode(tokens)
-        return Request(text, tokens, params, Options(Mode.SEQUENTIAL, answer=AnswerForm.TEXT))
+        return Request(text, tokens, params, Options(Mode.SEQUENTIAL, answer=AnswerForm.TEXT), origin or Origin())
 
     def start(self, request: Request, listener: Listener | None = None) -> EpisodeRun:
         """Queue the request's episode beside all others. The caller holds the decoder's gate, and calls the steps."""
@@ -347,14 +353,17 @@ class ForkJoinSampler:
             request.prompt,
             request.params,
             request.options,
-            ModelTexts(self.codec, functools.partial(self.prefixes.encode, prompts=self._format(request.options))),
+            self._prompter.texts(request.options),
             max_length=self.decoder.max_length,
             listener=listener,
             tools=self.toolbox.texts if self.toolbox else None,
+            rule=request.origin.rule,
+            tail=request.origin.tail,
         )
         if not isinstance(question, str):
             core.episode.meta["messages"] = [dict(message) for message in question]
-        return EpisodeRun(core, self.cache, self.prefixes, self.decoder.storage.bytes_per_token, self.toolbox)
+        first = request.origin.agent, request.origin.position
+        return EpisodeRun(core, self.cache, self.prefixes, self.decoder.storage.bytes_per_token, self.toolbox, first)
 
     def _check_options(self, options: Options) -> None:
         if options.join not in self.decoder.join_modes:
@@ -364,34 +373,11 @@ class ForkJoinSampler:
             )
         if self.toolbox and options.guide != Guide.OFF:
             raise ValueError(f"guide: expected 'off' beside tools (guides know only tags), got {str(options.guide)!r}")
-        check_templates(self._format(options), options)
-
-    def _format(self, options: Options) -> PromptFormat:
-        """The templates of an episode: the model's own, or the default ones for its guide."""
-        planned = options.guide == Guide.PLAN
-        if self.own_prompts is not None or planned == (self.options.guide == Guide.PLAN):
-            return self.prompts
-        return self._other_prompts
-
-    @functools.cached_property
-    def _other_prompts(self) -> PromptFormat:
-        """The default templates with the guide "plan", where this sampler's own episodes have another one, or v.v."""
-        return prompts_for(self.tokenizer, default=ORGANIZE if self.options.guide == Guide.PLAN else PLAN)
+        check_templates(self._prompter.format(options), options)
 
     def _prompt(self, question: Question, name: str, options: Options | None = None) -> list[int]:
         """The tokens that open an episode. Raises ValueError if the cache or the model cannot hold them."""
-        options = options if options is not None else self.options
-        turns(question, name)
-        try:
-            if options.answer == AnswerForm.TEXT:
-                schemas = self.toolbox.schemas if self.toolbox else ()
-                tokens = self.codec.encode(reply_parts(self.tokenizer, question, schemas))
-                if not tokens:
-                    raise ValueError("expected at least one token, got none")
-            else:
-                tokens = self.prefixes.encode(opening(options), question=question, prompts=self._format(options))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+        tokens = self._prompter.tokens(question, name, options if options is not None else self.options)
         check_length(tokens, name, self.cache, self.decoder.max_length)
         return tokens
 

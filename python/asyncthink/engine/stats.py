@@ -15,6 +15,8 @@ class EngineStats:
         prompt_tokens: tokens of the prompts that contexts began with: of episodes, and of isolated workers.
         prefix_tokens: of these, tokens whose K/V were there already: of a template, a pinned head, or another context.
         saved_tokens: all tokens found computed: ``prefix_tokens``, and those of contexts that continued after a pause.
+        copied_tokens: of these, tokens whose K/V were copied, because a head of another context ends within a chunk of
+            attention; the others are read in place.
         waiting, running: episodes.
         preemptions: how often an episode was paused because pages ran out.
         heads: heads in the cache that are kept for other contexts; pinned ones and templates do not count.
@@ -33,6 +35,7 @@ class EngineStats:
     prompt_tokens: int = 0
     prefix_tokens: int = 0
     saved_tokens: int = 0
+    copied_tokens: int = 0
     waiting: int = 0
     running: int = 0
     preemptions: int = 0

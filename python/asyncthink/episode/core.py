@@ -41,6 +41,8 @@ class EpisodeCore:
         listener: called with every event as it happens.
         tools: the model's format of tool calls; None: what looks like a call is text.
         clock: returns seconds; the record's times are differences of it.
+        rule, tail: without a guide, what the first agent may write, behind the characters ``tail`` of a tag that has
+            begun: the episode goes on with the text of an agent that is guided elsewhere.
 
     Raises:
         ValueError: a guide, and limits under which it cannot lead to an answer.
@@ -58,6 +60,8 @@ class EpisodeCore:
         listener: Listener | None = None,
         tools: ToolTexts | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        rule: Rule | None = None,
+        tail: str = "",
     ) -> None:
         self.params, self.options, self.strategy = params, options, STRATEGIES[options.mode]
         organized = (str(options.mode), str(options.context), str(options.join))
@@ -68,6 +72,7 @@ class EpisodeCore:
         self.done = False
         self.prompt, self.texts, self.max_length = prompt, texts, max_length
         self._calls = ToolCalls(self, tools)
+        self._rule, self._tail = rule, tail
         self._wishes: list[Wish] = []
         self.guide = GUIDES[options.guide](self) if options.guide in GUIDES else None
 
@@ -81,6 +86,7 @@ class EpisodeCore:
             speaker = self._add(Trace(number, role), 0)
             speaker.prompt(tokens, self.record.step)
             if number == 0:
+                speaker.parser.feed(self._tail)
                 self.wish(Begin(0, tokens, role))
             else:  # each agent computes the last token itself: its first draw needs those logits
                 self.wish(Fork(number, 0, len(tokens) - 1), Feed(number, tokens[-1:]))
@@ -99,7 +105,7 @@ class EpisodeCore:
         call = self._calls.read(speaker, "", ended) if ended else None
         piece = "" if ended and call is None else speaker.stream.push(token)
         speaker.trace.add(token, True, logprob, self.record.step, piece)
-        self.record.token(speaker, piece, drawn=True)
+        self.record.token(speaker, piece, (token, logprob))
         if ended and call is None:
             self._close(speaker, "end")
             return self._take_wishes()
@@ -116,9 +122,9 @@ class EpisodeCore:
         return [wish for wish in self._take_wishes() if wish is not feed or read]
 
     def rule(self, agent: int) -> Rule | None:
-        """What ``agent`` may draw next, to be asked before its draw; None where there is no guide."""
+        """What ``agent`` may draw next, to be asked before its draw; None: anything."""
         speaker = self.speakers[agent]
-        speaker.rule = None if self.guide is None else self.guide.rule(speaker)
+        speaker.rule = self._rule if self.guide is None else self.guide.rule(speaker)
         return speaker.rule
 
     def may_fork(self, speaker: Speaker) -> bool:
@@ -301,7 +307,7 @@ class EpisodeCore:
         speaker.done = True
         speaker.trace.finish = reason
         if piece := speaker.flush():
-            self.record.token(speaker, piece, drawn=True)
+            self.record.held_back(speaker, piece)
         speaker.trace.text = speaker.text
         if speaker.trace.parent is None or self.done:
             return
@@ -350,7 +356,7 @@ class EpisodeCore:
         while self.guide is not None and not self.done and speaker.draws and (text := self.guide.due(speaker)):
             for token in self.texts.literal(text):
                 piece = speaker.force(token, self.record.step)
-                self.record.token(speaker, piece, drawn=False)
+                self.record.token(speaker, piece)
                 self.wish(Feed(speaker.number, [token]))
                 for action in speaker.parser.feed(piece):
                     self._act(speaker, action)
@@ -368,7 +374,7 @@ class EpisodeCore:
     def insert(self, speaker: Speaker, tokens: Sequence[int]) -> None:
         """Tokens enter the agent's trace that it did not draw; tags in them do nothing."""
         for token in tokens:
-            self.record.token(speaker, speaker.insert(token, self.record.step), drawn=False)
+            self.record.token(speaker, speaker.insert(token, self.record.step))
         speaker.turn_chars = len(speaker.stream.text)
 
     def wish(self, *wishes: Wish) -> None:

@@ -47,9 +47,13 @@ class Recorder:
         self._episode.events.append(event)
         self._tell(event)
 
-    def token(self, speaker: Speaker, piece: str, *, drawn: bool) -> None:
-        """Tell the listener of a token in the agent's context, or of text that was held back until now."""
-        self._tell(TokenEvent(speaker.number, piece, drawn, self.step))
+    def token(self, speaker: Speaker, piece: str, drawn: tuple[int, float] | None = None) -> None:
+        """Tell the listener of a token that was inserted, or ``drawn`` with this log-probability."""
+        self._tell(TokenEvent(speaker.number, piece, drawn is not None, self.step, *(drawn or ())))
+
+    def held_back(self, speaker: Speaker, piece: str) -> None:
+        """Tell the listener of text that was held back until now. It belongs to a token that was drawn before."""
+        self._tell(TokenEvent(speaker.number, piece, True, self.step))
 
     def finish(self, reason: str, answer: str | None) -> None:
         """The episode is over."""

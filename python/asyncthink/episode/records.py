@@ -50,12 +50,18 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One token that entered an agent's context: drawn by it, or inserted by the runtime (prompt, returned text)."""
+    """One token that entered an agent's context: drawn by it, or inserted by the runtime (prompt, returned text).
+
+    Of a token that was drawn, ``token`` is the id and ``logprob`` as in :class:`Trace`. Both are None where text that
+    was held back for the rest of a character comes without one.
+    """
 
     agent: int
     text: str
     sampled: bool
     step: int
+    token: int | None = None
+    logprob: float | None = None
 
 
 @dataclass(slots=True)

@@ -14,8 +14,9 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.records import Episode, Event, TokenEvent
+from asyncthink.episode.source import EpisodeSource
 from asyncthink.eval.bootstrap import Bootstrap, Estimate
 from asyncthink.protocol.tags import FORMAT_ERRORS
 from asyncthink.tasks import Task
@@ -48,29 +49,13 @@ def settings(modes: str, contexts: str, joins: str) -> list[dict[str, str]]:
     return combinations
 
 
-def held_out(task: Task, count: int, first: int = 0) -> list[Any]:
-    """``count`` different held-out puzzles: those of seeds ``first``, ``first + 1``, ... without repeats.
-
-    Raises ValueError if ``50 * count + 1000`` seeds do not give that many.
-    """
-    if count < 1:
-        raise ValueError(f"puzzles: expected at least one, got {count}")
-    by_question: dict[str, Any] = {}
-    for seed in range(first, first + 50 * count + 1000):
-        puzzle = task.sample(seed, held_out=True)
-        by_question.setdefault(task.prompt(puzzle), puzzle)
-        if len(by_question) == count:
-            return list(by_question.values())
-    raise ValueError(f"puzzles: expected at most {len(by_question)}, all that {task.name} holds out, got {count}")
-
-
 def fingerprint(task: Task, puzzles: Sequence[Any]) -> str:
     """SHA-256 of the questions, in order. Evaluations with equal fingerprints asked the same questions."""
     return hashlib.sha256("\n".join(task.prompt(puzzle) for puzzle in puzzles).encode()).hexdigest()
 
 
 def evaluate(
-    sampler: ForkJoinSampler,
+    sampler: EpisodeSource,
     task: Task,
     puzzles: Sequence[Any],
     params: SamplingParams,
@@ -137,7 +122,7 @@ def evaluate(
     }
 
 
-def _options(sampler: ForkJoinSampler, aggregate: str) -> dict[str, Any]:
+def _options(sampler: EpisodeSource, aggregate: str) -> dict[str, Any]:
     options = sampler.options
     own = {
         "asyncthink": {"context": options.context, "join": options.join},
@@ -171,15 +156,15 @@ def _reason(error: str) -> str:
 
 
 def measure_seconds(
-    samplers: Mapping[str, ForkJoinSampler],
+    samplers: Mapping[str, EpisodeSource],
     task: Task,
     puzzles: Sequence[Any],
-    params: SamplingParams,
+    params: SamplingParams | Mapping[str, SamplingParams],
     *,
     draws: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, list[float]]:
-    """Seconds of the critical path for each setting and puzzle, one episode at a time.
+    """Seconds of the critical path for each setting and puzzle, one episode at a time; ``params`` for all, or for each.
 
     After an untimed warm-up, all settings solve one puzzle before any solves the next, and the first setting rotates
     from puzzle to puzzle. Other load on the machine then affects all settings alike. Seeds are those of
@@ -187,11 +172,12 @@ def measure_seconds(
     """
     names = list(samplers)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for sampler in samplers.values():
-        sampler.generate([task.prompt(puzzles[0])], params)
+    sets = params if isinstance(params, Mapping) else dict.fromkeys(names, params)
+    for name, sampler in samplers.items():
+        sampler.generate([task.prompt(puzzles[0])], sets[name])
     for number, puzzle in enumerate(puzzles):
-        seeded = params.with_seed(params.seed + number * draws)
         for name in names[number % len(names) :] + names[: number % len(names)]:
+            seeded = sets[name].with_seed(sets[name].seed + number * draws)
             (episode,) = samplers[name].generate([task.prompt(puzzle)], seeded)
             seconds[name].append(episode.critical_path_seconds)
         progress(number + 1)

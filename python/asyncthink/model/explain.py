@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from asyncthink.model.auto_dtype import dtype_name
 from asyncthink.model.joins import CACHE_JOINS
 
@@ -16,6 +18,7 @@ def explain(decoder: Any) -> dict[str, str]:
     return {
         "model": f"{type(decoder.model).__name__}, {parameters:,} parameters",
         "device": f"{decoder.device}: {decoder.why_device}",
+        "threads": _threads(decoder),
         "dtype": decoder.why_dtype or f"{dtype_name(storage.dtype)}, as the live model has it",
         "pack": _pack(decoder),
         "graphs": _graphs(decoder),
@@ -24,6 +27,13 @@ def explain(decoder: Any) -> dict[str, str]:
         "positions": f"at most {decoder.max_length:,}" if decoder.max_length is not None else "no hard limit",
         "cache": f"{cache.num_pages:,} pages of {cache.page_size} tokens, {storage.bytes_per_token:,} bytes a token",
     }
+
+
+def _threads(decoder: Any) -> str:
+    if decoder.device.type != "cpu":
+        return "steps run on the device"
+    most = torch.get_num_threads()
+    return f"{most} of torch" if most == 1 else f"{most} of torch; one less for each core that other programs use"
 
 
 def _pack(decoder: Any) -> str:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from asyncthink.engine.requests import Request as EngineRequest
 from asyncthink.engine.scoring import Scores, score
-from asyncthink.episode.records import Episode
+from asyncthink.episode.records import Episode, TokenEvent
 from asyncthink.serve import answers
 from asyncthink.serve.errors import Json
 from asyncthink.serve.events import EventStream, sse, while_connected
@@ -92,6 +92,19 @@ def _choice(
     return choice
 
 
+def _drawn(service: Service, body: CompletionRequest, events: list[TokenEvent]) -> dict[str, Any]:
+    """The ids and log-probabilities of a step, as far as they were asked for."""
+    told: dict[str, Any] = {}
+    known = [event for event in events if event.token is not None]
+    if body.return_token_ids:
+        told["token_ids"] = [event.token for event in known]
+    if body.logprobs is not None and known:
+        alone = service.engine.sampler.codec.alone
+        names = [event.text or alone(event.token) for event in known if event.token is not None]
+        told["logprobs"] = _logprobs(names, [event.logprob for event in known])
+    return told
+
+
 def _logprobs(
     tokens: list[str], logprobs: list[Any], best: list[dict[str, float] | None] | None = None
 ) -> dict[str, list[Any]]:
@@ -108,21 +121,24 @@ def _offsets(tokens: list[str]) -> list[int]:
 
 
 async def _chunks(service: Service, body: CompletionRequest, ask: CompletionAsk) -> AsyncGenerator[bytes]:
-    """Text as it comes; each choice ends with its finish_reason, ids and log-probabilities; at last the usage."""
+    """Text, ids and log-probabilities as they come; each choice ends with its finish_reason; at last the usage."""
     head = answers.envelope("text_completion", service.settings.model)
     filters = [StopFilter(request.params.stop) for request in ask.requests]
     episodes: dict[int, Episode] = {}
     async with service.streams(ask.requests) as streams, contextlib.aclosing(service.news(streams)) as news:
         async for index, events, episode in news:
-            text = "".join(filters[index].push(event.text) for event in events if hasattr(event, "sampled"))
-            if episode is None:
-                if text:
-                    choice = {"index": index, "text": text, "logprobs": None, "finish_reason": None}
-                    yield sse({**head, "choices": [choice]})
-                continue
-            episodes[index] = episode
-            last = _choice(service, body, index, ask.requests[index], episode, None) | {"text": filters[index].flush()}
-            yield sse({**head, "choices": [last]})
+            drawn = [event for event in events if isinstance(event, TokenEvent)]
+            if episode is not None:
+                episodes[index] = episode
+                text, reason = filters[index].flush(), answers.finish_reason(episode)
+            else:
+                text, reason = "".join(filters[index].push(event.text) for event in drawn), None
+            choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+            choice |= _drawn(service, body, drawn)
+            if reason is not None and body.return_token_ids:
+                choice["prompt_token_ids"] = list(ask.requests[index].prompt)
+            if text or reason or choice.get("token_ids") or choice["logprobs"]:
+                yield sse({**head, "choices": [choice]})
     if body.stream_options is not None and body.stream_options.include_usage:
         told = [episodes[k] for k in sorted(episodes)]
         yield sse({**head, "choices": [], "usage": _usage(body, ask, told)})

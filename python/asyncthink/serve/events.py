@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from asyncthink.serve.errors import answer, api_error, detail
 
 T = TypeVar("T")
+_encode = json.JSONEncoder(allow_nan=False).encode  # json.dumps with an option makes an encoder for each call
 
 
 class ClientGoneError(Exception):
@@ -46,7 +47,7 @@ def sse(*values: Any) -> bytes:
     >>> sse({"a": 1})
     b'data: {"a": 1}\\n\\n'
     """
-    return b"".join(b"data: %s\n\n" % json.dumps(value, allow_nan=False).encode("ascii") for value in values)
+    return b"".join(b"data: %s\n\n" % _encode(value).encode("ascii") for value in values)
 
 
 class EventStream(Response):

@@ -113,6 +113,10 @@ def _counters(stats: ServiceStats) -> Iterable[Metric]:
         "drawn_tokens": ("Tokens drawn", engine.drawn_tokens),
         "prompt_tokens": ("Tokens of prompts", engine.prompt_tokens),
         "prefix_hit_tokens": ("Tokens of prompts that were computed already", engine.prefix_tokens),
+        "prefix_copied_tokens": (
+            "Of these and of resumed contexts, tokens whose K/V were copied",
+            engine.copied_tokens,
+        ),
         "evictions": ("Heads given up for room", engine.evictions),
         "preemptions": ("Episodes paused for room", engine.preemptions),
         "forks": ("Workers forked", stats.forks),

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from asyncthink.engine.requests import Request
+from asyncthink.engine.requests import Origin, Request
 from asyncthink.engine.sampler import ForkJoinSampler
 from asyncthink.episode.options import AnswerForm, Options, default_forms
 from asyncthink.episode.params import SamplingParams
+from asyncthink.protocol.guide import Rule
+from asyncthink.protocol.tags import begins_tag
 from asyncthink.serve.errors import ApiError
-from asyncthink.serve.schema import ChatRequest, CompletionRequest, Drawing, Message
+from asyncthink.serve.schema import ChatRequest, CompletionOrigin, CompletionRequest, Drawing, Message
 from asyncthink.serve.settings import Limits, Settings
 
 #: Fields of OpenAI's API that this server cannot serve, with the values that ask for nothing.
@@ -108,10 +110,18 @@ def read_completion(body: CompletionRequest, sampler: ForkJoinSampler, settings:
     _check_choices(len(prompts) * (body.n or 1), settings.limits)
     requests: list[Request] = []
     for each in prompts:
-        request = sampler.continuation(each, params)
+        request = sampler.continuation(each, params, origin_of(body.asyncthink))
         _check_prompt(request, settings.limits)
         requests += _choices(request, body, settings.limits)
     return CompletionAsk(requests, ignored)
+
+
+def origin_of(given: CompletionOrigin) -> Origin:
+    """The agent that goes on. Raises ApiError for characters that begin no tag."""
+    if given.tail and not begins_tag(given.tail):
+        raise ApiError(400, f"asyncthink.tail: expected the beginning of a tag, got {given.tail!r}", "asyncthink.tail")
+    rule = None if given.rule is None else Rule(**given.rule.model_dump())
+    return Origin(given.agent, given.position, rule, given.tail)
 
 
 def options_for(given: dict[str, Any], sampler: ForkJoinSampler, limits: Limits) -> Options:

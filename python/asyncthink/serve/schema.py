@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from asyncthink.protocol.guide import Text
+
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Tokens = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
 
@@ -54,6 +56,28 @@ class ChatRequest(Drawing):
     asyncthink: dict[str, Any] = Field(default_factory=dict)
 
 
+class OriginRule(BaseModel):
+    """The fields of :class:`asyncthink.protocol.guide.Rule`."""
+
+    model_config = ConfigDict(extra="forbid")
+    acting: tuple[str, ...]
+    tags: tuple[str, ...] = ()
+    taken: tuple[int, ...] | None = None
+    text: Text = Text.FREE
+    ends: bool = False
+    unlike: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+
+
+class CompletionOrigin(BaseModel):
+    """Which agent of an episode, driven by the client, goes on: :class:`asyncthink.engine.requests.Origin`."""
+
+    model_config = ConfigDict(extra="forbid")
+    agent: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    position: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    rule: OriginRule | None = None
+    tail: Annotated[str, Field(max_length=64)] = ""
+
+
 class CompletionRequest(Drawing):
     """``prompt`` is a text or token ids, or a list of such."""
 
@@ -62,6 +86,7 @@ class CompletionRequest(Drawing):
     logprobs: Annotated[int, Field(ge=0)] | None = None
     echo: bool = False
     return_token_ids: bool = False
+    asyncthink: CompletionOrigin = Field(default_factory=CompletionOrigin)
 
 
 class TokenizeRequest(Open):

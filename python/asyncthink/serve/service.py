@@ -40,24 +40,16 @@ class Service:
 
     async def news(self, streams: Sequence[AsyncEpisodeStream]) -> AsyncGenerator[News]:
         """The news of all streams as they come; the last of each is its whole episode."""
-        waiting = {asyncio.ensure_future(stream.batch()): number for number, stream in enumerate(streams)}
         watches = [self.metrics.watch() for _ in streams]
-        try:
-            while waiting:
-                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in sorted(done, key=lambda task: waiting[task]):
-                    number = waiting.pop(task)
-                    if events := task.result():
-                        watches[number].heard(events)
-                        waiting[asyncio.ensure_future(streams[number].batch())] = number
-                        yield News(number, events)
-                    else:
-                        episode = await streams[number].episode()
-                        watches[number].ended(episode)
-                        yield News(number, [], episode)
-        finally:
-            for task in waiting:
-                task.cancel()
+        async with contextlib.aclosing(_batches(streams)) as batches:
+            async for number, events in batches:
+                if events:
+                    watches[number].heard(events)
+                    yield News(number, events)
+                else:
+                    episode = await streams[number].episode()
+                    watches[number].ended(episode)
+                    yield News(number, [], episode)
 
     @contextlib.asynccontextmanager
     async def streams(self, requests: Sequence[Request]) -> AsyncIterator[list[AsyncEpisodeStream]]:
@@ -70,3 +62,24 @@ class Service:
         finally:
             for stream in streams:
                 await stream.aclose()
+
+
+async def _batches(streams: Sequence[AsyncEpisodeStream]) -> AsyncGenerator[tuple[int, list[Event | TokenEvent]]]:
+    """Batches of all streams as they come, each with its stream's number; an empty one is the end of its stream."""
+    if len(streams) == 1:  # a task for each batch costs more than the rest of a chunk
+        while events := await streams[0].batch():
+            yield 0, events
+        yield 0, []
+        return
+    waiting = {asyncio.ensure_future(stream.batch()): number for number, stream in enumerate(streams)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=lambda task: waiting[task]):
+                number = waiting.pop(task)
+                if events := task.result():
+                    waiting[asyncio.ensure_future(streams[number].batch())] = number
+                yield number, events
+    finally:
+        for task in waiting:
+            task.cancel()

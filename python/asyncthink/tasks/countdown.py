@@ -4,7 +4,10 @@ An expression may use each of the given numbers once. Arithmetic is exact over t
 different if commuting and re-associating cannot turn one into the other (:class:`.expressions.Expression`).
 
 Demonstrations search all expressions of two or three of the numbers. ``countdown`` has seven numbers and 4 or 5
-solutions in that space, ``countdown-8`` eight numbers and 4 to 6, ``countdown-8x4`` eight numbers and exactly 4.
+solutions in that space, ``countdown-8`` eight numbers and 4 to 6, ``countdown-8x4`` eight numbers and exactly 4. They
+hold out puzzles. ``countdown-10x4`` has ten numbers of 2..20, targets of 60..150 and exactly 4 solutions, and holds out
+sets of numbers: no held-out puzzle shares its ten numbers with one of training. ``countdown-5x2`` is small enough for a
+pretrained model whose tokens are characters: five numbers, both of two solutions, held out by numbers, too.
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ from dataclasses import dataclass
 
 from asyncthink.tasks.expressions import Expression, combine, number, parse
 from asyncthink.tasks.script import Demonstration, Script, check_options
-from asyncthink.tasks.search import Writer, find_all, search_alone, search_as_worker
+from asyncthink.tasks.search import REACH, Writer, find_all, search_alone, search_as_worker
 from asyncthink.tasks.split import in_held_out_share
 from asyncthink.tasks.topology import Parts, organize
 
 ASKED = 4
-SMALLEST, LARGEST = 2, 13
+SMALLEST, LARGEST = 2, REACH
 LARGEST_TARGET = 60
 
 _SEPARATOR = re.compile(r"[\n,;]|#\d+:")
@@ -86,8 +89,10 @@ def hashed_name(puzzle: Puzzle) -> str:
 class Countdown:
     """The task: sample a puzzle, write its question, grade an answer, demonstrate a solution.
 
-    A puzzle has ``count`` numbers and 4 to ``most`` solutions of two or three numbers. In a demonstration without
-    workers one agent searches at most ``pairs_alone`` pairs.
+    A puzzle has ``count`` numbers from 2 to ``largest``, a target above them within ``targets``, and ``asked`` (4) to
+    ``most`` solutions of two or three numbers. In a demonstration without workers one agent searches at most
+    ``pairs_alone`` pairs, or, in the share ``all_alone`` of them, all of them. ``by_numbers``: all puzzles of the same
+    numbers are held out together.
     """
 
     name: str = "countdown"
@@ -95,6 +100,10 @@ class Countdown:
     most: int = 5
     pairs_alone: int = 12
     asked: int = ASKED
+    largest: int = LARGEST
+    targets: tuple[int, int] = (SMALLEST, LARGEST_TARGET)
+    by_numbers: bool = False
+    all_alone: float = 0.0
 
     def sample(self, seed: int, held_out: bool = False) -> Puzzle:
         """The puzzle of this seed, drawn uniformly from the held-out tenth or from the rest.
@@ -104,12 +113,16 @@ class Countdown:
         """
         rng = random.Random(f"{self.name} {seed} {held_out}")
         while True:
-            numbers = tuple(sorted(rng.sample(range(SMALLEST, LARGEST + 1), self.count)))
-            puzzle = Puzzle(numbers, rng.randint(numbers[-1] + 1, LARGEST_TARGET))
-            if is_held_out(puzzle) != held_out:
+            numbers = tuple(sorted(rng.sample(range(SMALLEST, self.largest + 1), self.count)))
+            puzzle = Puzzle(numbers, rng.randint(max(numbers[-1] + 1, self.targets[0]), self.targets[1]))
+            if in_held_out_share(self.split_name(puzzle)) != held_out:
                 continue
-            if ASKED <= len(find_all(puzzle.numbers, puzzle.target)) <= self.most:
+            if self.asked <= len(find_all(puzzle.numbers, puzzle.target, self.largest)) <= self.most:
                 return puzzle
+
+    def split_name(self, puzzle: Puzzle) -> str:
+        """The text whose hash decides to which part of the split the puzzle belongs (:mod:`.split`)."""
+        return f"countdown {' '.join(map(str, puzzle.numbers))}" if self.by_numbers else hashed_name(puzzle)
 
     def prompt(self, puzzle: Puzzle) -> str:
         """The question, for example ``24 from 2 3 5 7 9 11``."""
@@ -123,14 +136,14 @@ class Countdown:
         return Puzzle(tuple(map(int, match[2].split())), int(match[1]))
 
     def correct(self, puzzle: Puzzle, answer: str) -> list[str]:
-        """The different correct expressions among the first four of a free-text answer.
+        """The different correct expressions among the first ones of a free-text answer.
 
         Expressions are separated by new lines, commas, semicolons or labels ``#1:``; ``= 24`` may follow one. Only
-        the first four count, so that more guesses earn nothing.
+        the first :attr:`asked` count, so that more guesses earn nothing.
         """
         pieces = [piece.strip() for piece in _SEPARATOR.split(answer)]
         kept: dict[str, str] = {}
-        for piece in [piece for piece in pieces if piece][:ASKED]:
+        for piece in [piece for piece in pieces if piece][: self.asked]:
             left, equals, right = piece.partition("=")
             try:
                 expression = parse(left)
@@ -143,12 +156,12 @@ class Countdown:
         return list(kept.values())
 
     def verify(self, puzzle: Puzzle, answer: str | None) -> float:
-        """``(different correct expressions) / 4`` in [0, 1]; an absent answer is 0.
+        """``(different correct expressions) / asked`` in [0, 1]; an absent answer is 0.
 
         >>> Countdown().verify(Puzzle((2, 3, 4, 5, 6, 7), 21), "3*7, 7*3, 2*7+3+4 = 21, 9")
         0.5
         """
-        return len(self.correct(puzzle, answer)) / ASKED if answer else 0.0
+        return len(self.correct(puzzle, answer)) / self.asked if answer else 0.0
 
     def union(self, puzzle: Puzzle, answers: Iterable[str]) -> str:
         """One answer from those of several agents: the first four different expressions that equal the target.
@@ -162,7 +175,7 @@ class Countdown:
         for answer in answers:
             for text in self.correct(puzzle, answer):
                 kept.setdefault(parse(text).key, text)
-        return "".join(f" #{number}:{text}" for number, text in enumerate([*kept.values()][:ASKED], 1))
+        return "".join(f" #{number}:{text}" for number, text in enumerate([*kept.values()][: self.asked], 1))
 
     def demonstrate(
         self,
@@ -187,16 +200,21 @@ class Countdown:
             starts = self._some_starts(puzzle, rng)
             if mode == "part":
                 question += _named(starts)
-            scripts = [search_alone(puzzle.numbers, puzzle.target, ASKED, starts)]
+            scripts = [search_alone(puzzle.numbers, puzzle.target, self.asked, starts, self.largest)]
             return Demonstration(question, mode, context, pool, scripts)
         prefix = question if context == "isolated" else ""
-        writer = Writer(Script("organizer"))
-        parts = _parts(puzzle, puzzle.numbers[:-1], prefix, writer, lambda: writer.answer(ASKED))
+        writer = Writer(Script("organizer"), self.largest)
+        parts = _parts(puzzle, puzzle.numbers[:-1], prefix, writer, lambda: writer.answer(self.asked))
         return Demonstration(question, mode, context, pool, organize(parts, writer.script, pool, rng, depth), depth)
 
     def _some_starts(self, puzzle: Puzzle, rng: random.Random) -> list[int]:
-        """Starts in random order within :attr:`pairs_alone`; one time in five within a random smaller limit."""
+        """Starts in random order within :attr:`pairs_alone`; one time in five within a random smaller limit.
+
+        In the share :attr:`all_alone` all of them.
+        """
         starts = rng.sample(puzzle.numbers[:-1], len(puzzle.numbers) - 1)
+        if self.all_alone and rng.random() < self.all_alone:
+            return starts
         room = self.pairs_alone if rng.random() < 0.8 else rng.randint(1, self.pairs_alone)
         kept = []
         for start in starts:
@@ -214,14 +232,14 @@ def _parts(puzzle: Puzzle, starts: Sequence[int], prefix: str, writer: Writer, c
         writer.search(puzzle.numbers, puzzle.target, starts[part])
 
     def organized(group: Sequence[int], script: Script) -> tuple[Parts, list[str]]:
-        inner = Writer(script)
+        inner = Writer(script, writer.reach)
         return _parts(puzzle, [starts[part] for part in group], prefix, inner, inner.give_back), inner.solutions
 
     return Parts(
         len(starts),
         subquery=lambda group: prefix + _named([starts[part] for part in group]),
         work=lambda group, script: search_as_worker(
-            puzzle.numbers, puzzle.target, [starts[part] for part in group], script
+            puzzle.numbers, puzzle.target, [starts[part] for part in group], script, writer.reach
         ),
         own=own,
         join=writer.join,

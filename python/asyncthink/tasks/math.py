@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -54,13 +55,16 @@ class Math:
 
         Raises ValueError as :func:`.data.read_records` does, and for a record without these fields.
         """
-        path = Path(path)
-        records = [_problem(record, f"{path}, record {n}") for n, record in enumerate(read_records(path), 1)]
-        problems = [problem for problem in records if problem.answer]
-        if unanswered := len(records) - len(problems):
-            warnings.warn(f"{path}: {unanswered} of {len(records)} records have no answer", stacklevel=2)
-        split = Split.of(path, problems, lambda problem: f"math {problem.question}", test)
-        return cls(f"math{'-test' if test else ''}:{path}", split)
+        return cls.of(f"math{'-test' if test else ''}:{path}", Path(path), read_records(Path(path)), test)
+
+    @classmethod
+    def of(cls, name: str, path: Path, records: Sequence[Record], test: bool) -> Math:
+        """As :meth:`load`, with records that were read from ``path``."""
+        problems = [_problem(record, f"{path}, record {n}") for n, record in enumerate(records, 1)]
+        answered = [problem for problem in problems if problem.answer]
+        if unanswered := len(problems) - len(answered):
+            warnings.warn(f"{path}: {unanswered} of {len(problems)} records have no answer", stacklevel=3)
+        return cls(name, Split.of(path, answered, lambda problem: f"math {problem.question}", test))
 
     def sample(self, seed: int, held_out: bool = False) -> Problem:
         """Problem number ``seed`` of the held-out or the training problems, modulo their number."""

@@ -13,10 +13,14 @@ DEMONSTRATED = (*Mode, "part")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of an agent's text. ``said``: the agent writes it; otherwise the runtime inserts it."""
+    """A piece of an agent's text. ``said``: the agent writes it; otherwise the runtime inserts it.
+
+    Where it is not ``trusted``, its tags are the only control tokens that it can become.
+    """
 
     text: str
     said: bool = True
+    trusted: bool = True
 
 
 @dataclass(slots=True)

@@ -59,7 +59,7 @@ def organize(parts: Parts, organizer: Script, pool: int, rng: random.Random, dep
     live: list[_Live] = []
     while groups or own or live:
         room = pool - 1 - sum(worker.agents for worker in live)
-        action = _choose(style, bool(groups) and room > 0, bool(own), bool(live), rng)
+        action = choose(style, bool(groups) and room > 0, bool(own), bool(live), rng)
         if action == "fork":
             group, forks = groups.pop(0), forks + 1
             subquery = parts.subquery(group)
@@ -95,7 +95,7 @@ def _delegate(
     return organize(inner, worker, share, rng, depth - 1), results, share
 
 
-def _choose(style: str, can_fork: bool, can_work: bool, can_join: bool, rng: random.Random) -> str:
+def choose(style: str, can_fork: bool, can_work: bool, can_join: bool, rng: random.Random) -> str:
     """``batch`` forks first and joins last; ``mixed`` forks first; ``interleave`` chooses any action at any time."""
     order = ["fork"] * can_fork + ["own"] * can_work + ["join"] * can_join
     if style == "interleave" or (style == "mixed" and order[0] != "fork"):

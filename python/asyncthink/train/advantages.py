@@ -5,20 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Literal
+
+Scale = Literal["none", "group"]
+SCALES = ("none", "group")
 
 
-def advantages(rewards: Sequence[float], normalise: bool = True) -> list[float]:
-    """``A_g = (R_g - mean) / std`` over the G episodes of one question; ``std`` divides by G.
+def advantages(rewards: Sequence[float], scale: Scale = "none") -> list[float]:
+    """``A_g = R_g - mean`` over the G values of one group.
 
-    Without ``normalise`` the advantage is ``R_g - mean`` (Dr. GRPO, arXiv 2503.20783). A group whose rewards are equal
-    has advantages of 0. A reward that is not finite is left out of mean and std, and its own advantage is 0. Raises
-    ValueError for an empty group.
+    ``scale="none"`` (Dr. GRPO, arXiv 2503.20783) keeps the unit of the reward. ``scale="group"`` divides by the group's
+    standard deviation (over G), as the GRPO paper does: where all answers of a group are right, this blows up whatever
+    small term still differs to the size of a right answer.
 
-    >>> advantages([1.0, 0.0]), advantages([1.0, 1.0]), advantages([1.0, 0.0], normalise=False)
-    ([1.0, -1.0], [0.0, 0.0], [0.5, -0.5])
+    A group whose rewards are equal has advantages of 0. A reward that is not finite is left out of mean and deviation,
+    and its own advantage is 0. Raises ValueError for an empty group and another scale.
+
+    >>> advantages([1.0, 0.0]), advantages([1.0, 1.0]), advantages([1.0, 0.0], scale="group")
+    ([0.5, -0.5], [0.0, 0.0], [1.0, -1.0])
     >>> advantages([1.0, float("nan"), 0.0])
-    [1.0, 0.0, -1.0]
+    [0.5, 0.0, -0.5]
     """
+    if scale not in SCALES:
+        raise ValueError(f"scale: expected one of {', '.join(SCALES)}, got {scale!r}")
     if not rewards:
         raise ValueError("rewards: expected a group of at least one episode, got none")
     finite = [reward for reward in rewards if math.isfinite(reward)]
@@ -29,4 +38,4 @@ def advantages(rewards: Sequence[float], normalise: bool = True) -> list[float]:
     std = math.sqrt(math.fsum(value * value for value in centered) / len(finite))
     if std < 1e-8:
         return [0.0] * len(rewards)
-    return [value / std for value in centered] if normalise else centered
+    return [value / std for value in centered] if scale == "group" else centered

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,9 +14,9 @@ from asyncthink.episode.records import Episode, Join, Trace
 from asyncthink.episode.tree import lineage
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.parser import Parser
-from asyncthink.protocol.prompts import PromptFormat, worker_template
-from asyncthink.protocol.tags import Return, join_insert
-from asyncthink.tasks import Demonstration, Script, Task
+from asyncthink.protocol.prompts import Part, PromptFormat, worker_template
+from asyncthink.protocol.tags import TAG, Return, join_insert
+from asyncthink.tasks import Demonstration, Piece, Script, Task
 from asyncthink.train.packing import Batch, Row, pack
 from asyncthink.train.rows import rows
 
@@ -46,7 +47,7 @@ def encode(
         for piece in said.scripts[trace.agent].pieces:
             offsets.append(len(trace.tokens))
             if piece.said:
-                _extend(trace, codec.encode([(piece.text, True)], continues=True), sampled=True)
+                _extend(trace, codec.encode(_parts(piece), continues=True), sampled=True)
             else:
                 _insert(codec, trace, workers, piece.text, join)
         for worker in workers.values():
@@ -60,6 +61,14 @@ def _prompt(
     name = worker_template(demonstration.context, may_fork) if script.role == "worker" else script.role
     parts = prompts.parts(name, question=demonstration.question, subquery=script.subquery)
     return codec.encode(parts, continues=name.endswith("worker_shared"))
+
+
+def _parts(piece: Piece) -> list[Part]:
+    """The text of a piece that an agent says, with what may become control tokens."""
+    if piece.trusted:
+        return [(piece.text, True)]
+    cuts = [0, *(cut for match in TAG.finditer(piece.text) for cut in match.span()), len(piece.text)]
+    return [(piece.text[a:b], number % 2 == 1) for number, (a, b) in enumerate(pairwise(cuts))]
 
 
 def _insert(codec: Codec, trace: Trace, workers: dict[int | None, Trace], text: str, join: str) -> None:

@@ -1,31 +1,44 @@
-"""Data parallelism: ranks, and the collectives that a training step needs.
+"""The processes of a training run, and what they tell each other.
 
 ``torchrun --nproc-per-node N -m asyncthink train ...`` starts N processes; without torchrun there is one, and no
-communication. Every process holds the whole model and computes the gradients of its share of a step's data. The
-gradients are summed over processes, so all processes take the same optimizer step.
+communication. Each computes the gradients of its share of a step's data; :mod:`.sharding` divides weights, gradients
+and moments among them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from types import TracebackType
 from typing import TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed
 
 Item = TypeVar("Item")
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others, which may still draw a long rollout. A process that died is noticed at once
+on a CPU; one that hangs, and on GPUs also one that died, after this time."""
+
+_LOST = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "nccl")
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run died, or did not answer within :data:`TIMEOUT`."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
     """Process ``rank`` of ``size``. As a context manager it leaves the process group on exit.
 
+    An error of a collective leaves the context as :class:`LostProcessError`, one line for a reader.
+
     >>> with World.start(torch.device("cpu")) as world:
-    ...     world.rank, world.size, world.gather(["a"])
-    (0, 1, ['a'])
+    ...     world.rank, world.size, world.gather(["a"]), world.total([2.0, 3.0])
+    (0, 1, ['a'], [2.0, 3.0])
     """
 
     rank: int = 0
@@ -37,9 +50,10 @@ class World:
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
-        if device.type == "cuda":
+        cuda = device.type == "cuda"
+        if cuda:
             torch.cuda.set_device(device)
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        distributed.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=device if cuda else None)
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     def __enter__(self) -> World:
@@ -48,28 +62,22 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        if error is None:
+            self.stop()
+        elif self.size > 1 and _of_a_collective(error):  # the group is broken: leaving it could wait for the dead
+            raise LostProcessError(
+                f"process {self.rank} of {self.size}: another process of this run died or does not answer; "
+                "resume the run (--resume) from its last checkpoint"
+            ) from error
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which alone writes files and logs."""
+        """Whether this is rank 0, which alone writes reports and logs."""
         return self.rank == 0
 
     def mine(self, items: Sequence[Item]) -> Sequence[Item]:
         """This process's share of ``items``, which all processes hold: every ``size``-th, starting at ``rank``."""
         return items[self.rank :: self.size]
-
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes, with one all-reduce per dtype."""
-        if self.size == 1:
-            return
-        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-            same_dtype = [tensor for tensor in tensors if tensor.dtype == dtype]
-            flat = torch.cat([tensor.reshape(-1) for tensor in same_dtype])
-            distributed.all_reduce(flat)
-            parts = torch.split(flat, [tensor.numel() for tensor in same_dtype])
-            for tensor, part in zip(same_dtype, parts, strict=True):
-                tensor.copy_(part.view_as(tensor))
 
     def gather(self, items: list[Item]) -> list[Item]:
         """The items of all processes in rank order, returned in every process. They must be picklable."""
@@ -78,6 +86,14 @@ class World:
         parts: list[list[Item] | None] = [None] * self.size
         distributed.all_gather_object(parts, items)
         return [item for part in parts for item in part or ()]
+
+    def total(self, numbers: Sequence[float]) -> list[float]:
+        """The sum of each number over all processes, bitwise the same in every process."""
+        return [sum(column) for column in zip(*self.gather([list(numbers)]), strict=True)]
+
+    def most(self, count: int) -> int:
+        """The largest ``count`` of all processes."""
+        return max(self.gather([count]))
 
     def barrier(self) -> None:
         """Wait until every process has called this."""
@@ -90,10 +106,10 @@ class World:
             distributed.destroy_process_group()
 
 
-def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """The gradients of trainable parameters. A missing gradient is set to zeros, so that all processes sum the same."""
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in trainable:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    return [parameter.grad for parameter in trainable if parameter.grad is not None]
+ALONE = World()  # one process
+
+
+def _of_a_collective(error: BaseException) -> bool:
+    if isinstance(error, distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _LOST)

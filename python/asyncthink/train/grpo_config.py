@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 
-from asyncthink.tasks.rewards import RewardRule
+from asyncthink.tasks import Task
+from asyncthink.tasks.rewards import RewardFunction, RewardRule
+from asyncthink.train.advantages import SCALES, Scale
 from asyncthink.train.grpo_loss import Objective
 from asyncthink.train.loading import ModelOptions
+from asyncthink.train.loggers import check_loggers
+from asyncthink.train.rollout import CREDITS, Credit, Grading
 from asyncthink.train.schedule import check_decay, check_rates, learning_rate
 
 
@@ -18,7 +23,11 @@ class GRPOConfig:
 
     Args:
         out: folder of the run.
-        questions, group_size: each step draws ``questions`` questions and ``group_size`` episodes of each.
+        task: names separated by commas, a task, or several of either (:func:`asyncthink.tasks.tasks`).
+        questions, group_size: each step trains on ``questions`` groups of ``group_size`` episodes that differ.
+        drawn: groups drawn at first; None: ``questions``.
+        rounds: where fewer than ``questions`` of them differ, as many as are missing are drawn again, until there have
+            been this many rounds (:mod:`.groups`). 1: never.
         guide: what agents may write while they are sampled (:class:`asyncthink.episode.options.Guide`).
         max_tokens: tokens that one agent may draw.
         temperature: of the sampler.
@@ -28,15 +37,19 @@ class GRPOConfig:
         learning_rate, warmup, decay: see :mod:`.schedule`.
         clip: largest gradient norm.
         max_skipped: consecutive optimizer steps without a finite loss and gradient that stop the run (:mod:`.steps`).
-        normalise: divide advantages by the group's standard deviation (:mod:`.advantages`).
-        rule, objective: the reward and the loss.
+        scale, credit: how rewards become advantages (:class:`.rollout.Grading`).
+        rule, objective: the reward, a :class:`RewardRule` or any function (:mod:`asyncthink.tasks.rewards`); the loss.
+        validate_every: steps between validations, each also before the first step; 0: none. The checkpoint that solves
+            most, then the one with the shortest critical path, is kept in ``out/best-N`` (:mod:`.validation`).
+        validate_puzzles, validate_temperature: of a validation. None: greedy, but at ``temperature`` in mode parallel.
         export: folder that always holds the newest weights.
         plot: draw ``out/curve.png`` with every checkpoint.
+        log_to: where metrics also go (:mod:`.loggers`).
     """
 
     out: Path
     model: ModelOptions
-    task: str = "countdown"
+    task: str | Task | Sequence[str | Task] = "countdown"
     mode: str = "asyncthink"
     pool: int = 4
     depth: int = 1
@@ -47,6 +60,8 @@ class GRPOConfig:
     temperature: float = 1.0
     questions: int = 8
     group_size: int = 8
+    drawn: int | None = None
+    rounds: int = 3
     steps: int = 100
     minibatches: int = 1
     batch_tokens: int = 8192
@@ -58,27 +73,43 @@ class GRPOConfig:
     clip: float = 1.0
     max_skipped: int = 5
     seed: int = 0
-    normalise: bool = True
-    rule: RewardRule = field(default_factory=RewardRule)
+    scale: Scale = "none"
+    credit: Credit = "episode"
+    rule: RewardFunction = field(default_factory=RewardRule)
     objective: Objective = field(default_factory=Objective)
+    validate_every: int = 0
+    validate_puzzles: int = 200
+    validate_temperature: float | None = None
     save_every: int = 10
     threads: int = 1
     resume: bool = False
     export: Path | None = None
     plot: bool = False
-    tensorboard: bool = False
+    log_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         positive = ("steps", "questions", "minibatches", "batch_tokens", "cache_tokens", "save_every", "max_tokens")
-        for name in (*positive, "max_skipped"):
+        for name in (*positive, "max_skipped", "rounds", "validate_puzzles"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.group_size < 2:
             raise ValueError(f"group_size: expected at least 2 (advantages are relative), got {self.group_size}")
+        if self.drawn is not None and self.drawn < self.questions:
+            raise ValueError(f"drawn: expected at least the {self.questions} questions of a step, got {self.drawn}")
         if self.questions < self.minibatches:
             raise ValueError(
                 f"minibatches: expected at most {self.questions} (one question each), got {self.minibatches}"
             )
+        check_loggers(self.log_to)
+        for name, value, known in (("scale", self.scale, SCALES), ("credit", self.credit, CREDITS)):
+            if value not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+        if self.credit == "marginal" and self.mode != "parallel":
+            raise ValueError(f"credit: expected mode parallel for marginal credit, got mode {self.mode}")
+        if self.validate_every < 0:
+            raise ValueError(f"validate_every: expected at least 0, got {self.validate_every}")
+        if self.validate_temperature is not None and not 0 <= self.validate_temperature < inf:
+            raise ValueError(f"validate_temperature: expected at least 0, got {self.validate_temperature}")
         check_decay(self.decay)
         check_rates(self.learning_rate, self.weight_decay, self.clip)
         if self.model.bfloat16 is True:
@@ -89,3 +120,15 @@ class GRPOConfig:
     def rate(self, step: int) -> float:
         """Learning rate of step 0, 1, ..., ``steps`` - 1."""
         return learning_rate(step, self.steps, self.learning_rate, self.warmup, self.decay)
+
+    @property
+    def grading(self) -> Grading:
+        """How the episodes of a group become advantages."""
+        return Grading(self.rule, self.scale, self.credit)
+
+    @property
+    def validation_temperature(self) -> float:
+        """The temperature of validations."""
+        if self.validate_temperature is not None:
+            return self.validate_temperature
+        return self.temperature if self.mode == "parallel" else 0.0

@@ -25,8 +25,9 @@ class Objective:
 
     For each drawn token t of an episode with advantage A, with ``ratio = exp(logprob - old_logprob)``::
 
-        L_t = min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) - kl * (exp(d) - d - 1)
+        L_t = min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) - kl * (exp(d) - d - 1) + entropy * H_t
         d   = reference_logprob - logprob
+        H_t = entropy of the distribution that token t was drawn from, in nats
 
     ``normaliser`` says how the L_t of an optimizer step become one number: "token": their mean over all tokens of the
     step (DAPO, arXiv 2503.14476); "episode": the mean over episodes of each episode's mean; "constant": the mean over
@@ -38,11 +39,12 @@ class Objective:
     clip_low: float = 0.2
     clip_high: float = 0.28
     kl: float = 0.0
+    entropy: float = 0.0
     normaliser: Normaliser = "token"
     constant: float = 1024.0
 
     def __post_init__(self) -> None:
-        for name in ("clip_low", "clip_high", "kl"):
+        for name in ("clip_low", "clip_high", "kl", "entropy"):
             if not 0 <= getattr(self, name) < inf:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if self.normaliser not in NORMALISERS:
@@ -76,6 +78,9 @@ class LossSums:
     tokens: int
     clipped: float  # tokens whose surrogate is the clipped one
     kl: float
+    entropy: float
+    ratio: float  # sum of the ratios, and of their squares
+    ratio_squared: float
     off_policy: float  # sum of |log_ratio|: the distance between the trainer's and the sampler's log-probabilities
 
 
@@ -86,6 +91,7 @@ def grpo_loss(
     advantages: Tensor,
     weights: Tensor,
     reference_logprobs: Tensor | None = None,
+    entropy: Tensor | None = None,
 ) -> LossSums:
     """The loss of a packed batch of N drawn tokens, as a weighted sum: ``-sum_t weights[t] L_t`` (:class:`Objective`).
 
@@ -94,16 +100,20 @@ def grpo_loss(
         old_logprobs: [N] log-probabilities under the sampler, when the tokens were drawn.
         advantages, weights: [N] of each token's episode (:meth:`Objective.weights`).
         reference_logprobs: [N] under the reference model; required if ``objective.kl`` > 0.
+        entropy: [N] of the distributions under the current weights; required, with gradient, if ``objective.entropy``
+            > 0.
 
     Raises:
-        ValueError: shapes that differ, or a KL term without reference log-probabilities.
+        ValueError: shapes that differ, a KL term without reference log-probabilities, an entropy term without entropy.
     """
     others = {"old_logprobs": old_logprobs, "advantages": advantages, "weights": weights}
-    for name, tensor in (others | {"reference_logprobs": reference_logprobs}).items():
+    for name, tensor in (others | {"reference_logprobs": reference_logprobs, "entropy": entropy}).items():
         if tensor is not None and tensor.shape != logprobs.shape:
             raise ValueError(f"{name}: expected shape {list(logprobs.shape)}, got {list(tensor.shape)}")
     if objective.kl > 0 and reference_logprobs is None:
         raise ValueError(f"reference_logprobs: expected a tensor for a KL weight of {objective.kl}, got None")
+    if objective.entropy > 0 and entropy is None:
+        raise ValueError(f"entropy: expected a tensor for an entropy weight of {objective.entropy}, got None")
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()
     clipped_ratio = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
@@ -114,11 +124,16 @@ def grpo_loss(
         reference_log_ratio = reference_logprobs - logprobs
         kl = torch.expm1(reference_log_ratio) - reference_log_ratio
         token_loss = token_loss + objective.kl * kl
+    if entropy is not None and objective.entropy:
+        token_loss = token_loss - objective.entropy * entropy
     clipped = (clipped_ratio * advantages < ratio * advantages).sum()
     return LossSums(
         loss=(token_loss * weights).sum(),
         tokens=logprobs.numel(),
         clipped=float(clipped),
         kl=float(kl.detach().sum()),
+        entropy=0.0 if entropy is None else float(entropy.detach().sum()),
+        ratio=float(ratio.detach().sum()),
+        ratio_squared=float(ratio.detach().square().sum()),
         off_policy=float(log_ratio.detach().abs().sum()),
     )

@@ -25,7 +25,11 @@ from asyncthink.model.auto_dtype import choose_dtype
 from asyncthink.model.files import device_for, load_tokenizer, open_weights
 from asyncthink.protocol.chat import prompts_for
 from asyncthink.protocol.prompts import PromptFormat
-from asyncthink.train.lora import FOLDER, add_lora, load_adapter
+from asyncthink.train.distributed import ALONE, World
+from asyncthink.train.lora import FOLDER, add_lora, load_adapter, reset_adapters
+from asyncthink.train.sharding import is_sharded, shard
+from asyncthink.train.stored_weights import StoredWeights, empty_model
+from asyncthink.train.tag_tokens import add_tag_tokens
 from asyncthink.train.tokenizer import build_tokenizer
 
 #: Prompts of a model trained from random weights: the role is one token, or two for a worker that may fork.
@@ -51,6 +55,19 @@ class Shape:
     head_dim: int = 32
     intermediate: int = 384
 
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """The shape whose numbers stand in a text, in the order of the fields. Raises ValueError for another text.
+
+        >>> Shape.parse("4,128,4,2,32,384") == Shape()
+        True
+        """
+        sizes = [int(word) for word in text.split(",") if word.strip().isdigit()]
+        if len(sizes) != len(dataclasses.fields(cls)) or len(sizes) != len(text.split(",")) or min(sizes) < 1:
+            names = ",".join(field.name for field in dataclasses.fields(cls)).upper()
+            raise ValueError(f"shape: expected {names}, got {text!r}")
+        return cls(*sizes)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
@@ -65,6 +82,7 @@ class ModelOptions:
         lora: rank of the adapters; 0 trains all weights. ``lora_alpha``: None means twice the rank. ``lora_targets``:
             "all-linear" or module names, separated by commas.
         checkpointing: keep only each layer's input for the backward pass and recompute the rest.
+        tag_tokens: add the protocol's tags to the tokenizer, and a row for each to the model (:mod:`.tag_tokens`).
         device: "auto" (this process's GPU if there is one, else the CPU), "cpu" or "cuda".
 
     Raises ValueError for a negative rank, an alpha that is not positive, an unknown dtype or an unknown ``bfloat16``.
@@ -79,6 +97,7 @@ class ModelOptions:
     lora_alpha: int | None = None
     lora_targets: str = "all-linear"
     checkpointing: bool = False
+    tag_tokens: bool = False
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -113,7 +132,8 @@ class Loaded:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which the model computes: autocast to bfloat16, or disabled."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+        cache = not is_sharded(self.model)  # it would keep a copy of every layer's whole weights
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=cache)
 
 
 def bfloat16_for(options: ModelOptions) -> tuple[bool, str]:
@@ -122,31 +142,46 @@ def bfloat16_for(options: ModelOptions) -> tuple[bool, str]:
     return choice.dtype is torch.bfloat16, choice.why
 
 
-def load(options: ModelOptions, resume: Path | None = None) -> Loaded:
+def load(options: ModelOptions, resume: Path | None = None, world: World = ALONE) -> Loaded:
     """The model of ``options``, with the weights of the checkpoint folder ``resume`` if it is given.
+
+    Several processes call this together and divide the model (:mod:`.sharding`). Each reads its own rows alone where
+    the files hold the weights as the model does; other models, and random weights, are whole in every process first.
 
     Raises ValueError if the model cannot be loaded, ImportError if LoRA is requested without peft.
     """
     device = device_for(options.device)
     adapted = options.lora > 0  # adapters are added to the model before the training, also on a resume
     path = options.model if resume is None or adapted else str(resume)
-    model, tokenizer, prompts = _open(options, path)
+    by_rows = path is not None and world.size > 1 and not options.tag_tokens  # new rows are made of whole ones
+    stored = StoredWeights.find(path) if path is not None and by_rows else None
+    model, tokenizer, prompts = _open(options, path, stored)
     if adapted:
         alpha = 2 * options.lora if options.lora_alpha is None else options.lora_alpha
         add_lora(model, options.lora, alpha, options.lora_targets, options.seed)
-        if resume is not None:
-            load_adapter(resume / FOLDER, model)
     elif resume is not None and (resume / FOLDER).exists():
         raise ValueError(f"lora: {resume} was trained with adapters; resume it with the same rank")
     if options.checkpointing:
         old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"  # renamed in transformers 5
         getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
+    if world.size > 1:
+        shard(model, world, device)
+    if stored is not None and model.device.type == "meta":
+        model.to_empty(device=device)
+        stored.fill(model)
+        if adapted:
+            reset_adapters(model, options.seed)
     model.to(device)  # type: ignore[arg-type]
+    if adapted and resume is not None:
+        load_adapter(resume / FOLDER, model)
     bfloat16 = bfloat16_for(options)[0] if options.bfloat16 == "auto" else options.bfloat16
     return Loaded(model.train(), tokenizer, prompts, device, bfloat16)
 
 
-def _open(options: ModelOptions, path: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PromptFormat]:
+def _open(
+    options: ModelOptions, path: str | None, stored: StoredWeights | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PromptFormat]:
+    """The model, on the meta device if ``stored`` are its weights."""
     dtype = WEIGHTS[options.weights]
     if path is None:
         number_tokenizer = build_tokenizer()
@@ -155,7 +190,12 @@ def _open(options: ModelOptions, path: str | None) -> tuple[PreTrainedModel, Pre
             parameter.data = parameter.data.to(dtype)
         return untrained, number_tokenizer, TINY_PROMPTS
     try:
-        model, tokenizer = open_weights(path, dtype), load_tokenizer(path)
+        model = empty_model(path, dtype) if stored is not None else None
+        if model is None or stored is None or not stored.fit(model):
+            model = open_weights(path, dtype)
+        tokenizer = load_tokenizer(path)
+        if options.tag_tokens:
+            add_tag_tokens(model, tokenizer)
         return model, tokenizer, prompts_for(tokenizer, saved_prompts(path))
     except ValueError as error:
         raise ValueError(f"model: {error}") from error

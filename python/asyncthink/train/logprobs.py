@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,9 @@ from asyncthink.engine.sampling import forbid
 from asyncthink.train.guided import DrawnMasks
 from asyncthink.train.packed_attention import PackedAttention, evaluating, run_packed
 from asyncthink.train.packing import IGNORED, Batch, Row, pack
+from asyncthink.train.sharding import inside
 
+Score: TypeAlias = "Callable[[Head, Tensor, Tensor, float, Tensor | None], Tensor]"
 CHUNK = 2**25  # logits in memory at the same time
 
 
@@ -51,29 +55,73 @@ def token_logprobs(
     >>> batch = pack([rows(episode)], 1)                                                   # doctest: +SKIP
     >>> loss = -token_logprobs(model, batch).sum() / (batch.labels != IGNORED).sum()       # doctest: +SKIP
     """
+    return _scored(model, batch, temperature, chunk, masks, Head.logprobs)
+
+
+def token_scores(
+    model: nn.Module,
+    batch: Batch,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+    masks: DrawnMasks | None = None,
+    learn_entropy: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """:func:`token_logprobs`, and the entropy of each of these distributions in nats, both [T].
+
+    The entropy has a gradient only with ``learn_entropy``, which keeps more of the forward pass in memory. Other
+    arguments and errors are those of :func:`token_logprobs`; unlabelled positions have entropy 0.
+    """
+    score = Head.scores if learn_entropy else Head.watched_scores
+    logprobs, entropy = _scored(model, batch, temperature, chunk, masks, score).unbind(-1)
+    return logprobs, entropy
+
+
+def _scored(
+    model: nn.Module,
+    batch: Batch,
+    temperature: float,
+    chunk: int,
+    masks: DrawnMasks | None,
+    score: Score,
+) -> Tensor:
+    """[T, ...] of the labelled positions' scores; 0 elsewhere."""
     if temperature <= 0:
         raise ValueError(f"temperature: expected more than 0, got {temperature}")
-    decoder: Any = model
-    head = _head(decoder)
-    labels = batch.labels[0]
-    labelled = (labels != IGNORED).nonzero()[:, 0]
-    hidden = run_packed(decoder.base_model, PackedAttention(batch)).last_hidden_state[0, labelled]
-    targets = labels[labelled]
+    labelled = (batch.labels[0] != IGNORED).nonzero()[:, 0]
     if masks is not None and len(masks.index) != len(labelled):
         raise ValueError(f"masks: expected those of {len(labelled)} labelled tokens, got {len(masks.index)}")
+    head = _head(model)  # before: it runs the model itself
+    return inside(model, lambda: _labelled(model, head, batch, labelled, temperature, chunk, masks, score))
+
+
+def _labelled(
+    model: Any,
+    head: Head,
+    batch: Batch,
+    labelled: Tensor,
+    temperature: float,
+    chunk: int,
+    masks: DrawnMasks | None,
+    score: Score,
+) -> Tensor:
+    labels = batch.labels[0]
+    hidden = run_packed(model.base_model, PackedAttention(batch)).last_hidden_state[0, labelled]
+    targets = labels[labelled]
     rows = max(1, chunk // head.vocabulary)
     starts = range(0, len(labelled), rows)
     allowed = [None if masks is None else masks[start : start + rows] for start in starts]
     parts = zip(torch.split(hidden, rows), torch.split(targets, rows), allowed, strict=True) if starts else ()
     if len(labelled) <= rows:
-        chunks = [head.logprobs(part, target, temperature, bits) for part, target, bits in parts]
+        chunks = [score(head, part, target, temperature, bits) for part, target, bits in parts]
     else:
         chunks = [
-            checkpoint(head.logprobs, part, target, temperature, bits, use_reentrant=False)
+            checkpoint(score, head, part, target, temperature, bits, use_reentrant=False)
             for part, target, bits in parts
         ]
-    logprobs = torch.cat(chunks) if chunks else hidden.new_zeros(0)
-    return logprobs.new_zeros(labels.shape[0]).index_put((labelled,), logprobs)
+    if not chunks:  # nothing is labelled
+        chunks = [score(head, hidden, targets, temperature, None)]
+    scores = torch.cat(chunks)
+    return scores.new_zeros(labels.shape[0], *scores.shape[1:]).index_put((labelled,), scores)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +149,31 @@ class Head:
 
         ``masks`` [n, ceil(V / 32)] int32: the tokens that softmax is over; None: all.
         """
-        logits = self.logits(hidden) / temperature
-        logits = logits if masks is None else forbid(logits, masks)
+        logits = self._tempered(hidden, temperature, masks)
         return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+
+    def scores(self, hidden: Tensor, targets: Tensor, temperature: float, masks: Tensor | None = None) -> Tensor:
+        """[n, 2]: :meth:`logprobs`, and the entropy of the distributions, in nats."""
+        logprobs = self._tempered(hidden, temperature, masks).log_softmax(-1)
+        return torch.stack([logprobs.gather(1, targets[:, None])[:, 0], _entropy(logprobs)], -1)
+
+    def watched_scores(
+        self, hidden: Tensor, targets: Tensor, temperature: float, masks: Tensor | None = None
+    ) -> Tensor:
+        """As :meth:`scores`; the entropy without gradient."""
+        logprobs = self._tempered(hidden, temperature, masks).log_softmax(-1)
+        with torch.no_grad():
+            entropy = _entropy(logprobs)
+        return torch.stack([logprobs.gather(1, targets[:, None])[:, 0], entropy], -1)
+
+    def _tempered(self, hidden: Tensor, temperature: float, masks: Tensor | None) -> Tensor:
+        logits = self.logits(hidden) / temperature
+        return logits if masks is None else forbid(logits, masks)
+
+
+def _entropy(logprobs: Tensor) -> Tensor:
+    """[n] of log-probabilities [n, V], of which some may be -inf."""
+    return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)
 
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
@@ -129,12 +199,12 @@ def _find_head_options(model: Any, layer: Any) -> tuple[float, float | None]:
     cap = getattr(config, "final_logit_softcapping", None)
     batch = pack([[Row("", "", (1, 2, 3, 4), (False,) * 4)]], 1).to(model.device)
     with evaluating(model), torch.autocast(model.device.type, enabled=False):
-        hidden = run_packed(model.base_model, PackedAttention(batch)).last_hidden_state[0]
+        hidden = inside(model, lambda: run_packed(model.base_model, PackedAttention(batch)).last_hidden_state[0])
         expected = logits_of(model, batch)[0]
         errors: dict[tuple[float, float | None], float] = {}
         for scale in [1.0, *named, *(1 / value for value in named)]:
             for softcap in dict.fromkeys((None, cap)):
-                got = Head(layer, scale, softcap).logits(hidden)
+                got = inside(model, functools.partial(Head(layer, scale, softcap).logits, hidden))
                 if got.shape == expected.shape:
                     errors[scale, softcap] = float((got - expected).abs().max() / expected.abs().max())
     best = min(errors, key=lambda options: errors[options], default=(1.0, None))

@@ -1,10 +1,10 @@
-"""The reports of a training run: lines in metrics.jsonl, TensorBoard events, and a progress bar or plain lines."""
+"""The reports of a training run: lines in metrics.jsonl, loggers, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,25 +13,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from asyncthink.files import write_whole
-from asyncthink.train import checkpoint
-from asyncthink.train.distributed import World
-
-SINGLE = World()  # one process
+from asyncthink.train import state
+from asyncthink.train.distributed import ALONE, World
+from asyncthink.train.loggers import open_loggers
 
 
 class Reporter:
     """Appends reports to ``metrics.jsonl``, after dropping those later than ``first_step`` (of an interrupted run).
 
     Each line has ``step``, ``tokens``, ``seconds`` and the metrics of the report. A metric that is not finite is null:
-    JSON has no NaN. ``tensorboard`` also writes the finite metrics as event files into the folder ``tensorboard``
-    beside the log. With several processes only rank 0 writes files and prints.
+    JSON has no NaN. ``log_to`` names loggers (:mod:`.loggers`), which get the finite metrics. With several processes
+    only rank 0 writes files, logs and prints.
 
-    Raises ValueError if a line of the file, other than an incomplete last one, is not a report; ImportError if
-    TensorBoard is requested and not installed.
+    Raises ValueError if a line of the file, other than an incomplete last one, is not a report; ImportError if a
+    logger is requested and not installed.
     """
 
     def __init__(
-        self, path: Path, steps: int, first_step: int, world: World = SINGLE, tensorboard: bool = False
+        self, path: Path, steps: int, first_step: int, world: World = ALONE, log_to: Sequence[str] = ()
     ) -> None:
         main = world.is_main
         self._steps = steps
@@ -48,10 +47,12 @@ class Reporter:
             disable=not (main and self._console.is_terminal),
         )
         self._task = self._bar.add_task("train", total=steps, completed=first_step, shown="")
-        self._events = _events(path.parent / "tensorboard", first_step) if tensorboard and main else None
+        stored = read_metrics(path) if main and path.exists() else []
+        logged = max((line["step"] for line in stored), default=0)
+        self._loggers = open_loggers(log_to, path.parent, first_step, logged) if main else []
         self._file = None
         if main:
-            kept = [line for line in read_metrics(path) if line["step"] <= first_step] if path.exists() else []
+            kept = [line for line in stored if line["step"] <= first_step]
             write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a", encoding="utf-8")
 
@@ -65,10 +66,10 @@ class Reporter:
         self._bar.stop()
         if self._file is not None:
             self._file.close()
-        if self._events is not None:
-            self._events.close()
+        for logger in self._loggers:
+            logger.close()
 
-    def step(self, progress: checkpoint.Progress, metrics: dict[str, Any], shown: str) -> None:
+    def step(self, progress: state.Progress, metrics: dict[str, Any], shown: str) -> None:
         """Log the ``metrics`` (numbers, or dictionaries of numbers) of a step; the terminal shows ``shown``."""
         speed = f"{progress.tokens / max(progress.seconds, 1e-9):,.0f} tokens/s"
         self._write(progress, metrics)
@@ -78,7 +79,7 @@ class Reporter:
             times = f"{progress.seconds / 60:.1f} min, {left / 60:.0f} min left"
             self.say(f"step {progress.step}/{self._steps} {shown} {speed} {times}")
 
-    def note(self, progress: checkpoint.Progress, metrics: dict[str, Any], shown: str) -> None:
+    def note(self, progress: state.Progress, metrics: dict[str, Any], shown: str) -> None:
         """Log metrics that are not measured at every step, in a line of their own."""
         self._write(progress, metrics)
         self.say(shown)
@@ -87,17 +88,16 @@ class Reporter:
         """Print a line, above the progress bar if there is one."""
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-    def _write(self, progress: checkpoint.Progress, metrics: dict[str, Any]) -> None:
+    def _write(self, progress: state.Progress, metrics: dict[str, Any]) -> None:
         if self._file is None:
             return
         metrics = finite(metrics)
         line = {"step": progress.step, "tokens": progress.tokens, "seconds": round(progress.seconds, 2), **metrics}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
-        if self._events is not None:
-            for name, value in flat(metrics):
-                if value is not None:
-                    self._events.add_scalar(name, value, progress.step)
+        numbers = {name: value for name, value in flat(metrics) if value is not None}
+        for logger in self._loggers:
+            logger.log(progress.step, numbers)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -141,11 +141,3 @@ def flat(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float
             yield from flat(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value
-
-
-def _events(folder: Path, first_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError('TensorBoard is not installed: pip install "asyncthink-kernels[train]"') from error
-    return SummaryWriter(str(folder), purge_step=first_step + 1)

@@ -6,30 +6,40 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
+from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.records import Episode
+from asyncthink.episode.source import EpisodeSource
 from asyncthink.tasks import Task
-from asyncthink.tasks.rewards import Reward, RewardRule
-from asyncthink.train.advantages import advantages
+from asyncthink.tasks.rewards import Reward, RewardFunction, evaluate, marginal
+from asyncthink.train.advantages import Scale, advantages
+
+Credit = Literal["episode", "marginal"]
+CREDITS = ("episode", "marginal")
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One episode of a group with its reward and its advantage, which the organizer and its workers share.
+    """One episode of a group with its reward, and the advantage of each of its traces.
 
-    The update leaves out an episode that is not ``usable``: its reward or the log-probability of a drawn token is not
-    finite, the model or the program failed on it, or fewer than two episodes of its group are usable.
+    An organizer and its workers have one advantage in common. The update leaves out an episode that is not ``usable``:
+    its reward or the log-probability of a drawn token is not finite, the model or the program failed on it, or fewer
+    than two episodes of its group are usable.
     """
 
     episode: Episode
     reward: Reward
-    advantage: float
+    advantages: tuple[float, ...]
     usable: bool = True
+
+
+def differs(group: Sequence[Rollout]) -> bool:
+    """Whether there is anything to learn from a group: an advantage that is not 0."""
+    return any(rollout.usable and any(rollout.advantages) for rollout in group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +51,12 @@ class Question:
     seed: int
 
 
-def draw_questions(tasks: Sequence[Task], seed: int, step: int, count: int) -> list[Question]:
-    """The questions of one step: a pure function of its arguments, never a held-out puzzle."""
-    rng = random.Random(f"rollout {seed} {step}")
+def draw_questions(tasks: Sequence[Task], seed: int, step: int, count: int, more: int = 0) -> list[Question]:
+    """The questions of one step: a pure function of its arguments, never a held-out puzzle.
+
+    ``more`` counts the times that the step draws again.
+    """
+    rng = random.Random(f"rollout {seed} {step}" + (f" {more}" if more else ""))
     drawn = []
     for _ in range(count):
         task = rng.choice(tasks)
@@ -51,13 +64,28 @@ def draw_questions(tasks: Sequence[Task], seed: int, step: int, count: int) -> l
     return drawn
 
 
+@dataclass(frozen=True, slots=True)
+class Grading:
+    """How episodes become advantages.
+
+    Args:
+        rule: the reward (:mod:`asyncthink.tasks.rewards`).
+        scale: what advantages are divided by (:mod:`.advantages`).
+        credit: "episode": all traces of an episode share one advantage. "marginal", for parallel traces: each has its
+            own, of what it adds (:func:`asyncthink.tasks.rewards.marginal`) relative to all traces of the group.
+    """
+
+    rule: RewardFunction
+    scale: Scale = "none"
+    credit: Credit = "episode"
+
+
 def roll_out(
-    sampler: ForkJoinSampler,
+    sampler: EpisodeSource,
     questions: Sequence[Question],
     group_size: int,
     params: SamplingParams,
-    rule: RewardRule,
-    normalise: bool = True,
+    grading: Grading,
 ) -> list[list[Rollout]]:
     """``group_size`` episodes of each question, all decoded in one batch; one list per question.
 
@@ -65,27 +93,46 @@ def roll_out(
     """
     prompts = [question.task.prompt(question.puzzle) for question in questions for _ in range(group_size)]
     seeds = [(question.seed + number) % 2**64 for question in questions for number in range(group_size)]
-    episodes = sampler.generate(prompts, [params.with_seed(seed) for seed in seeds])
-    groups = []
-    for number, question in enumerate(questions):
-        group = episodes[number * group_size : (number + 1) * group_size]
-        rewards = [rule(question.task, question.puzzle, episode) for episode in group]
-        groups.append(with_advantages(group, rewards, normalise))
-    return groups
+    episodes = sampler.generate(prompts, [params.with_seed(seed) for seed in seeds]) if prompts else []
+    groups = [episodes[start : start + group_size] for start in range(0, len(episodes), group_size)]
+    return [graded(question, group, grading) for question, group in zip(questions, groups, strict=True)]
 
 
-def with_advantages(episodes: Sequence[Episode], rewards: Sequence[Reward], normalise: bool = True) -> list[Rollout]:
-    """One group with its :func:`.advantages.advantages`, relative to its usable episodes (:class:`Rollout`)."""
-    totals = [
-        reward.total if finite_logprobs(episode) and not episode.failures else nan
+def graded(question: Question, episodes: Sequence[Episode], grading: Grading) -> list[Rollout]:
+    """The rollouts of one group."""
+    rewards = [evaluate(grading.rule, question.task, question.puzzle, episode) for episode in episodes]
+    if grading.credit == "episode":
+        return with_advantages(episodes, rewards, [[reward.total] for reward in rewards], grading.scale)
+    added = [marginal(grading.rule, question.task, question.puzzle, episode) for episode in episodes]
+    return with_advantages(episodes, rewards, added, grading.scale)
+
+
+def with_advantages(
+    episodes: Sequence[Episode],
+    rewards: Sequence[Reward],
+    values: Sequence[Sequence[float]],
+    scale: Scale = "none",
+) -> list[Rollout]:
+    """One group with its :func:`.advantages.advantages`, relative to its usable episodes (:class:`Rollout`).
+
+    ``values`` are those of each episode's traces, or a single one for all of them.
+    """
+    usable = [
+        isfinite(reward.total) and finite_logprobs(episode) and not episode.failures
         for episode, reward in zip(episodes, rewards, strict=True)
     ]
-    enough = sum(map(isfinite, totals)) >= 2
+    group = [value if kept else nan for kept, own in zip(usable, values, strict=True) for value in own]
+    relative = iter(advantages(group, scale))
+    shares = [tuple(next(relative) for _ in own) for own in values]
+    enough = sum(usable) >= 2
     return [
-        Rollout(episode, reward, advantage, enough and isfinite(total))
-        for episode, reward, advantage, total in zip(
-            episodes, rewards, advantages(totals, normalise), totals, strict=True
+        Rollout(
+            episode,
+            reward,
+            share if len(share) == len(episode.traces) else share * len(episode.traces),
+            enough and kept,
         )
+        for episode, reward, share, kept in zip(episodes, rewards, shares, usable, strict=True)
     ]
 
 
@@ -119,10 +166,10 @@ def drawn_tokens(
     """(old_logprobs, advantages, weights), each [N] float32, of all drawn tokens in packed order."""
     columns: tuple[list[float], list[float], list[float]] = ([], [], [])
     for rollout, weight in zip(rollouts, weights, strict=True):
-        for trace in rollout.episode.traces:
+        for trace, advantage in zip(rollout.episode.traces, rollout.advantages, strict=True):
             logprobs = [logprob for logprob, drawn in zip(trace.logprobs, trace.sampled, strict=True) if drawn]
             columns[0].extend(logprobs)
-            columns[1].extend([rollout.advantage] * len(logprobs))
+            columns[1].extend([advantage] * len(logprobs))
             columns[2].extend([weight] * len(logprobs))
     old_logprobs, token_advantages, token_weights = (
         torch.tensor(column, dtype=torch.float32, device=device) for column in columns

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncthink.files import write_whole
+from asyncthink.tasks import task_names
 from asyncthink.train.checkpoint import checkpoints, remove_leftovers
 from asyncthink.train.distributed import World
 
@@ -34,8 +35,22 @@ def begin_run(out: Path, config: Any, world: World) -> None:
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out)
-        write_whole(out / CONFIG, json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n")
+        write_whole(out / CONFIG, json.dumps(_plain(config), indent=2, default=str) + "\n")
     world.barrier()
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The configuration for JSON: tasks by their names, functions by where they are defined."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    made = {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in fields.items()
+        if name != "task"
+    }
+    rule: Any = fields.get("rule")
+    if hasattr(rule, "__qualname__"):
+        made["rule"] = f"{rule.__module__}:{rule.__qualname__}"
+    return {name: task_names(fields[name]) if name == "task" else made[name] for name in fields}
 
 
 def stored_bfloat16(out: Path) -> bool | None:

@@ -1,13 +1,14 @@
 """Supervised fine-tuning on demonstrations (cold start), from random weights or any transformers decoder.
 
-The data of step k is a pure function of (seed, k) and nothing in the loop is random, so a resumed run repeats the
-uninterrupted one exactly (same thread count, same machine).
+The data of a step is a pure function of the seed and its number in the stream (:mod:`.stream`) and nothing in the loop
+is random, so a resumed run repeats the uninterrupted one exactly (same thread count, same machine).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 import torch
 
 from asyncthink.model.files import device_for
-from asyncthink.tasks import tasks
-from asyncthink.train.checkpoint import Progress, load_state, save_checkpoint, save_model
+from asyncthink.tasks import Task, task_names
+from asyncthink.train.checkpoint import save_checkpoint, save_model
 from asyncthink.train.demonstrations import DemonstrationPacker, Mixture
-from asyncthink.train.distributed import World, gradients
+from asyncthink.train.distributed import World
 from asyncthink.train.evaluate import evaluate, held_out_episodes
+from asyncthink.train.idle import idle_pass
 from asyncthink.train.loading import Loaded, ModelOptions, load, optimizer
+from asyncthink.train.loggers import check_loggers
 from asyncthink.train.logprobs import token_logprobs
 from asyncthink.train.packed_attention import use_packed_attention
 from asyncthink.train.packing import IGNORED
@@ -28,7 +31,10 @@ from asyncthink.train.precision import settle
 from asyncthink.train.progress import Reporter
 from asyncthink.train.runs import begin_run, find_run
 from asyncthink.train.schedule import check_decay, check_rates, learning_rate
+from asyncthink.train.sources import demonstrated
+from asyncthink.train.state import Progress, load_state
 from asyncthink.train.steps import Steps
+from asyncthink.train.stream import Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,8 @@ class SFTConfig:
 
     Args:
         out: folder of the run.
+        task: names separated by commas, a task, or several of either (:func:`asyncthink.tasks.tasks`); ``traces:PATH``
+            are written traces (:mod:`.sources`).
         pool, depth: of the organized demonstrations: agents alive at the same time, levels of workers.
         max_tokens: demonstrations in which some agent writes more tokens are left out; None leaves out none.
         steps, batches, batch_tokens: each of ``steps`` optimizer steps is on ``batches`` packed batches of about
@@ -46,11 +54,12 @@ class SFTConfig:
         max_skipped: consecutive steps without a finite loss and gradient that stop the run (:mod:`.steps`).
         export: folder that always holds the newest weights.
         plot: draw ``out/curve.png`` with every checkpoint.
+        log_to: where metrics also go (:mod:`.loggers`).
         sampling: suggested sampling parameters, written into the checkpoint.
     """
 
     out: Path
-    task: str = "countdown"
+    task: str | Task | Sequence[str | Task] = "countdown"
     model: ModelOptions = field(default_factory=ModelOptions)
     mixture: Mixture = field(default_factory=Mixture)
     pool: int = 4
@@ -74,7 +83,7 @@ class SFTConfig:
     resume: bool = False
     export: Path | None = None
     plot: bool = False
-    tensorboard: bool = False
+    log_to: tuple[str, ...] = ()
     sampling: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 700})
 
     def __post_init__(self) -> None:
@@ -82,6 +91,7 @@ class SFTConfig:
         for name in (*positive, "log_every", "threads", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_loggers(self.log_to)
         check_decay(self.decay)
         check_rates(self.learning_rate, self.weight_decay, self.clip)
 
@@ -108,11 +118,12 @@ def train_sft(config: SFTConfig) -> Path:
         model, dtype_reason = settle(config.model, config.out, config.resume, world)
         config = dataclasses.replace(config, model=model)
         shares = {"shared": config.mixture.shared, "isolated": config.mixture.isolated}
-        loaded = load(config.model, newest).for_depth(config.depth, [name for name, share in shares.items() if share])
-        _check_append(config, loaded)
+        loaded = load(config.model, newest, world).for_depth(
+            config.depth, [name for name, share in shares.items() if share]
+        )
         use_packed_attention(loaded.model, moves=config.mixture.append > 0)
         packer = DemonstrationPacker(
-            tasks(config.task),
+            demonstrated(config.task),
             loaded.tokenizer,
             loaded.prompts,
             config.mixture,
@@ -121,19 +132,13 @@ def train_sft(config: SFTConfig) -> Path:
             config.depth,
         )
         adam = optimizer(loaded.model, config.learning_rate, config.weight_decay)
-        progress = load_state(newest, loaded.model, adam) if newest else Progress()
+        progress = load_state(newest, loaded.model, adam, world) if newest else Progress()
         if progress.step >= config.steps:
             raise ValueError(f"steps: expected more than the {progress.step} that are done, got {config.steps}")
         begin_run(config.out, config, world)
         steps = Steps(adam, config.clip, config.max_skipped, progress.left_out)
-        return _loop(config, world, loaded, packer, steps, progress, dtype_reason)
-
-
-def _check_append(config: SFTConfig, loaded: Loaded) -> None:
-    """Raise ValueError if ``append`` demonstrations are impossible: a token may span a returned text and its tag."""
-    tag = loaded.tokenizer.tokenize("</RETURN>")
-    if config.mixture.append and len(tag) != 1:
-        raise ValueError(f"append: expected a tokenizer in which </RETURN> is one token, got {len(tag)}: {tag}")
+        stream = Stream.of("sft", config.model.model, newest)
+        return _loop(config, world, loaded, packer, steps, progress, stream, dtype_reason)
 
 
 def _loop(
@@ -143,54 +148,66 @@ def _loop(
     packer: DemonstrationPacker,
     steps: Steps,
     progress: Progress,
+    stream: Stream,
     dtype_reason: str,
 ) -> Path:
-    episodes = held_out_episodes(packer, config.seed, config.evaluate_episodes) if world.is_main else []
+    episodes = held_out_episodes(packer, config.seed, config.evaluate_episodes)
     before, start = progress.seconds, time.perf_counter()
     folder = config.out
     log = config.out / "metrics.jsonl"
-    with Reporter(log, config.steps, progress.step, world, config.tensorboard) as reporter:
+    with Reporter(log, config.steps, progress.step, world, config.log_to) as reporter:
         reporter.say(dtype_reason)
         for step in range(progress.step, config.steps):
-            metrics, tokens = update(config, world, loaded, packer, steps, step)
+            metrics, tokens = update(config, world, loaded, packer, steps, step, stream.start)
             seconds = before + time.perf_counter() - start
             progress = Progress(step + 1, progress.tokens + tokens, seconds, steps.left_out)
             last = progress.step == config.steps
             if last or progress.step == 1 or progress.step % config.log_every == 0:
                 shown = f"loss {metrics['loss']:.4f} norm {metrics['gradient_norm']:.2f}"
                 reporter.step(progress, metrics, shown)
-            if world.is_main and (last or progress.step % config.evaluate_every == 0):
+            if last or progress.step % config.evaluate_every == 0:  # in all processes: a pass needs all of them
                 held_out = evaluate(loaded.model, episodes, loaded.tokenizer, loaded.device)
                 reporter.note(progress, {"held_out": held_out}, _shown(progress.step, held_out))
             if last or progress.step % config.save_every == 0:
-                folder = _save(config, world, loaded, steps.optimizer, progress)
+                folder = _save(config, world, loaded, steps.optimizer, progress, stream)
     return folder
 
 
 def update(
-    config: SFTConfig, world: World, loaded: Loaded, packer: DemonstrationPacker, steps: Steps, step: int
+    config: SFTConfig,
+    world: World,
+    loaded: Loaded,
+    packer: DemonstrationPacker,
+    steps: Steps,
+    step: int,
+    first: int = 0,
 ) -> tuple[dict[str, float], int]:
     """One optimizer step; returns its metrics, and the number of tokens that all processes trained on.
 
-    The loss is the mean cross-entropy over the tokens that agents drew, in all ``batches`` of all processes.
+    The loss is the mean cross-entropy over the tokens that agents drew, in all ``batches`` of all processes. ``first``
+    is the number of the run's first batch.
     """
     rate = config.rate(step)
     for group in steps.optimizer.param_groups:
         group["lr"] = rate
-    totals = torch.zeros(3, dtype=torch.float64)  # loss, learned tokens, tokens
-    for number in world.mine(range(step * config.batches, (step + 1) * config.batches)):
+    sums = [0.0, 0.0, 0.0]  # loss, learned tokens, tokens
+    start = first + step * config.batches
+    numbers = range(start, start + config.batches)
+    mine = world.mine(numbers)
+    for number in mine:
         batch = packer.batch(config.seed, number, config.batch_tokens).to(loaded.device)
         with loaded.autocast():
-            loss = -token_logprobs(loaded.model, batch).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+            batch_loss = -token_logprobs(loaded.model, batch).sum()
+        batch_loss.backward()  # type: ignore[no-untyped-call]
         learned = int((batch.labels != IGNORED).sum())
-        totals += torch.tensor([float(loss.detach()), learned, batch.tokens.numel()], dtype=torch.float64)
-    summed = gradients(loaded.model.parameters())
-    totals = totals.to(loaded.device)
-    world.sum_([*summed, totals])
-    loss_sum, learned_sum, tokens = totals.tolist()
-    for gradient in summed:
-        gradient /= max(1.0, learned_sum)
+        sums = [
+            total + new
+            for total, new in zip(sums, (float(batch_loss.detach()), learned, batch.tokens.numel()), strict=True)
+        ]
+    for _ in range(len(mine), -(-len(numbers) // world.size)):
+        idle_pass(loaded.model, loaded.device)
+    loss_sum, learned_sum, tokens = world.total(sums)
+    steps.divide(max(1.0, learned_sum))
     loss = loss_sum / max(1.0, learned_sum)
     norm = steps.take(loss)
     metrics = {
@@ -203,20 +220,24 @@ def update(
     return metrics, int(tokens)
 
 
-def _save(config: SFTConfig, world: World, loaded: Loaded, adam: torch.optim.Optimizer, progress: Progress) -> Path:
-    folder = config.out
-    if world.is_main:
-        settings = {"task": config.task, "sampling": config.sampling}
-        parts = loaded.model, loaded.tokenizer, loaded.prompts, settings
-        if config.plot:
-            from asyncthink.train.curve import plot_curves
+def _save(
+    config: SFTConfig,
+    world: World,
+    loaded: Loaded,
+    adam: torch.optim.Optimizer,
+    progress: Progress,
+    stream: Stream,
+) -> Path:
+    used = stream.entry(progress.step * config.batches)
+    settings = {"task": task_names(config.task), "sampling": config.sampling} | used
+    parts = loaded.model, loaded.tokenizer, loaded.prompts, settings
+    if config.plot and world.is_main:
+        from asyncthink.train.curve import plot_curves
 
-            plot_curves({config.out.name: config.out / "metrics.jsonl"}, config.out / "curve.png")
-        if config.export:
-            save_model(config.export, *parts)
-        folder = save_checkpoint(config.out, *parts, adam, progress)  # last: a run killed before it repeats all this
-    world.barrier()
-    return folder
+        plot_curves({config.out.name: config.out / "metrics.jsonl"}, config.out / "curve.png")
+    if config.export:
+        save_model(config.export, *parts, world)
+    return save_checkpoint(config.out, *parts, adam, progress, world)  # last: a run killed before it repeats all this
 
 
 def _shown(step: int, held_out: dict[str, float]) -> str:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from asyncthink.train.distributed import ALONE, World
+from asyncthink.train.sharding import local, whole
+
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
@@ -54,15 +57,21 @@ class Steps:
         self.left_out = left_out or LeftOut()
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
+    def divide(self, divisor: float) -> None:
+        """Divide the gradients, which are sums so far, by ``divisor``."""
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad /= divisor
+
     def take(self, loss: float) -> float:
         """Clip the gradients, update unless silent or skipped, drop the gradients; returns the norm before clipping.
 
-        With several processes, ``loss`` and gradients must be the sums over all of them. These are bitwise the same in
-        every process, so all take the same decision.
+        With several processes, ``loss`` must be the sum over all of them, and all must call this. Loss and norm are
+        bitwise the same in every process, so all take the same decision.
 
         Raises RuntimeError at the ``max_skipped``-th consecutive skipped step.
         """
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self.clip))
+        norm = float(whole(nn.utils.clip_grad_norm_(self._parameters, self.clip)))
         silent, skipped, consecutive = self.left_out.silent, self.left_out.skipped, self.left_out.skipped_in_a_row
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.left_out = LeftOut(silent, skipped + 1, consecutive + 1)
@@ -81,13 +90,17 @@ class Steps:
         return norm
 
 
-def check_finite(what: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Raises ValueError if a tensor of the pairs ``(name, tensor)`` holds NaN or infinity; names the first one."""
+def check_finite(what: str, tensors: Iterable[tuple[str, Tensor]], world: World = ALONE) -> None:
+    """Raises ValueError if a tensor of the pairs ``(name, tensor)`` holds NaN or infinity; names the first one.
+
+    Each process looks at the rows that it holds, and all raise if one does.
+    """
     count, broken = 0, []
     for name, tensor in tensors:
         count += 1
-        if not bool(torch.isfinite(tensor).all()):
+        if not bool(torch.isfinite(local(tensor)).all()):
             broken.append(name)
+    broken = list(dict.fromkeys(world.gather(broken)))
     if broken:
         raise ValueError(
             f"{what}: expected finite numbers, got NaN or infinity in {broken[0]} ({len(broken)} of {count} tensors)"

@@ -1,0 +1,124 @@
+"""``page.py collect RUNS``: what the page needs of the runs, into ``data/``; ``page.py``: tables and pictures again.
+
+Everything on ../countdown_10x4.md between ``<!-- table: NAME -->`` and ``<!-- end -->``, and every picture, is made
+from the committed files in ``data/`` by the second form.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from asyncthink.files import write_whole
+from asyncthink.train.progress import read_metrics
+from tables import table_of
+
+HERE = Path(__file__).parent
+DATA, PAGE = HERE / "data", HERE.with_suffix(".md")
+LOGGED = ("reward", "accuracy", "solved", "critical_path_tokens", "total_tokens", "format_errors", "forks")
+LOGGED += ("joined_tokens", "unjoined_tokens", "entropy", "clipped", "effective_samples", "off_policy", "groups_silent")
+MODES = (("test-asyncthink", "asyncthink"), ("test-parallel", "parallel"), ("test-sequential", "sequential"))
+TABLES: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
+    "modes": ((*MODES, ("test-uncapped", "one agent, no budget")), "parallel"),
+    "ablations": (
+        (
+            MODES[0],
+            ("test-paper", "the paper's reward (η, divided by the deviation)"),
+            ("test-no-path", "without the path reward"),
+            ("test-no-rl", "without RL"),
+            ("test-no-cold", "without the cold start of the protocol"),
+        ),
+        "asyncthink",
+    ),
+}
+_BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def collect(runs: Path) -> None:
+    """Configurations, shortened logs and reports of all finished runs."""
+    DATA.mkdir(exist_ok=True)
+    for file in runs.glob("reports/*.json"):
+        shutil.copyfile(file, DATA / file.name)
+    for run in sorted(
+        folder for folder in runs.iterdir() if (folder / "finished").exists() and not folder.is_symlink()
+    ):
+        shutil.copyfile(run / "config.json", DATA / f"{run.name}.config.json")
+        write_whole(DATA / f"{run.name}.log.json", json.dumps(shortened(run / "metrics.jsonl")))
+
+
+def shortened(log: Path) -> dict[str, Any]:
+    """The columns of a log that a curve or a claim needs; four digits are enough."""
+    lines = read_metrics(log)
+    steps = [line for line in lines if "loss" in line]
+    known = [name for name in ("step", "tokens", "seconds", "loss", *LOGGED) if steps and name in steps[0]]
+    notes = [line for line in lines if "loss" not in line]
+    return {
+        **{name: [_short(line[name]) for line in steps] for name in known},
+        "notes": [{name: value for name, value in line.items() if name != "tokens"} for line in notes],
+    }
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def draw() -> list[str]:
+    """The pictures for which there are data: accuracy against path, and validations over the steps."""
+    from matplotlib.figure import Figure
+
+    made = []
+    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for _, mode in MODES:
+        reports = [json.loads(file.read_text()) for file in DATA.glob(f"frontier-{mode}-*.json")]
+        points = sorted(
+            (row["critical_path_tokens"]["value"], 100 * row["at_least"]["4"]["value"])
+            for row in (report["rows"][0] for report in reports)
+        )
+        if points:
+            axis.plot(*zip(*points, strict=True), marker="o", label=mode)
+            made = ["frontier"]
+    if made:
+        axis.set(xlabel="critical path, tokens", ylabel="all four solutions, percent")
+        axis.legend()
+        figure.savefig(HERE / "frontier.png", dpi=110)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    logs = sorted(DATA.glob("*-[0-9].log.json"))
+    for file in logs:
+        notes = [line for line in json.loads(file.read_text())["notes"] if "validation" in line]
+        if notes:
+            steps, name = [line["step"] for line in notes], file.name.removesuffix(".log.json")
+            left.plot(steps, [100 * line["validation"]["solved"] for line in notes], label=name)
+            right.plot(steps, [line["validation"]["critical_path_tokens"] for line in notes], label=name)
+            made = [*made[:1], "validation"]
+    if "validation" in made:
+        left.set(xlabel="steps", ylabel="validation puzzles with all four, percent")
+        right.set(xlabel="steps", ylabel="critical path, tokens")
+        right.legend(fontsize=7)
+        figure.savefig(HERE / "validation.png", dpi=110)
+    return made
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["collect"]:
+        collect(Path(sys.argv[2]))
+    tables = {name: table_of(DATA, arms, against) for name, (arms, against) in TABLES.items()}
+    page = PAGE.read_text(encoding="utf-8")
+    missing = tables.keys() - {match[2] for match in _BLOCK.finditer(page)}
+    if missing:
+        print(f"page.py: {PAGE} has no place for {', '.join(sorted(missing))}", file=sys.stderr)
+        return 1
+    page = _BLOCK.sub(lambda m: f"{m[1]}{tables[m[2]]}\n{m[4]}" if m[2] in tables else m[0], page)
+    pictures = draw()
+    write_whole(PAGE, page)
+    print(f"{PAGE.name}: {', '.join([*tables, *pictures])}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The scripts of the experiment countdown-10x4: floors, choices, tables."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncthink.tasks import TASKS
+from asyncthink.train.demonstrations import encode
+from asyncthink.train.loading import TINY_PROMPTS
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "docs" / "countdown_10x4"
+sys.path.append(str(FOLDER))
+
+import choose  # noqa: E402
+import floor  # noqa: E402
+from tables import table_of  # noqa: E402
+
+
+def test_no_demonstration_is_below_the_floor_and_one_comes_near() -> None:
+    task: Any = TASKS["countdown"]
+    puzzle = task.sample(4)
+    made = floor.floors(task, puzzle, 4)
+    assert made["alone"] > made["1 workers"] > made["2 workers"]
+    paths = {}
+    for seed in range(60):
+        episode = encode(task.demonstrate(puzzle, seed), floor.TOKENIZER, TINY_PROMPTS)
+        workers = len(episode.traces) - 1
+        if 1 <= workers <= 3:  # with four forks the pool is used twice
+            paths[workers] = min(paths.get(workers, 10**6), episode.critical_path_tokens)
+    for workers, path in paths.items():
+        assert made[f"{workers} workers"] <= path < 1.5 * made[f"{workers} workers"]
+
+
+def test_independent_agents_find_more_with_more_room() -> None:
+    task: Any = TASKS["countdown"]
+    puzzle = task.sample(4)
+    shares = [floor.independent(task, puzzle, 4, budget) for budget in (0, 120, 10_000)]
+    assert shares[0] == 0 <= shares[1] <= shares[2] == 1
+
+
+def report(temperature: float, solved: list[float], path: float, sha: str = "a") -> dict[str, Any]:
+    mean = {"value": sum(solved) / len(solved), "low": 0.0, "high": 1.0}
+    columns = {"solved": solved, "accuracy": solved, "critical_path_tokens": [path] * len(solved)}
+    row = {
+        "at_least": {"4": mean}, "critical_path_tokens": {"value": path}, "total_tokens": {"value": 2 * path},
+        "per_puzzle": columns | {"format_errors": [0.0] * len(solved)},
+    }  # fmt: skip
+    return {"temperature": temperature, "budget": 410, "questions_sha256": sha, "rows": [row]}
+
+
+def write(folder: Path, **reports: dict[str, Any]) -> None:
+    for name, made in reports.items():
+        (folder / f"{name.replace('_', '-')}.json").write_text(json.dumps(made))
+
+
+def test_the_temperature_is_chosen_over_all_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(
+        tmp_path,
+        sweep_asyncthink_0_0=report(0.0, [1.0, 1.0], 300), sweep_asyncthink_0_1=report(1.0, [1.0, 1.0], 200),
+        sweep_asyncthink_1_0=report(0.0, [1.0, 0.0], 300), sweep_asyncthink_1_1=report(1.0, [0.0, 0.0], 200),
+    )  # fmt: skip
+    assert choose.temperature(tmp_path, "asyncthink") == 0
+    assert capsys.readouterr().out == "0.0\n"
+    assert choose.temperature(tmp_path, "parallel") == 1
+    assert "there is no sweep of parallel" in capsys.readouterr().err
+    for solved, fits in ((0.69, True), (0.71, False)):
+        write(tmp_path, budget_410=report(1.0, [solved] * 2, 400))
+        assert choose.budget(tmp_path / "budget-410.json") == (0 if fits else 1)
+
+
+def test_a_table_is_over_seeds_and_puzzles(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        test_asyncthink_0=report(0.0, [1.0, 1.0, 1.0, 0.0], 200), test_asyncthink_1=report(0.0, [1.0] * 4, 220),
+        test_parallel_0=report(1.0, [1.0, 0.0, 0.0, 1.0], 400),
+        seconds={"seconds": {"asyncthink": [0.2, 0.3, 0.4], "parallel": [0.6]}},
+    )  # fmt: skip
+    made = table_of(tmp_path, [("test-asyncthink", "asyncthink"), ("test-parallel", "parallel")], "parallel")
+    rows = [line.split(" | ") for line in made.splitlines()]
+    assert rows[2][0] == "| asyncthink" and rows[2][1].startswith("87.5 [") and rows[2][-1] == "2 |"
+    assert rows[2][4].startswith("0.525 [") and rows[3][4] == ""
+    low, high = map(float, re.findall(r"\[([\d.]+), ([\d.]+)\]", rows[2][1])[0])
+    assert 60 < low < 87.5 < high <= 100
+    assert "- asyncthink - parallel: all 4 +37.5 [" in made
+    assert "asyncthink 0.300 s, x0.500 of parallel (0.600 s)" in made
+    assert table_of(tmp_path, [("test-none", "none")], "parallel") == "Not run yet."
+    write(tmp_path, test_parallel_1=report(1.0, [1.0] * 4, 400, sha="b"))
+    with pytest.raises(ValueError, match="test-parallel: expected reports on the same puzzles"):
+        table_of(tmp_path, [("test-parallel", "parallel")], "parallel")
+
+
+def test_the_scripts_say_how_they_are_used() -> None:
+    for script in (FOLDER / "run.sh", ROOT / "docs/smollm2/run.sh"):
+        done = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and "run.sh" in done.stderr
