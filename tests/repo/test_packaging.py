@@ -67,16 +67,7 @@ def test_installed_metadata() -> None:
     metadata = importlib.metadata.metadata("asyncthink-kernels")
     assert metadata["Version"] == asyncthink.__version__ == PROJECT["project"]["version"]
     assert metadata["Requires-Python"] == "<3.14,>=3.11"
-    assert set(metadata.get_all("Provides-Extra")) == {
-        "test",
-        "dev",
-        "docs",
-        "train",
-        "serve",
-        "trl",
-        "flash-attn",
-        "peers",
-    }
+    assert set(metadata.get_all("Provides-Extra")) == PROJECT["project"]["optional-dependencies"].keys()
     scripts = importlib.metadata.distribution("asyncthink-kernels").entry_points
     assert {(each.name, each.value) for each in scripts} == {("asyncthink", "asyncthink.cli.app:main")}
 

@@ -26,7 +26,7 @@ Metric = float | tuple[float, float]
 _POLL = 0.1  # seconds between two looks for the end, while the trainer does not take samples
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Group:
     """The episodes of one question, being drawn with weights of ``version`` or later."""
 
