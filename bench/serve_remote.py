@@ -31,11 +31,12 @@ PAGES = "8192"
 
 
 @contextlib.contextmanager
-def server(model: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def server(args: argparse.Namespace) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """`asyncthink serve`, ready; and its process, which may be killed."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "asyncthink", "serve", "--model", model, "--port", str(port), "--num-pages", PAGES]
+    own = ["--model", args.model, "--dtype", args.dtype, "--port", str(port), "--num-pages", PAGES]
+    command = [sys.executable, "-m", "asyncthink", "serve", *own]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -90,9 +91,9 @@ def same(args: argparse.Namespace) -> None:
         params = [
             SamplingParams(temperature=args.temperature, max_tokens=args.tokens, seed=k) for k in range(QUESTIONS)
         ]
-        here = ForkJoinSampler(args.model, num_pages=int(PAGES), **options)
+        here = ForkJoinSampler(args.model, num_pages=int(PAGES), dtype=args.dtype, **options)
         expected = here.generate(questions(QUESTIONS), params)
-        with server(args.model) as (url, _), RemoteSampler([url], args.model, **options) as there:
+        with server(args) as (url, _), RemoteSampler([url], args.model, **options) as there:
             got = there.generate(questions(QUESTIONS), params)
             told, stats = counters(url), there.stats
         hits = told["prefix_hit_tokens"] / told["prompt_tokens"]
@@ -101,11 +102,13 @@ def same(args: argparse.Namespace) -> None:
 
 def kill(args: argparse.Namespace) -> None:
     params = [SamplingParams(temperature=0.8, max_tokens=args.tokens, seed=k) for k in range(QUESTIONS)]
-    expected = ForkJoinSampler(args.model, num_pages=int(PAGES)).generate(questions(QUESTIONS), params)
+    expected = ForkJoinSampler(args.model, num_pages=int(PAGES), dtype=args.dtype).generate(
+        questions(QUESTIONS), params
+    )
     seen = itertools.count(1)
     half = sum(episode.total_tokens for episode in expected) // 2
     with contextlib.ExitStack() as stack:
-        (one, process), (two, _) = (stack.enter_context(server(args.model)) for _ in range(2))
+        (one, process), (two, _) = (stack.enter_context(server(args)) for _ in range(2))
         there = stack.enter_context(RemoteSampler([one, two], args.model))
 
         def listen(number: int, event: Any) -> None:
@@ -128,10 +131,10 @@ def steps(args: argparse.Namespace) -> None:
     agents: dict[str, Any] = {"mode": "parallel", "pool": AGENTS, "answer": "text"}
     params = SamplingParams(max_tokens=TOKENS, seed=1)
     asked = ["Tell a long story about a lighthouse."]
-    here = ForkJoinSampler(args.model, num_pages=int(PAGES), **agents)
+    here = ForkJoinSampler(args.model, num_pages=int(PAGES), dtype=args.dtype, **agents)
     inside: list[float] = []
     outside: list[float] = []
-    with server(args.model) as (url, _), RemoteSampler([url], args.model, **agents) as there:
+    with server(args) as (url, _), RemoteSampler([url], args.model, **agents) as there:
         for _ in range(ROUNDS):
             inside += times(here.generate(asked, params)[0])
             outside += times(there.generate(asked, params)[0])
@@ -148,6 +151,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200, help="tokens that an agent may draw")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--guide", default="off")
+    parser.add_argument("--dtype", default="auto")
     args = parser.parse_args()
     {"same": same, "kill": kill, "steps": steps}[args.what](args)
 

@@ -26,7 +26,7 @@ def command(*args: object, stdin: str | None = None) -> Result:
 
 
 def test_run(server: Served) -> None:
-    base = ("run", "--model", checkpoint_path(), "--json", "--max-tokens", 40, QUESTION)
+    base = ("run", "--model", checkpoint_path(), "--json", "--max-tokens", 24, QUESTION)
     here, there = (json.loads(command(*base, *where).output) for where in ((), ("--server", server.url)))
     assert [trace["tokens"] for trace in there["traces"]] == [trace["tokens"] for trace in here["traces"]]
     assert there["answer"] == here["answer"] and there["meta"]["server"] == server.url
@@ -35,13 +35,13 @@ def test_run(server: Served) -> None:
 
 
 def test_chat(server: Served) -> None:
-    base = ("chat", "--model", checkpoint_path(), "--max-tokens", 40)
+    base = ("chat", "--model", checkpoint_path(), "--max-tokens", 24)
     here, there = (command(*base, *where, stdin=f"{QUESTION}\n") for where in ((), ("--server", server.url)))
     assert there.stdout == here.stdout and there.exit_code == 0
 
 
 def test_eval(server: Served) -> None:
-    base = ("eval", "--puzzles", 2, "--max-tokens", 30, "--latency", 1, "--json")
+    base = ("eval", "--puzzles", 1, "--max-tokens", 20, "--latency", 1, "--json")
     here, there = (json.loads(command(*base, *where).stdout) for where in ((), ("--server", server.url)))
     (mine,), (theirs,) = here["rows"], there["rows"]
     assert theirs["per_puzzle"] == mine["per_puzzle"] and theirs["parameters"] is None

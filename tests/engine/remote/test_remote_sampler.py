@@ -166,14 +166,16 @@ def test_no_server_left() -> None:
         RemoteSampler(["http://127.0.0.1:9"], TOKENS)
 
 
+@pytest.mark.slow  # the server asks for a second each time
 def test_a_full_server_is_waited_for() -> None:
     settings = Settings("tiny", limits=Limits(waiting=1))
-    params = [SamplingParams(temperature=0.9, max_tokens=30, seed=k) for k in range(8)]
+    params = [SamplingParams(temperature=0.9, max_tokens=30, seed=k) for k in range(4)]
     with served(local(max_episodes=1), settings) as server:
         patient = Retries(most=10**6, first=0.0, longest=0.0)
         with RemoteSampler([server.url], TOKENS, prompts=PROMPTS, retries=patient) as sampler:
-            got = sampler.generate(["q"] * 8, params)
-    same(got, local().generate(["q"] * 8, params))
+            got = sampler.generate(["q"] * 4, params)
+            assert sampler.stats.failures
+    same(got, local().generate(["q"] * 4, params))
 
 
 def test_what_a_server_refuses_ends_one_episode() -> None:

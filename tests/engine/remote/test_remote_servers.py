@@ -72,6 +72,14 @@ def test_vllm_is_asked_for_ids_and_tells_them() -> None:
     assert 0 <= body["seed"] < 2**31 and "asyncthink" not in body
 
 
+def test_vllm_takes_four_stop_strings_and_ours_all() -> None:
+    many = Ask([5], 9, ASK.params, tuple("abcdef"))
+    for owner, expected in (("vllm", "abcd"), ("asyncthink", "abcdef")):
+        double = Double(owner, events(completion([3], "stop")))
+        from_one(double, many)
+        assert double.bodies[0]["stop"] == list(expected)
+
+
 def test_seeds_differ_by_agent_and_position() -> None:
     double = Double("vllm", events(completion([3], "stop")))
     asks = [ASK, Ask([5], 9, ASK.params, agent=2, position=4), Ask([5], 9, ASK.params, agent=3, position=3)]

@@ -50,16 +50,22 @@ def derived_seed(ask: Ask) -> int:
 
 
 class Completions:
-    """``/v1/completions`` of OpenAI's API with token ids, as vLLM has it."""
+    """``/v1/completions`` of OpenAI's API with token ids, as vLLM has it.
+
+    It takes four stop strings. Where a request has more, what is drawn behind the others is thrown away, and the
+    request is closed as soon as they are read.
+    """
 
     path = "/v1/completions"
     guides = False
+    most_stops: int | None = 4
 
     def body(self, ask: Ask, model: str) -> dict[str, Any]:
         params = ask.params
         asked: dict[str, Any] = {"model": model, "prompt": list(ask.prompt), "max_tokens": ask.max_tokens}
         asked |= {"temperature": params.temperature, "top_p": params.top_p, "min_p": params.min_p}
-        asked |= {"top_k": params.top_k or -1, "stop": list(ask.stop), "logprobs": 0, "return_token_ids": True}
+        asked |= {"top_k": params.top_k or -1, "stop": list(ask.stop[: self.most_stops])}
+        asked |= {"logprobs": 0, "return_token_ids": True}
         return asked | {"stream": True} | self._own(ask)
 
     def _own(self, ask: Ask) -> dict[str, Any]:
@@ -81,6 +87,7 @@ class Ours(Completions):
     """``asyncthink serve``: draws by agent and position, as the local engine does, and under rules."""
 
     guides = True
+    most_stops = None
 
     def _own(self, ask: Ask) -> dict[str, Any]:
         own: dict[str, Any] = {"agent": ask.agent, "position": ask.position}
