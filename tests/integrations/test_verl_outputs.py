@@ -93,6 +93,7 @@ def test_sglang_is_asked_in_its_words() -> None:
     servers = ScriptedServers(CODEC, SCRIPTS)
     run(servers, "sglang", deterministic=True)
     assert all(request["no_stop_trim"] for request in servers.requests)
+    assert len({request["sampling_seed"] for request in servers.requests}) == len(servers.requests)
     assert not any({"include_stop_str_in_output", "seed"} & request.keys() for request in servers.requests)
 
 

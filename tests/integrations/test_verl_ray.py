@@ -33,17 +33,15 @@ def test_two_prompts_through_two_workers(cluster: None) -> None:
     servers = Sessions(codec(), [solved(7) + solved(8), wrong(7) + wrong(8)])
     manager = AgentLoopManagerTQ.create(config=made, llm_client=servers)
     manager.generate_sequences(list_of_dict_to_tensordict([data_row(7), data_row(8)]))
-    tags: dict[str, dict[str, object]] = {}
-    while not {"finished", "failure"} & {str(tag["status"]) for tag in tags.values()} or any(
-        tags.get(uid, {}).get("status") in (None, "running") for uid in ("puzzle7", "puzzle8")
-    ):  # the test's time limit ends it
+    uids, tags = ["puzzle7", "puzzle8"], dict[str, dict[str, object]]()
+    while not all(tags.get(uid, {}).get("status") in ("finished", "failure") for uid in uids):  # or the time limit
         tags = transfer_queue.kv_list("train").get("train", {})
-    assert tags["puzzle7"]["status"] == tags["puzzle8"]["status"] == "finished"
-    keys = sorted(key for key in tags if key not in ("puzzle7", "puzzle8"))
+    assert [tags[uid]["status"] for uid in uids] == ["finished"] * 2
+    keys = sorted(key for key in tags if key not in uids)
     assert sorted({key.rpartition("_")[0] for key in keys}) == ["puzzle7_0", "puzzle7_1", "puzzle8_0", "puzzle8_1"]
     rows = transfer_queue.kv_batch_get(keys, "train", select_fields=["rm_scores", "extra_fields"])
     scores = rows["rm_scores"].to_padded_tensor(0.0).sum(1).tolist()
-    for uid in ("puzzle7", "puzzle8"):
+    for uid in uids:
         of_sessions = [
             {round(s, 4) for k, s in zip(keys, scores, strict=True) if k.startswith(f"{uid}_{n}_")} for n in (0, 1)
         ]

@@ -1,6 +1,7 @@
-"""Registers verl's agent loop "asyncthink" with its defaults: ``actor_rollout_ref.model.external_lib`` names this module.
+"""Registers verl's agent loop "asyncthink" with its defaults.
 
-A file of agent loops names :class:`asyncthink.integrations.verl_loop.AsyncThinkLoop` instead, with settings.
+``actor_rollout_ref.model.external_lib`` names this module; a file of agent loops names
+:class:`asyncthink.integrations.verl_loop.AsyncThinkLoop` instead, with settings.
 """
 
 from __future__ import annotations

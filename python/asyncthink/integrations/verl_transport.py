@@ -56,8 +56,8 @@ class ServerTransport:
         engine: ``rollout.name``, "vllm" or "sglang", whose words for stop strings are used.
         sampling: verl's sampling parameters of this rollout. Those of a request's own (temperature, top_k, top_p,
             min_p, max_tokens, stop) take their place; the others are passed on.
-        deterministic: ``rollout.full_determinism``: vLLM draws by the episode's seed, the agent and its position, and
-            each request has a name of its own, since vLLM is then given the name as it is.
+        deterministic: ``rollout.full_determinism``: requests have seeds made of the episode's, the agent and its
+            position, and each has a name of its own, since vLLM is then given the name as it is.
         priority: passed on to vLLM's scheduler.
 
     Raises ValueError for another engine: how it would report the tokens of a stop string is not known.
@@ -120,11 +120,11 @@ class ServerTransport:
         }
         if ask.params.min_p:
             params["min_p"] = ask.params.min_p
-        if self._engine == "sglang":  # neither may cut the stop string off: its tokens were drawn
-            return params | {"no_stop_trim": True}
+        vllm = self._engine == "vllm"
         if self._deterministic:
-            params["seed"] = request_seed(ask.params.seed, ask.agent, ask.position)
-        return params | {"include_stop_str_in_output": True}
+            params["seed" if vllm else "sampling_seed"] = request_seed(ask.params.seed, ask.agent, ask.position)
+        # Neither may cut the stop string off: its tokens were drawn.
+        return params | {"include_stop_str_in_output" if vllm else "no_stop_trim": True}
 
 
 def request_seed(seed: int, agent: int, position: int) -> int:
