@@ -187,11 +187,12 @@ def update(
     for number in mine:
         batch = packer.batch(config.seed, number, config.batch_tokens).to(loaded.device)
         with loaded.autocast():
-            loss = -token_logprobs(loaded.model, batch).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+            batch_loss = -token_logprobs(loaded.model, batch).sum()
+        batch_loss.backward()  # type: ignore[no-untyped-call]
         learned = int((batch.labels != IGNORED).sum())
         sums = [
-            total + new for total, new in zip(sums, (float(loss.detach()), learned, batch.tokens.numel()), strict=True)
+            total + new
+            for total, new in zip(sums, (float(batch_loss.detach()), learned, batch.tokens.numel()), strict=True)
         ]
     for _ in range(len(mine), -(-len(numbers) // world.size)):
         idle_pass(loaded.model, loaded.device)
