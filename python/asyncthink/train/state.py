@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_loader import load as load_shares
+from torch.distributed.checkpoint.state_dict_saver import save as save_shares
 
 from asyncthink.train.distributed import World
 from asyncthink.train.steps import LeftOut
@@ -50,7 +50,7 @@ def save_state(
             tensors[RANDOM_CUDA] = torch.cuda.get_rng_state()
     writer = FileSystemWriter(folder / STATE, sync_files=False)
     with _plain_errors():
-        save(tensors, storage_writer=writer, no_dist=world.size == 1)
+        save_shares(tensors, storage_writer=writer, no_dist=world.size == 1)
     if world.is_main:
         (folder / STATE_NUMBERS).write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
 
@@ -77,7 +77,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
         if name != RANDOM_CUDA or torch.cuda.is_available()
     }
     with _plain_errors():
-        load(tensors, storage_reader=reader, no_dist=world.size == 1)
+        load_shares(tensors, storage_reader=reader, no_dist=world.size == 1)
     torch.set_rng_state(tensors.pop(RANDOM))
     if RANDOM_CUDA in tensors:
         torch.cuda.set_rng_state(tensors.pop(RANDOM_CUDA))
