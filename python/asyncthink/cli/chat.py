@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncthink.cli.keyboard import interruptible, lines, no_echo
-from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Pool, Revision, loading
+from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Pool, Revision, Weights, loading
 from asyncthink.episode.options import Mode, Options, default_forms
 from asyncthink.files import check_writable
 from asyncthink.protocol.chat import prompts_for
@@ -45,6 +45,7 @@ def converse(
     seed: Annotated[int, typer.Option(help="Seed of the random streams.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    weights: Weights = None,
     revision: Revision = None,
 ) -> None:
     """Talk with a model, and watch its agents work. In a pipe every line is a question, and answers are plain text."""
@@ -55,7 +56,7 @@ def converse(
         from asyncthink.engine.sampler import SamplingParams
 
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
-        source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+        source: dict[str, Any] = {"device": device, "dtype": dtype, "weights": weights, "revision": revision}
         loaded = LoadedModel.load(model, **source, progress=progress)
         chat = Chat(loaded, agents, params, Console(), system)
     chat.greet(model)

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
-from asyncthink.cli.options import Depth, Device, Dtype, Revision, loading
+from asyncthink.cli.options import Depth, Device, Dtype, Revision, Weights, loading
 from asyncthink.episode.options import Mode
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the random streams.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    weights: Weights = None,
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -63,7 +64,7 @@ def evaluate(
         how_to_aggregate(puzzle_task, aggregate)
         settings = evaluation.settings(mode, context, join)
         paths = models_by_mode(model or [], [setting["mode"] for setting in settings])
-        models = _load(paths, device=device, dtype=dtype, revision=revision, progress=progress)
+        models = _load(paths, device=device, dtype=dtype, weights=weights, revision=revision, progress=progress)
         samplers = [models[setting["mode"]].sampler(pool=pool, depth=depth, **setting) for setting in settings]
         held_out = evaluation.held_out(puzzle_task, puzzles, first)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
@@ -139,7 +140,9 @@ def _load(paths: dict[str, str], **options: Any) -> dict[str, LoadedModel]:
 
 
 def _weights(path: str, model: LoadedModel) -> dict[str, Any]:
-    parameters = sum(parameter.numel() for parameter in model.decoder.model.parameters())
+    from asyncthink.model.quantized import count_parameters
+
+    parameters = count_parameters(model.decoder.model)
     return {"model": "/".join(Path(path).parts[-2:]), "parameters": parameters}
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from asyncthink.cli.options import Context, Depth, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
+from asyncthink.cli.options import Context, Depth, Device, Dtype, JoinMode, Json, Pool, Revision, Save, Weights, loading
 from asyncthink.episode.options import default_forms
 from asyncthink.files import check_writable, write_whole
 from asyncthink.view.html import timeline_html
@@ -48,6 +48,7 @@ def ask(
     seed: Annotated[int, typer.Option(help="Seed of the random streams.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    weights: Weights = None,
     revision: Revision = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print how the model runs here, and why.")] = False,
     out: Annotated[Path | None, typer.Option(help="HTML file for the timeline.")] = None,
@@ -69,7 +70,7 @@ def ask(
         agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join, "depth": depth}
         trained = None not in (answer, guide) or saved_prompts(model, revision) is not None
         agents |= default_forms(trained, mode, answer=answer, guide=guide) | {"forks": forks}
-        loading_options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+        loading_options: dict[str, Any] = {"device": device, "dtype": dtype, "weights": weights, "revision": revision}
         sampler = ForkJoinSampler(model, **agents, **loading_options, progress=progress)
     explanation = sampler.explain() if explain else {}
     print_explanation(console, explanation)
