@@ -16,7 +16,7 @@ from torch import nn
 
 from asyncthink.model.auto_dtype import choose_dtype, dtype_name
 from asyncthink.model.checks import one_line
-from asyncthink.model.gguf import is_gguf, kept_blocks, stored_dtype
+from asyncthink.model.gguf import is_gguf, kept_blocks, stored_dtype, widening
 from asyncthink.model.hook import DecoderError
 from asyncthink_kernels.quantized import QuantizedWeight
 
@@ -68,9 +68,9 @@ def load_network(
     else:
         model, why = _open_in_best_dtype(path, target, revision)
     quantized: dict[str, QuantizedWeight] = {}
-    if is_gguf(path) and target.type == "cpu":
-        quantized, kept = kept_blocks(Path(path).expanduser(), model)
-        why += f"; {kept}"
+    if is_gguf(path):
+        quantized, told = kept_blocks(Path(path).expanduser(), model, target)
+        why += told and f"; {told}"
     return Network(model.to(target).eval(), why_device, why, quantized)
 
 
@@ -82,7 +82,7 @@ def open_weights(path: str | Path, dtype: torch.dtype | str, revision: str | Non
     """
     from transformers import AutoModelForCausalLM
 
-    source = _source(path, revision)
+    source = _source(path, revision) | (widening() if is_gguf(path) else {})
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, output_loading_info=True)
     except Exception as error:
@@ -90,6 +90,8 @@ def open_weights(path: str | Path, dtype: torch.dtype | str, revision: str | Non
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise _no_model(path, f"it lacks {len(missing)} of its weights, the first is {missing[0]}")
+    if is_gguf(path) and hasattr(loaded[0].config, "quantization_config"):
+        del loaded[0].config.quantization_config  # its weights are plain now
     return loaded[0]
 
 

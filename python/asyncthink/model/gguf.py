@@ -21,6 +21,7 @@ from asyncthink.model.hook import DecoderError
 from asyncthink_kernels.quantized import GROUP, QuantizedWeight, pack
 
 _WIDE = {"F32": torch.float32, "F16": torch.float16}
+_FLOATS = {*_WIDE, "BF16"}
 
 
 class Kept(NamedTuple):
@@ -45,8 +46,10 @@ def stored_dtype(path: Path) -> torch.dtype:
     return _WIDE.get(kinds.pop(), torch.bfloat16) if len(kinds) == 1 else torch.bfloat16
 
 
-def kept_blocks(path: Path, model: nn.Module) -> Kept:
-    """What of the file ``model`` can keep in 8 or 4 bits: Q8_0, Q4_0 and Q4_1. Raises DecoderError without gguf."""
+def kept_blocks(path: Path, model: nn.Module, device: torch.device) -> Kept:
+    """What of the file ``model`` can keep in 8 or 4 bits on ``device``: Q8_0, Q4_0 and Q4_1, on a CPU."""
+    if device.type != "cpu":
+        return Kept({}, "blocks of the file are widened: they are kept on a CPU only")
     tensors = {tensor.name: tensor for tensor in _reader(path).tensors}
     weights: dict[str, QuantizedWeight] = {}
     kept, widened = Counter[str](), Counter[str]()
@@ -56,13 +59,22 @@ def kept_blocks(path: Path, model: nn.Module) -> Kept:
         weight = _proven(_blocks(tensor), layer.weight, model) if kind in _LAYOUTS else None
         if weight is not None:
             weights[name] = weight
-        (widened if weight is None else kept)[kind] += 1
+        if kind not in _FLOATS:
+            (widened if weight is None else kept)[kind] += 1
     told = [
         f"{what} {', '.join(f'{count} of {kind}' for kind, count in kinds.items())}"
         for what, kinds in (("linear layers kept as the file has them:", kept), ("widened:", widened))
         if kinds
     ]
     return Kept(weights, "; ".join(told))
+
+
+def widening() -> dict[str, Any]:
+    """Arguments with which transformers unpacks all weights; later versions keep blocks where they have kernels."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _linear_tensors(path: Path, model: nn.Module, tensors: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -138,6 +150,8 @@ def _orders(O: int, model: nn.Module) -> Iterator[Tensor]:
 
 
 def _reader(path: Path) -> Any:
+    if not path.is_file():
+        raise DecoderError(f"cannot load a causal language model from {path}: there is no such file")
     try:
         import gguf
     except ImportError as error:
