@@ -131,7 +131,7 @@ def quantize(weight: Tensor, bits: int, *, offset: bool = True) -> QuantizedWeig
     >>> [round(error.item(), 3) for error in errors]
     [0.005, 0.074]
     """
-    parts = [_quantized(rows.detach().float(), bits, offset) for rows in weight.split(_ROWS)]
+    parts = [_quantized(rows.detach().float(), bits, offset) for rows in torch.split(weight, _ROWS)]
     integers, scales = (torch.cat([part[number] for part in parts]) for number in (0, 1))
     mins = torch.cat([part[2] for part in parts]) if bits == 4 and offset else None
     held = scales if mins is None else torch.cat([scales, mins])

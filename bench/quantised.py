@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from asyncthink.model.quantized import QuantizedLinears
 from asyncthink_kernels.quantized import quantize
@@ -32,8 +34,8 @@ from shuffled import load, write_gguf
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = (1, 2, 4, 8, 16, 64, 256)
 PREFIX, STEPS = 512, 24
-WINDOW, WINDOWS = 512, 6  # tokens of a text, and texts
-FORMATS = {"BF16": "BF16", "Q8_0": "Q8_0", "Q4_1": "Q4_1", "Q4_0": "Q4_0"}
+WINDOW, WINDOWS = 512, 4  # tokens of a text, and texts
+BITS = {"BF16": "16", "Q8_0": "8.5", "Q4_1": "5", "Q4_0": "4.5"}
 
 
 def peer_files(model: Any, work: Path, kinds: Sequence[str]) -> dict[str, Path]:
@@ -77,28 +79,43 @@ def quality(folder: Path, work: Path) -> None:
         found = [compare(run(window), want) for window, want in zip(windows, expected, strict=True)]
         kl, same = torch.cat([each[0] for each in found]), torch.cat([each[1] for each in found])
         tail = kl.quantile(0.99).item()
-        print(f"| {name} | {bits} | {1e4 * kl.mean():.2f} | {1e4 * tail:.1f} | {100 * same.float().mean():.2f}% |")
+        print(
+            f"| {name} | {bits} | {1e4 * kl.mean():.2f} | {1e4 * tail:.1f} | {100 * same.float().mean():.2f}% |",
+            flush=True,
+        )
 
     row("ours bfloat16", "16", lambda window: logits(model, window))
-    for weights, head, bits in (("int8", "auto", "8.5"), ("int8", "stored", "8.5"), ("int4", "auto", "5"),
-                                ("int4", "stored", "5"), ("int4", "int4", "5"), ("float32 int8", "auto", "8.5"),
-                                ("float32 int4", "auto", "5")):  # fmt: skip
-        base, _, kind = weights.rpartition(" ")
-        chosen = wide if base else model
-        linears = QuantizedLinears(chosen, kind, head)
+    run = functools.partial(logits, model)
+    cases: list[tuple[str, str, str, bool]] = [
+        ("int8", "auto", "8.5", False),
+        ("int8", "stored", "8.5", False),
+        ("int8", "auto", "8.5", True),
+        ("int4", "auto", "5", False),
+        ("int4", "stored", "5", False),
+        ("int4", "int4", "5", False),
+        ("int4", "auto", "5", True),
+    ]
+    for weights, head, bits, alone in cases:
+        linears = QuantizedLinears(model, weights, head)
+        if alone:
+            linears._forwards = [functools.partial(functional.linear, weight=w) for w in dequantized(linears)]
         with linears.patched():
-            row(f"ours {kind}, {base or 'bfloat16'} activations, head {linears.lm_head}", bits,
-                lambda window, chosen=chosen: logits(chosen, window))  # fmt: skip
-    for name, offset in (("int4 without offset (Q4_0's format), head 8 bits", False),):
-        linears = QuantizedLinears(model, "int4", given={
-            module_name: quantize(module.weight, 4, offset=offset) for module_name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and module_name != "lm_head"})  # fmt: skip
-        with linears.patched():
-            row(f"ours {name}", "4.5", lambda window: logits(model, window))
-    for kind, path in peer_files(model, work, tuple(FORMATS)).items():
+            row(f"ours {weights}, head {head}{', activations as they are' if alone else ''}", bits, run)
+    given = {
+        name: quantize(module.weight, 4, offset=False)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name != "lm_head"
+    }
+    with QuantizedLinears(model, "int4", given=given).patched():
+        row("4 bits without offset (Q4_0's format)", "4.5", run)
+    for kind, path in peer_files(model, work, tuple(BITS)).items():
         peer = LlamaCppWheel(path, WINDOW, model.config.vocab_size)
-        row(f"llama.cpp {kind}", {"BF16": "16", "Q8_0": "8.5", "Q4_1": "5", "Q4_0": "4.5"}[kind], peer.text)
+        row(f"llama.cpp {kind}", BITS[kind], peer.text)
         peer.close()
+
+
+def dequantized(linears: QuantizedLinears) -> list[Tensor]:
+    return [layer.held.dequantized(torch.bfloat16) for layer in linears.layers]
 
 
 @torch.inference_mode()
@@ -113,7 +130,7 @@ def compare(got: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
     return kl, found.argmax(1) == expected.argmax(1)
 
 
-def steps(folder: Path, work: Path, branches: Sequence[int], compiled: bool) -> None:
+def steps(folder: Path, work: Path, branches: Sequence[int], only: Sequence[str]) -> None:
     """Tokens a second of all branches behind one prefix; engines step in turn."""
     from engines.llama_cpp_wheel import LlamaCppWheel
 
@@ -121,17 +138,18 @@ def steps(folder: Path, work: Path, branches: Sequence[int], compiled: bool) -> 
     files = peer_files(model, work, ("BF16", "Q8_0", "Q4_1"))
     tokens = texts(folder)[0][:PREFIX]
     longest = PREFIX
-    engines: dict[str, Engine] = {
-        "ours float32": Ours(copy.deepcopy(model).float(), longest),
-        "ours bfloat16": Ours(model, longest),
-        "ours int8": Ours(model, longest, weights="int8"),
-        "ours int4": Ours(model, longest, weights="int4"),
+    makers: dict[str, Callable[[], Engine]] = {
+        "ours float32": lambda: Ours(copy.deepcopy(model).float(), longest),
+        "ours bfloat16": lambda: Ours(model, longest),
+        "ours int8": lambda: Ours(model, longest, weights="int8"),
+        "ours int4": lambda: Ours(model, longest, weights="int4"),
+        "compiled bfloat16": lambda: Ours(model, longest, compile=True),
+        "compiled int8": lambda: Ours(model, longest, compile=True, weights="int8"),
+        "compiled int4": lambda: Ours(model, longest, compile=True, weights="int4"),
     }
-    if compiled:
-        for weights in ("int8", "int4"):
-            engines[f"ours {weights}, compiled"] = Ours(model, longest, compile=True, weights=weights)
     for kind, path in files.items():
-        engines[f"llama.cpp {kind}"] = LlamaCppWheel(path, longest, model.config.vocab_size)
+        makers[f"llama.cpp {kind}"] = lambda path=path: LlamaCppWheel(path, longest, model.config.vocab_size)
+    engines = {name: make() for name, make in makers.items() if any(part in name for part in only)}
     for engine in engines.values():
         engine.prefill(tokens)
     print(f"tokens/s, prefix {PREFIX}, {torch.get_num_threads()} threads, median of {STEPS} steps in turn")
@@ -162,7 +180,7 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(map(str, ROWS)))
     parser.add_argument("--branches", default="1,4,8")
     parser.add_argument("--seconds", type=float, default=0.3)
-    parser.add_argument("--compiled", action="store_true", help="also compiled steps")
+    parser.add_argument("--engines", default="ours,llama", help="parts of names: ours, compiled, llama, int8, ...")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.what == "layers":
@@ -172,7 +190,7 @@ def main() -> None:
     elif args.what == "quality":
         quality(args.model, args.work)
     else:
-        steps(args.model, args.work, [int(count) for count in args.branches.split(",")], args.compiled)
+        steps(args.model, args.work, [int(count) for count in args.branches.split(",")], args.engines.split(","))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def contestants(weight: Tensor) -> Iterator[tuple[str, tuple[Callable[[int], Mat
     wide, half = torch.float32, torch.bfloat16
     for dtype, bits in ((wide, 32), (half, 16)):
         name = str(dtype).removeprefix("torch.")
-        yield f"F.linear {name}", (of(lambda d=dtype: weight.to(d), functional.linear), dtype, bits)
+        yield f"F.linear {name}", (of(lambda d=dtype: weight.to(d).clone(), functional.linear), dtype, bits)
         yield f"ours packed {name}", (of(lambda d=dtype: linear.pack(weight.to(d)), packed), dtype, bits)
     for bits, offset, size in ((8, False, 8.5), (4, False, 4.5), (4, True, 5.0)):
         name = f"ours int{bits}{' with offset' if offset else ''}"

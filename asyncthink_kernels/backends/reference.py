@@ -155,14 +155,15 @@ def quantized_linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, y:
     u = functional.pad(weight.integers(), (0, G * GROUP - x.shape[1])).view(-1, G, GROUP).double()
     if weight.mins is None:
         u = u - ZERO[weight.bits]
-    given = [None if each is None else weight.per_group(each).to(wide) for each in (weight.scales, weight.mins)]
+    per_weight = weight.per_group(weight.scales).to(wide)
+    mins = None if weight.mins is None else weight.per_group(weight.mins).to(wide)
     total = torch.zeros(T, weight.out_features, dtype=wide, device=x.device)
     for g in range(G):
         mine = scales[:, g, None].to(wide)
         sums = integers[:, g] @ u[:, g].T  # integers in float64: exact
-        total = total + sums.to(wide) * (given[0][:, g] * mine)
-        if given[1] is not None:
-            total = total + given[1][:, g] * (mine * integers[:, g].sum(1, keepdim=True).to(wide))
+        total = total + sums.to(wide) * (per_weight[:, g] * mine)
+        if mins is not None:
+            total = total + mins[:, g] * (mine * integers[:, g].sum(1, keepdim=True).to(wide))
     y.copy_(total if bias is None else total + bias)
 
 

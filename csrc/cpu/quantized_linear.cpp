@@ -17,15 +17,16 @@ int zero_point(const QuantizedLinear& a, int64_t B) {
 }
 
 QuantRows rows_in(const View& workspace, int64_t T, int64_t G) {
+  const int64_t groups = QuantRows::padded(T) * G;
   float* scales = workspace.as<float>();
-  int32_t* terms = workspace.as<int32_t>() + T * G;
-  return {.integers = reinterpret_cast<int8_t*>(terms + T * G), .scales = scales, .terms = terms, .G = G};
+  int32_t* terms = workspace.as<int32_t>() + groups;
+  return {.integers = reinterpret_cast<int8_t*>(terms + groups), .scales = scales, .terms = terms, .G = G};
 }
 
 }  // namespace
 
 int64_t quantized_linear_workspace(int64_t rows, int64_t in_features) {
-  return rows * ((in_features + kQuantGroup - 1) / kQuantGroup) * kWordsPerGroup;
+  return QuantRows::padded(rows) * ((in_features + kQuantGroup - 1) / kQuantGroup) * kWordsPerGroup;
 }
 
 void quantized_linear(const QuantizedLinear& a, const View& workspace) {

@@ -13,12 +13,20 @@
 namespace atk {
 
 // Rows of activations, in groups of 32: x = scale * integer, |integer| <= 127. `term` is what the weights' zero point
-// or offset takes from the sum s of a group's integers: the bits of int32 -zero * s, or of float scale * s.
+// or offset takes from the sum s of a group's integers: the bits of int32 -zero * s, or of float scale * s. Eight rows
+// lie side by side, so that a kernel finds them all at constant distances from one address.
 struct QuantRows {
-  int8_t* integers;  // [T, 32 G]
-  float* scales;     // [T, G]
-  int32_t* terms;    // [T, G]
+  static constexpr int64_t kTile = 8;
+
+  int8_t* integers;  // [ceil(T / 8), G, 8, 32]
+  float* scales;     // [ceil(T / 8), G, 8]
+  int32_t* terms;    // [ceil(T / 8), G, 8]
   int64_t G;
+
+  // Where group g of row t lies in scales and terms, and times 32 in integers.
+  int64_t at(int64_t t, int64_t g) const { return (t / kTile * G + g) * kTile + t % kTile; }
+
+  static int64_t padded(int64_t T) { return (T + kTile - 1) / kTile * kTile; }
 };
 
 // One block of 16 outputs.

@@ -7,7 +7,7 @@
 namespace atk::ATK_ISA {
 namespace {
 
-constexpr int kGroup = kQuantGroup, kBlock = kQuantBlock;
+constexpr int kGroup = kQuantGroup, kBlock = kQuantBlock, kTile = QuantRows::kTile;
 constexpr int kRows = W == 16 ? 8 : 4;  // rows that share a loaded weight: as many as the registers hold
 constexpr float kSmallest = 1e-30f;     // a group whose largest number is smaller counts as zeros
 
@@ -33,15 +33,15 @@ void quantize(const void* row, int64_t I, const QuantRows& to, int64_t t, int ze
     const bool counts = finite && largest >= kSmallest;
     const float inverse = counts ? 127.0f / largest : 0.0f;
     const float scale = !finite ? std::bit_cast<float>(0x7fc00000u) : counts ? largest / 127.0f : 0.0f;
-    int8_t* integers = to.integers + (t * G + g) * kGroup;
+    int8_t* integers = to.integers + to.at(t, g) * kGroup;
     int32_t sum = 0;
     for (int i = 0; i < kGroup; ++i) {  // adding 1.5 * 2^23 rounds to an integer, and leaves it in the low bits
       const int8_t integer = static_cast<int8_t>(std::bit_cast<int32_t>(values[i] * inverse + 12582912.0f));
       integers[i] = integer;
       sum += integer;
     }
-    to.scales[t * G + g] = scale;
-    to.terms[t * G + g] = zero >= 0 ? -zero * sum : std::bit_cast<int32_t>(scale * static_cast<float>(sum));
+    to.scales[to.at(t, g)] = scale;
+    to.terms[to.at(t, g)] = zero >= 0 ? -zero * sum : std::bit_cast<int32_t>(scale * static_cast<float>(sum));
   }
 }
 
@@ -50,22 +50,17 @@ template <int bits, bool offset, int R>
 void multiply_rows(const QuantRows& x, int64_t t, const QuantBlock& block, int first, float (*to)[kBlock]) {
   constexpr int kLoads = bits;  // of 64 bytes, for a group
   const int64_t G = x.G;
-  const int8_t* integers[R];
-  const float* scales[R];
-  const int32_t* terms[R];
+  const int8_t* integers = x.integers + x.at(t, 0) * kGroup;
+  const float* scales = x.scales + x.at(t, 0);
+  const int32_t* terms = x.terms + x.at(t, 0);
   Vec acc[R];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    integers[r] = x.integers + (t + r) * G * kGroup;
-    scales[r] = x.scales + (t + r) * G;
-    terms[r] = x.terms + (t + r) * G;
-    acc[r] = splat(0.0f);
-  }
-  for (int64_t g = 0; g < G; ++g) {
+  for (int r = 0; r < R; ++r) acc[r] = splat(0.0f);
+  for (int64_t g = 0; g < G; ++g, integers += kTile * kGroup, scales += kTile, terms += kTile) {
     using Sum = GroupSum<bits>;
     Sum sum[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) sum[r].begin(offset ? 0 : terms[r][g]);
+    for (int r = 0; r < R; ++r) sum[r].begin(offset ? 0 : terms[r]);
     const uint8_t* quants = block.quants + g * kLoads * 4 * kBlock + 4 * first;
 #pragma GCC unroll 8
     for (int load = 0; load < kLoads; ++load) {
@@ -73,25 +68,24 @@ void multiply_rows(const QuantRows& x, int64_t t, const QuantBlock& block, int f
       if constexpr (bits == 8) {
         const typename Sum::Weights weights = Sum::prepared(bytes);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) sum[r].add(weights, four_of(integers[r] + g * kGroup + 4 * load));
+        for (int r = 0; r < R; ++r) sum[r].add(weights, four_of(integers + r * kGroup + 4 * load));
       } else {
         const typename Sum::Weights low = Sum::prepared(low_halves(bytes)), high = Sum::prepared(high_halves(bytes));
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-          sum[r].add(low, four_of(integers[r] + g * kGroup + 8 * load));
-          sum[r].add(high, four_of(integers[r] + g * kGroup + 8 * load + 4));
+          sum[r].add(low, four_of(integers + r * kGroup + 8 * load));
+          sum[r].add(high, four_of(integers + r * kGroup + 8 * load + 4));
         }
       }
     }
     const Vec scale = load_first(block.scales + g * kBlock + first, W);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
-      acc[r] = atk::ATK_ISA::add(acc[r], mul(floats_of(sum[r].total()), mul(scale, splat(scales[r][g]))));
+      acc[r] = atk::ATK_ISA::add(acc[r], mul(floats_of(sum[r].total()), mul(scale, splat(scales[r]))));
     if constexpr (offset) {
       const Vec least = load_first(block.mins + g * kBlock + first, W);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r)
-        acc[r] = atk::ATK_ISA::add(acc[r], mul(least, splat(std::bit_cast<float>(terms[r][g]))));
+      for (int r = 0; r < R; ++r) acc[r] = atk::ATK_ISA::add(acc[r], mul(least, splat(std::bit_cast<float>(terms[r]))));
     }
   }
 #pragma GCC unroll 8
@@ -118,6 +112,7 @@ template <class T, int bits, bool offset>
 void multiply(const QuantRows& x, int64_t t, int64_t rows, const QuantBlock& block, void* out, int64_t out_stride) {
   T* y = static_cast<T*>(out);
   const int64_t end = t + rows;
+  // Tiles begin at multiples of their size, so each lies within one tile of the layout.
   const auto advance = [&](int count) { t += count, y += count * out_stride; };
   for (; end - t >= kRows; advance(kRows)) multiply_tile<T, bits, offset, kRows>(x, t, block, y, out_stride);
   if constexpr (kRows > 4)
