@@ -10,6 +10,7 @@ from asyncthink_kernels.ops import (
     join_append,
     merge_states,
     paged_attention,
+    quantized_linear,
     sample,
     tree_attention,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "join_append",
     "merge_states",
     "paged_attention",
+    "quantized_linear",
     "sample",
     "tree_attention",
     "use_backend",

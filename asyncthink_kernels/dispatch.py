@@ -22,7 +22,16 @@ from types import ModuleType
 from typing import Any
 
 #: Every op, in the order in which tables show them.
-OPS = ("append_kv", "tree_attention", "paged_attention", "merge_states", "join_append", "copy_pages", "sample")
+OPS = (
+    "append_kv",
+    "tree_attention",
+    "paged_attention",
+    "merge_states",
+    "join_append",
+    "copy_pages",
+    "sample",
+    "quantized_linear",
+)
 _MOVES = ("append_kv", "merge_states", "join_append", "copy_pages")
 #: `tree_attention` of a step in which every branch is new, so that rows see rows of the step alone.
 PREFILL = "prefill"
@@ -47,8 +56,21 @@ class Backend:
 #: choice by plan, not by measurement, until a GPU has measured it.
 BACKENDS = (
     Backend("cpu", "asyncthink_kernels.backends.native", ("cpu",)),
-    Backend("triton", "asyncthink_kernels.backends.triton", ("cuda",), by_name=("cpu",), without=("sample",)),
-    Backend("cuda", "asyncthink_kernels.backends.cuda", ("cuda",), by_name=("cpu",), first_for=_MOVES),
+    Backend(
+        "triton",
+        "asyncthink_kernels.backends.triton",
+        ("cuda",),
+        by_name=("cpu",),
+        without=("sample", "quantized_linear"),
+    ),
+    Backend(
+        "cuda",
+        "asyncthink_kernels.backends.cuda",
+        ("cuda",),
+        by_name=("cpu",),
+        first_for=_MOVES,
+        without=("quantized_linear",),
+    ),
     Backend("reference", "asyncthink_kernels.backends.reference", None),
 )
 

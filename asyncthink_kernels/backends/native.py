@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from asyncthink_kernels.arguments import PagedAttention, Sample, TreeAttention
+from asyncthink_kernels.quantized import QuantizedWeight
 
 
 def load(name: str) -> ModuleType | None:
@@ -106,6 +107,12 @@ def copy_pages(k_caches: Tensor, v_caches: Tensor, src: Tensor, dst: Tensor) -> 
 def sample(args: Sample, tokens: Tensor, logprobs: Tensor) -> None:
     _share_threads()
     _cpu.sample(args, tokens, logprobs)
+
+
+def quantized_linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, y: Tensor) -> None:
+    _share_threads()
+    scratch = _scratch(_cpu.quantized_linear_workspace(*x.shape))
+    _cpu.quantized_linear(x, weight.quants, weight.scales, weight.mins, bias, y, scratch)
 
 
 def _share_threads() -> None:

@@ -19,10 +19,12 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from asyncthink_kernels import _values as check
 from asyncthink_kernels.arguments import PagedAttention, Sample, TreeAttention
 from asyncthink_kernels.backends import _sample
+from asyncthink_kernels.quantized import GROUP, ZERO, QuantizedWeight
 
 
 def unavailable_reason(op: str, device: str) -> str | None:
@@ -144,6 +146,38 @@ def sample(args: Sample, tokens: Tensor, logprobs: Tensor) -> None:
         tokens[row] = token
         logit = (x[token].double() - peak.double()) / temperature[0].double()
         logprobs[row] = logit - math.log(int(weight.sum()) / _sample.ONE)
+
+
+def quantized_linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, y: Tensor) -> None:
+    """Group after group: exact sums of products of integers, times both scales. x becomes integers in float32."""
+    integers, scales = _in_8_bits(x.float())  # [T, G, 32], [T, G]
+    T, G, wide = x.shape[0], scales.shape[1], y.dtype if y.dtype == torch.float64 else torch.float32
+    u = functional.pad(weight.integers(), (0, G * GROUP - x.shape[1])).view(-1, G, GROUP).double()
+    if weight.mins is None:
+        u = u - ZERO[weight.bits]
+    per_weight = weight.per_group(weight.scales).to(wide)
+    mins = None if weight.mins is None else weight.per_group(weight.mins).to(wide)
+    total = torch.zeros(T, weight.out_features, dtype=wide, device=x.device)
+    for g in range(G):
+        mine = scales[:, g, None].to(wide)
+        sums = integers[:, g] @ u[:, g].T  # integers in float64: exact
+        total = total + sums.to(wide) * (per_weight[:, g] * mine)
+        if mins is not None:
+            total = total + mins[:, g] * (mine * integers[:, g].sum(1, keepdim=True).to(wide))
+    y.copy_(total if bias is None else total + bias)
+
+
+def _in_8_bits(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [T, I] float32 -> integers [T, G, 32] float64 in [-127, 127], scales [T, G] (NaN where x is not finite)."""
+    T, G = x.shape[0], -(-x.shape[1] // GROUP)
+    groups = functional.pad(x, (0, G * GROUP - x.shape[1])).view(T, G, GROUP)
+    largest = groups.abs().amax(2)
+    finite = groups.isfinite().all(2)
+    counts = finite & (largest >= 1e-30)
+    full = torch.full_like(largest, 127)
+    inverse = torch.where(counts, full / largest, 0)
+    integers = torch.where(counts[..., None], groups * inverse[..., None], 0).round().double()
+    return integers, torch.where(counts, largest / full, torch.where(finite, 0, math.nan))
 
 
 def _filtered(x: Tensor, weight: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:

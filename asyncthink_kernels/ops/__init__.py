@@ -5,6 +5,7 @@ from asyncthink_kernels.ops.copy_pages import copy_pages
 from asyncthink_kernels.ops.join_append import join_append
 from asyncthink_kernels.ops.merge_states import merge_states
 from asyncthink_kernels.ops.paged_attention import paged_attention
+from asyncthink_kernels.ops.quantized_linear import quantized_linear
 from asyncthink_kernels.ops.sample import sample
 from asyncthink_kernels.ops.tree_attention import tree_attention
 
@@ -14,6 +15,7 @@ __all__ = [
     "join_append",
     "merge_states",
     "paged_attention",
+    "quantized_linear",
     "sample",
     "tree_attention",
 ]

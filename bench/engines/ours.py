@@ -15,12 +15,12 @@ CHUNK = 1024  # rows of one step of the prefill, as the sampler's
 
 
 class Ours:
-    def __init__(self, model: nn.Module, longest: int, *, compile: bool = False) -> None:
+    def __init__(self, model: nn.Module, longest: int, *, compile: bool = False, weights: str | None = None) -> None:
         self.note = (
             "compiled: ours with compile=True; what torch.compile takes at first is not timed." if compile else ""
         )
         pages = longest // 16 + MOST_BRANCHES * (NEW // 16 + 2)
-        self.decoder = Decoder(model, num_pages=pages, compile=compile)
+        self.decoder = Decoder(model, num_pages=pages, compile=compile, weights=weights)
         self.root: Branch | None = None
         self.branches: list[Branch] = []
 

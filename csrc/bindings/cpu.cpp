@@ -88,6 +88,18 @@ void bind_sample(py::module_& module) {
       py::arg("counter"), py::arg("key"), "Philox-4x32-10, for tests.");
 }
 
+void bind_quantized_linear(py::module_& module) {
+  module.def(
+      "quantized_linear",
+      [](const View& x, const View& quants, const View& scales, const OptionalView& mins, const OptionalView& bias,
+         const View& out, const View& workspace) {
+        quantized_linear({.x = x, .quants = quants, .scales = scales, .mins = mins, .bias = bias, .out = out},
+                         workspace);
+      },
+      Unlocked());
+  module.def("quantized_linear_workspace", &quantized_linear_workspace, py::arg("rows"), py::arg("in_features"));
+}
+
 void bind_runtime(py::module_& module) {
   module.def("isa", &isa_name, "The instruction set in use.");
   module.def("usable_isas", &usable_isas, "The instruction sets this chip can run, narrowest first.");
@@ -108,5 +120,6 @@ PYBIND11_MODULE(_cpu, module) {
   bind_attention(module);
   bind_cache_ops(module);
   bind_sample(module);
+  bind_quantized_linear(module);
   bind_runtime(module);
 }

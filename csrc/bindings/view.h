@@ -24,12 +24,12 @@ inline DType read_dtype(py::handle tensor) {
   for (const auto& [object, value] : known)
     if (object == dtype.ptr()) return value;
   const std::string spelled = py::str(dtype);
-  for (DType value : {DType::f32, DType::bf16, DType::f16, DType::f64, DType::i32, DType::i64})
+  for (DType value : {DType::f32, DType::bf16, DType::f16, DType::f64, DType::i32, DType::i64, DType::u8})
     if (spelled == std::string("torch.") + dtype_name(value)) {
       known.emplace_back(dtype.inc_ref().ptr(), value);
       return value;
     }
-  fail("dtype", "float32, bfloat16, float16, float64, int32 or int64", spelled);
+  fail("dtype", "float32, bfloat16, float16, float64, int32, int64 or uint8", spelled);
 }
 
 inline void read_sizes(const py::object& sizes, int ndim, int64_t* to) {

@@ -7,7 +7,7 @@
 
 namespace atk {
 
-enum class DType : uint8_t { f32, bf16, f16, f64, i32, i64 };
+enum class DType : uint8_t { f32, bf16, f16, f64, i32, i64, u8 };
 
 constexpr int kMaxDims = 6;
 
@@ -28,6 +28,8 @@ using OptionalView = std::optional<View>;
 
 constexpr int64_t element_size(DType dtype) {
   switch (dtype) {
+    case DType::u8:
+      return 1;
     case DType::bf16:
     case DType::f16:
       return 2;
@@ -55,6 +57,8 @@ constexpr const char* dtype_name(DType dtype) {
       return "int32";
     case DType::i64:
       return "int64";
+    case DType::u8:
+      return "uint8";
   }
   return "unknown";
 }

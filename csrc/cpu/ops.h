@@ -10,6 +10,7 @@
 #include "common/copy_pages.h"
 #include "common/join_append.h"
 #include "common/merge_states.h"
+#include "common/quantized_linear.h"
 #include "common/sample.h"
 
 namespace atk {
@@ -33,5 +34,10 @@ void join_append(const JoinAppend& args);
 void copy_pages(const CopyPages& args);
 
 void sample(const Sample& args);
+
+void quantized_linear(const QuantizedLinear& args, const View& workspace);
+
+// Floats of scratch for `rows` rows of activations as integers.
+int64_t quantized_linear_workspace(int64_t rows, int64_t in_features);
 
 }  // namespace atk

@@ -169,6 +169,14 @@ def test_a_system_prompt_is_a_turn_of_the_models_own_chat(tmp_path: Path) -> Non
         assert prompt == tok(text, add_special_tokens=False)["input_ids"]
 
 
+def test_quantized_weights(untrained: Path) -> None:
+    base = ("--model", untrained, "--device", "cpu", "--json", "--max-tokens", 2, "Q")
+    done = run(*base, "--weights", "int8", "--explain")
+    assert json.loads(done.stdout)["meta"]["explain"]["weights"].startswith("int8: 15 linear layers in 8 bits")
+    refused = run(*base, "--weights", "int3")
+    assert refused.exit_code != 0 and "weights: expected int8 or int4, got 'int3'" in refused.output
+
+
 def test_explain(untrained: Path) -> None:
     alone = run("--model", untrained, "--explain", "--device", "cpu", "--dtype", "float32")
     assert alone.exit_code == 0, alone.output

@@ -76,3 +76,9 @@ def test_what_is_wrong_in_one_line(untrained: Path, tmp_path: Path) -> None:
             result = run(*args)
             last = [line for line in result.stderr.splitlines() if line][-1]
             assert result.exit_code == 1 and re.search(reason, last), result.stderr
+
+
+def test_quantized_weights_are_not_updated(untrained: Path) -> None:
+    command = ["serve", "--model", str(untrained), "--weights", "int8", "--allow-weight-updates"]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code != 0 and "weights: expected none beside --allow-weight-updates" in refused.output

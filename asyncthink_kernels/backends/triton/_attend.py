@@ -46,7 +46,7 @@ def attend(
     see it (a weight of zero does not silence it in a product): the caller looks for that.
     """
     m = tl.full([M], _MINUS_INFINITY, tl.float32)
-    l = tl.zeros([M], tl.float32)  # noqa: E741
+    l = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, BDV], tl.float32)
     dim = tl.arange(0, BD)
     v_dim = tl.arange(0, BDV)
@@ -68,7 +68,7 @@ def attend(
         safe = tl.where(raised == _MINUS_INFINITY, 0.0, raised)
         keep = tl.exp2(m - safe)
         weight = tl.exp2(logits - safe[:, None])
-        l = l * keep + tl.sum(weight, 1)  # noqa: E741
+        l = l * keep + tl.sum(weight, 1)
         m = raised
 
         v_at = v_ptr + (page * v_page_stride + in_page * v_slot_stride)[:, None] + v_dim[None, :]

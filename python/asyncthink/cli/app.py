@@ -15,7 +15,7 @@ from rich.console import Console
 
 from asyncthink.cli.chat import converse
 from asyncthink.cli.evaluate import evaluate
-from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
+from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Json, Pool, Revision, Save, Weights, loading
 from asyncthink.cli.profile import profile_step
 from asyncthink.cli.renamed import Command
 from asyncthink.cli.run import ask
@@ -94,6 +94,7 @@ def demo(
     pool: Pool = 4,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    weights: Weights = None,
     revision: Revision = None,
     out: Annotated[Path, typer.Option(help="HTML file for the timeline.")] = Path("timeline.html"),
     save: Save = None,
@@ -107,7 +108,7 @@ def demo(
         from asyncthink.cli.demo_report import print_demo
         from asyncthink.engine.loaded import LoadedModel
 
-        options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "weights": weights, "revision": revision}
         loaded = LoadedModel.load(model or checkpoint_path(), **options, progress=progress)
     outcome = play(loaded, console, seed=seed, pool=pool, context=context, join=join)
     write_whole(out, timeline_html(outcome.episode, outcome.sequential))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncthink.cli.keyboard import interruptible, lines, no_echo
-from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Pool, Revision, loading
+from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Pool, Revision, Weights, loading
 from asyncthink.cli.remote import Servers, connect
 from asyncthink.episode.options import Mode, Options, default_forms
 from asyncthink.files import check_writable
@@ -49,6 +49,7 @@ def converse(
     seed: Annotated[int, typer.Option(help="Seed of the random streams.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    weights: Weights = None,
     revision: Revision = None,
     server: Servers = None,
 ) -> None:
@@ -60,12 +61,13 @@ def converse(
 
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
         loaded: LoadedModel | RemoteModel
+        placed: dict[str, Any] = {"device": device, "dtype": dtype, "weights": weights}
         if server:
-            loaded = connect(server, model, revision, progress, device=device, dtype=dtype)
+            loaded = connect(server, model, revision, progress, **placed)
         else:
             from asyncthink.engine.loaded import LoadedModel
 
-            loaded = LoadedModel.load(model, device=device, dtype=dtype, revision=revision, progress=progress)
+            loaded = LoadedModel.load(model, **placed, revision=revision, progress=progress)
         chat = Chat(loaded, agents, params, Console(), system)
     chat.greet(model)
     for line in lines(prompts=sys.stdin.isatty()):

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
-from asyncthink.cli.options import Depth, Device, Dtype, Revision, loading
+from asyncthink.cli.options import Depth, Device, Dtype, Revision, Weights, loading
 from asyncthink.cli.ray_options import RayActors, RayAddress, RayBatch, RayCpus, RayGpus
 from asyncthink.cli.remote import Servers, connect
 from asyncthink.episode.options import Mode
@@ -53,6 +53,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the random streams.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    weights: Weights = None,
     revision: Revision = None,
     ray_actors: RayActors = 0,
     ray_cpus: RayCpus = 1,
@@ -78,23 +79,24 @@ def evaluate(
         settings = evaluation.settings(mode, context, join)
         paths = models_by_mode(model or [], [setting["mode"] for setting in settings])
         models: Mapping[str, LoadedModel | RayModel | RemoteModel]
-        options: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+        placed: dict[str, Any] = {"device": device, "dtype": dtype, "weights": weights}
         if server:
             if ray_actors or len(set(paths.values())) > 1:
                 raise ValueError("server: expected one model and no Ray actors beside it")
-            there = connect(server, next(iter(paths.values())), revision, progress, device=device, dtype=dtype)
+            there = connect(server, next(iter(paths.values())), revision, progress, **placed)
             stack.callback(there.close)
             models = dict.fromkeys(paths, there)
         elif ray_actors:
             from asyncthink.integrations.ray import load_on_actors
 
             progress(f"loading the model on {ray_actors} Ray actors")
-            options |= {"cpus": ray_cpus, "gpus": ray_gpus, "batch": ray_batch, "address": ray_address}
+            pool_of: dict[str, Any] = {"cpus": ray_cpus, "gpus": ray_gpus, "batch": ray_batch, "address": ray_address}
             say = functools.partial(console.print, highlight=False, markup=False)
-            loaded = stack.enter_context(load_on_actors(set(paths.values()), ray_actors, say=say, **options))
+            pool_of |= placed | {"revision": revision, "say": say}
+            loaded = stack.enter_context(load_on_actors(set(paths.values()), ray_actors, **pool_of))
             models = {mode: loaded[path] for mode, path in paths.items()}
         else:
-            models = _load(paths, **options, progress=progress)
+            models = _load(paths, **placed, revision=revision, progress=progress)
         samplers = [models[setting["mode"]].sampler(pool=pool, depth=depth, **setting) for setting in settings]
         held_out = held_out_puzzles(puzzle_task, puzzles, first, part)  # type: ignore[arg-type]
         resources = stack.pop_all()

@@ -14,6 +14,10 @@ Device = Annotated[str, typer.Option(help="auto (the GPU if there is one), cpu, 
 Dtype = Annotated[
     str, typer.Option(help="auto (as stored, or float32 if that is faster on this CPU), float32, bfloat16, float16.")
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="int8 or int4: on a CPU, hold linear layers in 8 or 4 bits. Default: as stored."),
+]
 Pool = Annotated[int, typer.Option(help="Agents alive at the same time: the organizer and up to POOL - 1 workers.")]
 Context = Annotated[str, typer.Option(help="What a worker sees: shared (the organizer's tokens) or isolated.")]
 JoinMode = Annotated[str, typer.Option("--join", help="How a return enters the organizer: exact, append or link.")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from asyncthink.cli.options import Context, Depth, Device, Dtype, JoinMode, Json, Pool, Revision, Save, loading
+from asyncthink.cli.options import Context, Depth, Device, Dtype, JoinMode, Json, Pool, Revision, Save, Weights, loading
 from asyncthink.cli.remote import Servers, connect
 from asyncthink.episode.options import default_forms
 from asyncthink.files import check_writable, write_whole
@@ -53,6 +53,7 @@ def ask(
     seed: Annotated[int, typer.Option(help="Seed of the random streams.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    weights: Weights = None,
     revision: Revision = None,
     server: Servers = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print how the model runs here, and why.")] = False,
@@ -73,9 +74,10 @@ def ask(
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
         agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join, "depth": depth}
         forms: dict[str, Any] = {"answer": answer, "guide": guide}
+        placed: dict[str, Any] = {"device": device, "dtype": dtype, "weights": weights}
         sampler: ForkJoinSampler | RemoteSampler
         if server:
-            there = connect(server, model, revision, progress, device=device, dtype=dtype)
+            there = connect(server, model, revision, progress, **placed)
             agents |= default_forms(there.prompts is not None, mode, **forms) | {"forks": forks}
             sampler = there.sampler(**agents)
         else:
@@ -84,8 +86,7 @@ def ask(
 
             trained = None not in (answer, guide) or saved_prompts(model, revision) is not None
             agents |= default_forms(trained, mode, **forms) | {"forks": forks}
-            placed: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
-            sampler = ForkJoinSampler(model, **agents, **placed, progress=progress)
+            sampler = ForkJoinSampler(model, **agents, **placed, revision=revision, progress=progress)
     explanation = sampler.explain() if explain else {}
     print_explanation(console, explanation)
     if request is None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Pool, Revision, loading
+from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Pool, Revision, Weights, loading
 from asyncthink.episode.options import default_forms
 
 API_KEY = "ASYNCTHINK_API_KEY"
@@ -52,6 +52,7 @@ def serve(
     compile: Annotated[bool, typer.Option("--compile", help="Run whole steps through torch.compile.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    weights: Weights = None,
     revision: Revision = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API has it, with a page to watch it organize.
@@ -66,6 +67,8 @@ def serve(
 
     if log_level not in ("warning", "info"):
         raise ValueError(f"log_level: expected warning or info, got {log_level!r}")
+    if weights is not None and allow_weight_updates:
+        raise ValueError(f"weights: expected none beside --allow-weight-updates, got {weights!r}: they are not kept")
     limits = Limits(
         body_bytes=max_body,
         prompt_tokens=max_prompt,
@@ -89,7 +92,7 @@ def serve(
         agents |= default_forms(saved_prompts(source, revision) is not None, mode, guide=guide)
         sizes: dict[str, Any] = {"num_pages": num_pages, "page_size": page_size, "max_rows": max_rows}
         sizes |= {"max_episodes": max_episodes, "compile": compile or None}
-        placed: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
+        placed: dict[str, Any] = {"device": device, "dtype": dtype, "weights": weights, "revision": revision}
         engine = AsyncEngine.load(source, max_waiting=max_waiting, **agents, **sizes, **placed, progress=progress)
     address = sock.getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]

@@ -10,6 +10,7 @@ import torch
 
 from asyncthink.engine.sampler import ForkJoinSampler
 from asyncthink.model.decoder import Decoder
+from asyncthink.model.quantized import count_parameters
 from asyncthink.protocol.prompts import PromptFormat
 
 
@@ -41,7 +42,7 @@ class LoadedModel:
     @property
     def parameters(self) -> int:
         """Number of weights."""
-        return sum(parameter.numel() for parameter in self.decoder.model.parameters())
+        return count_parameters(self.decoder.model)
 
     @property
     def machine(self) -> str:

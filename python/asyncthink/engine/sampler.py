@@ -71,14 +71,16 @@ class ForkJoinSampler:
         graphs: capture decode steps as CUDA graphs; None: on a GPU (see :class:`asyncthink.model.decoder.Decoder`).
         compile: run whole steps through torch.compile: compiled once (up to a minute), then faster.
         pack: on a CPU, run linear layers on packed copies of their weights; None: for 32 MiB of weights and more.
+        weights, lm_head: "int8" or "int4": on a CPU, run linear layers on weights in 8 or 4 bits, the last one in 8
+            (see :class:`asyncthink.model.decoder.Decoder`).
         progress: called with a phrase before each stage of loading a model.
 
     Raises:
         ValueError: a model that cannot be loaded or served (DecoderError gives the reason), a join mode that the model
             does not support, options outside their range, a depth above 1 with prompts that have no templates for
             workers that may fork. Also arguments without effect: ``device``, ``dtype``,
-            ``revision`` with a live module; these and ``page_size``, ``num_pages``, ``graphs``, ``compile``, ``pack``
-            with a Decoder.
+            ``revision`` with a live module; these and ``page_size``, ``num_pages``, ``graphs``, ``compile``, ``pack``,
+            ``weights``, ``lm_head`` with a Decoder.
 
     A seed makes an episode reproducible in any batch, whatever the cache holds: every agent has its own random stream,
     the attention of a branch is bitwise independent of the other branches, and a prompt whose head was computed before
@@ -126,11 +128,14 @@ class ForkJoinSampler:
         graphs: bool | None = None,
         compile: bool | str | None = None,
         pack: bool | None = None,
+        weights: str | None = None,
+        lm_head: str | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         self.options = Options(mode, pool, context, join, aggregate, answer, guide, forks, depth)
         sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
-        sizes |= {"graphs": graphs, "compile": compile, "pack": pack}
+        sizes |= {"graphs": graphs, "compile": compile, "pack": pack, "weights": weights}
+        sizes |= {"lm_head": lm_head}
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
         default = default_prompts(self.options.guide)
         opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress, default=default)

@@ -23,6 +23,8 @@ def saved_prompts(path: str | Path, revision: str | None = None) -> PromptFormat
     folder = Path(path).expanduser()
     if folder.is_dir():
         return PromptFormat.load(folder) if (folder / FILE_NAME).is_file() else None
+    if folder.is_file():
+        return None  # a GGUF file has a chat template, no prompts
     name = str(path)
     try:
         return PromptFormat.load(Path(hf_hub_download(name, FILE_NAME, revision=revision)).parent)

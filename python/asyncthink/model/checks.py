@@ -56,7 +56,9 @@ def vocabulary(model: Any) -> int:
 def output_width(model: Any) -> int:
     """The width of the logits; some models pad it beyond their tokens."""
     head = model.get_output_embeddings()
-    return vocabulary(model) if head is None else int(head.weight.shape[0])
+    if head is None:
+        return vocabulary(model)
+    return int(head.out_features if hasattr(head, "out_features") else head.weight.shape[0])
 
 
 def padding_token(model: Any) -> int | None:

@@ -26,7 +26,9 @@ from asyncthink.model.hook import DecoderError, HookedModel
 from asyncthink.model.joins import CACHE_JOINS, JOIN_MODES, find_movable_keys
 from asyncthink.model.layers import record_layers
 from asyncthink.model.linear import packed_linears
+from asyncthink.model.linear_copies import LinearCopies
 from asyncthink.model.memory import chunk_for, num_pages_for
+from asyncthink.model.quantized import QuantizedLinears, check_choice, refuse
 from asyncthink.model.rotary import length_dependent
 from asyncthink.model.step_checks import StepChecks
 from asyncthink.model.weights import described, version
@@ -52,7 +54,8 @@ class Decoder:
         join_modes: what :meth:`join` supports, and ``"exact"``, which every model supports.
         unavailable: why a feature is off: for each join mode not in ``join_modes``; ``"graphs"``: decode steps were to
             be captured and cannot be; ``"pack"``: linear layers run on their own weights.
-        linears: the packed linear layers (:class:`asyncthink.model.linear.PackedLinears`), or None.
+        linears: the packed linear layers (:class:`asyncthink.model.linear.PackedLinears`), the quantized ones
+            (:class:`asyncthink.model.quantized.QuantizedLinears`), or None.
         graphs: the captured decode steps (:class:`.cuda_graphs.StepGraphs`); None: every step runs eagerly.
         max_length: the longest context: the rows of the model's position table, or the length at which its RoPE changes
             (dynamic, longrope). None: no limit, as RoPE is computed beyond ``max_position_embeddings`` too.
@@ -77,6 +80,10 @@ class Decoder:
             into half of the free memory. Decoders of one model share the copies. Weights changed in place are packed
             again automatically, except through ``.data``, which needs :meth:`refresh`. True raises DecoderError where
             packing is impossible.
+        weights: "int8" or "int4": on a CPU, run linear layers on weights in 8 or 4 bits, in groups of 32, with
+            activations in 8 bits (:mod:`asyncthink.model.quantized`). The model's own weights stay, and are quantized
+            again when they change; :meth:`load` gives them up. DecoderError where that is impossible.
+        lm_head: how the last layer is held beside ``weights``: "int8" ("auto"), "int4", or "stored", as it is.
 
     >>> decoder = Decoder(model, num_pages=64)                                         # doctest: +SKIP
     >>> organizer = decoder.cache.root()                                               # doctest: +SKIP
@@ -102,8 +109,13 @@ class Decoder:
         graphs: bool | None = None,
         compile: bool | str = False,
         pack: bool | None = None,
+        weights: str | None = None,
+        lm_head: str = "auto",
         progress: Callable[[str], None] | None = None,
     ) -> None:
+        check_choice(weights, lm_head)
+        if weights is not None and pack:
+            raise ValueError(f"pack: expected None or False beside weights={weights!r}, got True")
         say = progress or (lambda what: None)
         model = getattr(model, "_orig_mod", model)
         TreeCache(1, page_size, chunk or page_size)  # raises on invalid sizes before the model is run
@@ -116,8 +128,11 @@ class Decoder:
         self.max_length = layers.max_length
         self._ends = layers.calls[0].module, layers.calls[-1].module
         self._made_for = described(self._ends)
+        if weights is not None:
+            refuse(model, f"weights={weights!r}")  # before more is computed
         say("packing linear layers")
-        self.linears, unpacked = packed_linears(model, pack)
+        self.linears: LinearCopies | None
+        self.linears, unpacked = packed_linears(model, pack if weights is None else False)
         self._hooked.linears = self.linears
         say("comparing with the model's own logits")
         check_packed_fork(self._hooked, layers, kind, page_size)
@@ -125,6 +140,9 @@ class Decoder:
         rotaries, self.unavailable = find_movable_keys(model, kind, layers, changing)
         self.join_modes = tuple(mode for mode in JOIN_MODES if mode not in self.unavailable)
 
+        if weights is not None:  # last, because the checks compare with the weights as they are
+            say("quantizing linear layers")
+            self.linears = self._hooked.linears = QuantizedLinears(model, weights, lm_head)
         say("reserving the cache")
         token_bytes = sum(s.kv_heads * (s.head_dim + s.v_head_dim) for s in layers.shapes) * layers.dtype.itemsize
         num_pages = num_pages_for(num_pages, memory_bytes, page_size, token_bytes, self.device)
@@ -149,17 +167,30 @@ class Decoder:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
+        weights: str | None = None,
+        lm_head: str = "auto",
         progress: Callable[[str], None] | None = None,
         **options: Any,
     ) -> Decoder:
-        """A Decoder for the model at a local folder or hub id; ``options`` are those of the constructor.
+        """A Decoder for the model at a local folder, in a GGUF file, or at a hub id.
 
         ``device``, ``dtype`` and ``revision`` are those of :func:`asyncthink.model.files.load_network`; ``progress``
-        is called with a phrase before each stage. DecoderError, one line, for a path without a model, weights that are
-        missing or broken, and a model that cannot be served.
+        is called with a phrase before each stage; ``options`` are those of the constructor. With ``weights`` the model
+        has the quantized layers in the place of its own, so that they are in memory once. Layers that a GGUF file holds
+        in 8 or 4 bits keep them on a CPU, whether or not others are quantized. DecoderError, one line, for a path
+        without a model, weights that are missing or broken, and a model that cannot be served.
         """
+        check_choice(weights, lm_head)
         network = load_network(path, revision=revision, device=device, dtype=dtype, progress=progress)
-        decoder = cls(network.model, progress=progress, **options)
+        if weights is None and not network.quantized:
+            decoder = cls(network.model, progress=progress, **options)
+        else:
+            if options.get("pack"):
+                raise ValueError("pack: expected None or False beside quantized weights, got True")
+            refuse(network.model, f"weights={weights!r}")
+            decoder = cls(network.model, progress=progress, **options | {"pack": False})
+            (progress or (lambda what: None))("quantizing linear layers")
+            decoder._replace_linears(QuantizedLinears(network.model, weights, lm_head, network.quantized))
         decoder.why_device, decoder.why_dtype = network.why_device, network.why_dtype
         return decoder
 
@@ -265,6 +296,12 @@ class Decoder:
         except BaseException:
             self.cache.truncate(dst, start)  # so that slots which were never written are not read
             raise
+
+    def _replace_linears(self, linears: QuantizedLinears) -> None:
+        """Put the layers into the model, whose own weights are given up."""
+        self.linears = self._hooked.linears = linears
+        linears.replace(self.model)
+        self._made_for = described(self._ends)
 
     def _set_up_graphs(self, impossible: str | None) -> None:
         """Run decode steps from static buffers, unless there is a reason why that is ``impossible``."""

@@ -8,18 +8,20 @@ import torch
 
 from asyncthink.model.auto_dtype import dtype_name
 from asyncthink.model.joins import CACHE_JOINS
+from asyncthink.model.quantized import QuantizedLinears, count_parameters, quantized_before
 
 
 def explain(decoder: Any) -> dict[str, str]:
-    """One sentence each on a Decoder's device, dtype, packed layers, graphs, compilation, join modes and cache."""
+    """One sentence each on a Decoder's device, dtype, weights, packing, graphs, compilation, join modes and cache."""
     storage, cache = decoder.storage, decoder.cache
-    parameters = sum(parameter.numel() for parameter in decoder.model.parameters())
+    parameters = count_parameters(decoder.model)
     joins = [f"{mode}: {decoder.unavailable[mode]}" for mode in CACHE_JOINS if mode in decoder.unavailable]
     return {
         "model": f"{type(decoder.model).__name__}, {parameters:,} parameters",
         "device": f"{decoder.device}: {decoder.why_device}",
         "threads": _threads(decoder),
         "dtype": decoder.why_dtype or f"{dtype_name(storage.dtype)}, as the live model has it",
+        "weights": _weights(decoder),
         "pack": _pack(decoder),
         "graphs": _graphs(decoder),
         "compile": "steps run through torch.compile" if decoder.compiled else "no: not asked for",
@@ -36,7 +38,16 @@ def _threads(decoder: Any) -> str:
     return f"{most} of torch" if most == 1 else f"{most} of torch; one less for each core that other programs use"
 
 
+def _weights(decoder: Any) -> str:
+    if isinstance(decoder.linears, QuantizedLinears):
+        return decoder.linears.explain()
+    before = quantized_before(decoder.model)
+    return "as they are stored" if before is None else f"as they were quantized before, by {before}"
+
+
 def _pack(decoder: Any) -> str:
+    if isinstance(decoder.linears, QuantizedLinears):
+        return "no: linear layers run on quantized weights"
     if decoder.linears is not None:
         return f"linear layers run on packed copies of their weights, {decoder.linears.nbytes:,} bytes"
     return f"no: {decoder.unavailable.get('pack', 'switched off')}"

@@ -16,17 +16,23 @@ from torch import nn
 
 from asyncthink.model.auto_dtype import choose_dtype, dtype_name
 from asyncthink.model.checks import one_line
+from asyncthink.model.gguf import is_gguf, kept_blocks, stored_dtype, widening
 from asyncthink.model.hook import DecoderError
+from asyncthink_kernels.quantized import QuantizedWeight
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 class Network(NamedTuple):
-    """A model on its device, with the reasons for the device and the dtype."""
+    """A model on its device, with the reasons for the device and the dtype.
+
+    ``quantized``: weights of linear layers that a GGUF file holds in 8 or 4 bits, by the layers' names, on a CPU.
+    """
 
     model: nn.Module
     why_device: str
     why_dtype: str
+    quantized: dict[str, QuantizedWeight]
 
 
 def load_network(
@@ -37,10 +43,10 @@ def load_network(
     dtype: str | torch.dtype = "auto",
     progress: Callable[[str], None] | None = None,
 ) -> Network:
-    """The model at a local folder or hub id, in evaluation mode.
+    """The model at a local folder or hub id, or in a GGUF file, in evaluation mode.
 
     Args:
-        path: a folder, or the hub's "owner/name".
+        path: a folder, a file that ends in .gguf, or the hub's "owner/name".
         revision: branch, tag or commit on the hub; None: its main branch.
         device: "auto" (the GPU where there is one), or a device's name.
         dtype: "auto" (as stored, or float32 where this CPU multiplies much faster in it: see
@@ -61,7 +67,11 @@ def load_network(
         model, why = open_weights(path, requested, revision), f"{dtype_name(requested)}, as asked for"
     else:
         model, why = _open_in_best_dtype(path, target, revision)
-    return Network(model.to(target).eval(), why_device, why)
+    quantized: dict[str, QuantizedWeight] = {}
+    if is_gguf(path):
+        quantized, told = kept_blocks(Path(path).expanduser(), model, target)
+        why += told and f"; {told}"
+    return Network(model.to(target).eval(), why_device, why, quantized)
 
 
 def open_weights(path: str | Path, dtype: torch.dtype | str, revision: str | None = None) -> Any:
@@ -72,7 +82,7 @@ def open_weights(path: str | Path, dtype: torch.dtype | str, revision: str | Non
     """
     from transformers import AutoModelForCausalLM
 
-    source = _source(path, revision)
+    source = _source(path, revision) | (widening() if is_gguf(path) else {})
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, output_loading_info=True)
     except Exception as error:
@@ -80,6 +90,8 @@ def open_weights(path: str | Path, dtype: torch.dtype | str, revision: str | Non
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise _no_model(path, f"it lacks {len(missing)} of its weights, the first is {missing[0]}")
+    if is_gguf(path) and hasattr(loaded[0].config, "quantization_config"):
+        del loaded[0].config.quantization_config  # its weights are plain now
     return loaded[0]
 
 
@@ -153,6 +165,9 @@ def _open_in_best_dtype(path: str | Path, device: torch.device, revision: str | 
     Weights are read in their final dtype. Converting a loaded model would leave buffers that it computed itself rounded
     to the first dtype.
     """
+    if is_gguf(path):
+        choice = choose_dtype(device, stored_dtype(Path(path).expanduser()), use="decoding")
+        return open_weights(path, choice.dtype, revision), choice.why
     model: Any = None
     config = load_config(path, revision)
     stored = getattr(config, "dtype", None)
@@ -176,6 +191,12 @@ def _source(path: str | Path, revision: str | None) -> dict[str, Any]:
         if not (folder / "config.json").is_file():
             raise _no_model(path, "the folder has no config.json")
         return {"pretrained_model_name_or_path": str(folder)}
+    if is_gguf(path):
+        if revision is not None:
+            raise ValueError(f"revision: expected none for a local file, got {revision!r} for {path}")
+        if not folder.is_file():
+            raise _no_model(path, "there is no such file")
+        return {"pretrained_model_name_or_path": str(folder.parent), "gguf_file": folder.name}
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise _no_model(path, "there is no such folder")
     return {"pretrained_model_name_or_path": name, "revision": revision or "main"}

@@ -17,8 +17,7 @@ import itertools
 import operator
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
@@ -28,8 +27,8 @@ from torch.nn import functional
 from asyncthink.model.auto_dtype import dtype_name
 from asyncthink.model.checks import one_line
 from asyncthink.model.hook import DecoderError
+from asyncthink.model.linear_copies import LinearCopies
 from asyncthink.model.memory import free_memory
-from asyncthink.model.weights import version
 
 LEAST_BYTES = 32 << 20
 """The least bytes of weights that are packed by default: smaller models stay in the processor's caches."""
@@ -43,20 +42,15 @@ _packed: dict[int, Tensor] = {}
 _numbers = itertools.count()
 _held: weakref.WeakKeyDictionary[nn.Module, weakref.ref[PackedLinears]] = weakref.WeakKeyDictionary()
 
-_Source = tuple[int, int] | None
-"""The version of a weight when it was packed."""
-
 
 class PackError(RuntimeError):
     """Weights cannot be packed here. The message is one line with the reason."""
 
 
-class PackedLinears:
+class PackedLinears(LinearCopies):
     """The linear layers of a model, run on packed copies of their weights for the length of a pass.
 
-    The copies take as much memory as the weights. A layer is packed again when its weight was moved or changed in
-    place, as by optimizers and ``load_state_dict``. Changes that escape torch's change count (writing through
-    ``weight.data``, or to inference tensors) need :meth:`forget`.
+    The copies take as much memory as the weights, and follow their changes (:class:`.linear_copies.LinearCopies`).
 
     Raises:
         PackError: no linear layers, or a torch whose private ops are missing or compute something else.
@@ -71,50 +65,21 @@ class PackedLinears:
             shapes.setdefault((module.weight.shape, module.weight.dtype, module.bias is None), module)
         for module in shapes.values():
             _try(module)
-        self._modules = modules
         self._numbers = [next(_numbers) for _ in modules]
-        # Made once: a compiled pass identifies a layer by its forward, and must not see another when weights change.
-        self._forwards = [_forward(module, number) for module, number in zip(modules, self._numbers, strict=True)]
-        self._sources: list[_Source] = [None] * len(modules)
+        super().__init__(modules, [_forward(*each) for each in zip(modules, self._numbers, strict=True)])
         self.nbytes = packable_bytes(model)
         weakref.finalize(self, _drop, self._numbers)
-
-    def forget(self) -> None:
-        """Pack all weights again in the next pass."""
-        self._sources = [None] * len(self._modules)
 
     def serves(self, model: nn.Module) -> bool:
         """Whether these are still all the layers of ``model`` that can be packed."""
         modules = [module for module in model.modules() if _plain(module)]
         return len(modules) == len(self._modules) and all(map(operator.is_, modules, self._modules))
 
-    @contextmanager
-    def patched(self) -> Iterator[None]:
-        """The model with packed linear layers. The caller must hold the model's lock (:class:`.hook.HookedModel`)."""
-        self._pack_changed()
-        replaced: list[dict[str, Any]] = []
-        try:
-            for module, source, forward in zip(self._modules, self._sources, self._forwards, strict=True):
-                attributes = module.__dict__
-                if source is not None and "forward" not in attributes:
-                    attributes["forward"] = forward  # hides the class's method until it is deleted
-                    replaced.append(attributes)
-            yield
-        finally:
-            for attributes in replaced:
-                del attributes["forward"]
-
-    def _pack_changed(self) -> None:
-        """Pack the weights that changed. A module whose weight is no plain parameter any more runs its own forward."""
-        for number, module in enumerate(self._modules):  # every step runs this for every layer
-            weight = module._parameters.get("weight")
-            source = None if weight is None else version(weight)
-            if source != self._sources[number]:
-                if weight is None:
-                    _packed.pop(self._numbers[number], None)
-                else:
-                    _packed[self._numbers[number]] = pack(weight)
-                self._sources[number] = source
+    def _copy(self, number: int, weight: Tensor | None) -> None:
+        if weight is None:
+            _packed.pop(self._numbers[number], None)
+        else:
+            _packed[self._numbers[number]] = pack(weight)
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -220,7 +185,11 @@ _OPS.impl("packed_linear", _shape, "Meta")
 
 def _plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a module computes exactly ``F.linear`` on a CPU weight of a dtype that can be packed."""
-    return type(module) is nn.Linear and module.weight.dtype in _TOLERANCE and module.weight.device.type == "cpu"
+    if (
+        type(module) is not nn.Linear or type(module.weight) is not nn.Parameter
+    ):  # other kinds: weights quantised before
+        return False
+    return module.weight.dtype in _TOLERANCE and module.weight.device.type == "cpu"
 
 
 def _try(module: nn.Linear) -> None:

@@ -1,0 +1,69 @@
+"""Linear layers of a model that run on copies of their weights for the length of a pass: :class:`LinearCopies`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from asyncthink.model.weights import version
+
+_Source = tuple[int, ...] | None
+"""The version of a weight when it was copied."""
+
+
+class LinearCopies(ABC):
+    """``modules`` with the ``forwards`` that replace theirs; a subclass makes the copies.
+
+    A layer is copied again when its weight was moved or changed in place, as by optimizers and ``load_state_dict``.
+    Changes that escape torch's change count (writing through ``weight.data``, or to inference tensors) need
+    :meth:`forget`.
+    """
+
+    nbytes: int
+    """Of all copies."""
+
+    def __init__(self, modules: Sequence[nn.Linear], forwards: Sequence[Callable[[Tensor], Tensor]]) -> None:
+        self._modules = list(modules)
+        # Made once: a compiled pass identifies a layer by its forward, and must not see another when weights change.
+        self._forwards = list(forwards)
+        self.forget()
+
+    def forget(self) -> None:
+        """Copy all weights again in the next pass."""
+        self._sources: list[_Source] = [None] * len(self._modules)
+
+    @abstractmethod
+    def _copy(self, number: int, weight: Tensor | None) -> None:
+        """Make the copy of a layer; None: its weight is no plain parameter any more."""
+
+    @contextmanager
+    def patched(self) -> Iterator[None]:
+        """The model with these layers. The caller must hold the model's lock (:class:`.hook.HookedModel`)."""
+        self._copy_changed()
+        replaced: list[dict[str, Any]] = []
+        try:
+            for module, source, forward in zip(self._modules, self._sources, self._forwards, strict=True):
+                attributes = module.__dict__
+                if source is not None and "forward" not in attributes:
+                    attributes["forward"] = forward  # hides the class's method until it is deleted
+                    replaced.append(attributes)
+            yield
+        finally:
+            for attributes in replaced:
+                del attributes["forward"]
+
+    def _copy_changed(self) -> None:
+        """Copy the weights that changed. A module whose weight is no plain parameter any more runs its own forward."""
+        for number, module in enumerate(self._modules):  # every step runs this for every layer
+            source = self._source(module)
+            if source != self._sources[number]:
+                self._copy(number, module._parameters.get("weight"))
+                self._sources[number] = source
+
+    def _source(self, module: nn.Linear) -> _Source:
+        weight = module._parameters.get("weight")
+        return None if weight is None else version(weight)
