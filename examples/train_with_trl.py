@@ -15,6 +15,7 @@ from asyncthink import ForkJoinSampler, SamplingParams, checkpoint_path
 from asyncthink.integrations.trl import LocalPolicy, RolloutWorker, async_grpo_trainer
 from asyncthink.tasks import TASKS
 from asyncthink.tasks.rewards import RewardRule
+from asyncthink.train.rollout import Grading
 
 
 def main(steps: int = 60) -> list[dict[str, Any]]:

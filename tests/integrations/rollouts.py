@@ -10,7 +10,7 @@ import tiny_models as tm
 from asyncthink import ForkJoinSampler, Options, SamplingParams
 from asyncthink.episode.records import Episode, Trace
 from asyncthink.tasks.rewards import RewardRule
-from asyncthink.train.rollout import Rollout, draw_questions, roll_out
+from asyncthink.train.rollout import Grading, Rollout, draw_questions, roll_out
 from scripted import PROMPTS
 from toy_task import Counting
 
@@ -26,7 +26,7 @@ def sampler(**options: Any) -> ForkJoinSampler:
 def rollouts(model: ForkJoinSampler, *, temperature: float = 1.0, questions: int = 1) -> list[list[Rollout]]:
     """Groups of four, of at most 40 tokens an agent."""
     params = SamplingParams(temperature=temperature, max_tokens=40)
-    return roll_out(model, draw_questions([Counting()], 0, 0, questions), 4, params, RULE)
+    return roll_out(model, draw_questions([Counting()], 0, 0, questions), 4, params, Grading(RULE))
 
 
 def answered(text: str | None, *, logprob: float = -0.5) -> Episode:

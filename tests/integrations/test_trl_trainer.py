@@ -18,6 +18,7 @@ from asyncthink import SamplingParams
 from asyncthink.episode.records import Episode
 from asyncthink.integrations.trl import LocalPolicy, RolloutWorker, ServerPolicy, async_grpo_trainer
 from asyncthink.serve.settings import Settings
+from asyncthink.train.rollout import Grading
 from served import served
 from toy_task import Counting
 

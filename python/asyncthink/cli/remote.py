@@ -26,8 +26,9 @@ Servers = Annotated[
 def connect(
     servers: Sequence[str], model: str, revision: str | None, progress: Callable[[str], None], **here: str | None
 ) -> RemoteModel:
-    """The model on the servers. ``here`` are options of a model that is loaded here, "auto" or None where they are not given.
+    """The model on the servers.
 
+    ``here`` are options of a model that is loaded here, "auto" or None where they are not given.
     Raises ValueError for such an option, and ImportError without the packages for it.
     """
     for name, value in here.items():

@@ -49,7 +49,8 @@ def samples(rollout: Rollout, group_id: int, model_version: int) -> list[Sample]
     >>> from asyncthink.tasks.rewards import Reward
     >>> organizer = Trace(0, "organizer", tokens=[1, 2, 3, 4], sampled=[False, True, True, True], logprobs=[-0.5] * 4)
     >>> worker = Trace(1, "worker", 0, 1, fork_at=3, tokens=[7, 8], sampled=[False, True], logprobs=[0.0, -0.25])
-    >>> rollout = Rollout(Episode("q", "asyncthink", traces=[organizer, worker]), Reward(1, 1, 0, False, 1.0), (0.5, 0.5))
+    >>> episode = Episode("q", "asyncthink", traces=[organizer, worker])
+    >>> rollout = Rollout(episode, Reward(1, 1, 0, False, 1.0), (0.5, 0.5))
     >>> for sample in samples(rollout, group_id=3, model_version=1):
     ...     print(sample.input_ids.tolist(), sample.completion_mask.tolist(), sample.old_log_probs.tolist())
     [1, 2, 3, 7, 8] [0, 0, 0, 0, 1] [0.0, 0.0, 0.0, 0.0, -0.25]
