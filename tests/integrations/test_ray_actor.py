@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from asyncthink.integrations.actor_pool import ActorPool, LostActorError
 from asyncthink.integrations.ray import RayModel, RayPool, RaySampler
 from asyncthink.integrations.ray_actor import DecoderActor, Job, load_weights, weights_of
 from asyncthink.integrations.ray_cluster import gpus_for
-from asyncthink.train.rollout_sampler import RolloutSampler
+from asyncthink.integrations.ray_rollouts import RayRollouts
 from scripted import PROMPTS
 from tiny_models import organizer
 
@@ -131,7 +132,7 @@ def test_errors_of_the_sampler_come_through() -> None:
 
 def test_new_weights_reach_every_actor_and_those_that_replace_them() -> None:
     ours = pool(deaths=[12])
-    sampler: RolloutSampler | RaySampler = ours.sampler("tiny", batch=3, **OPTIONS)
+    sampler = ours.sampler("tiny", batch=3, **OPTIONS)
     assert ours.refresh(weights_of(changed(0.5))) == 1
     half = [plain(episode) for episode in sampler.generate(QUESTIONS, PARAMS)]
     assert half == expected(changed(0.5)) != expected(organizer()[0])
@@ -154,7 +155,7 @@ def test_an_actor_with_other_weights_draws_nothing() -> None:
 
 def test_weights_are_checked_before_any_is_changed() -> None:
     model = nn.Sequential(nn.Linear(2, 1), nn.Linear(2, 1).to(torch.bfloat16))
-    weights = weights_of(model)
+    weights = weights_of(copy.deepcopy(model))
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     with torch.no_grad():
         for parameter in model.parameters():
@@ -188,17 +189,23 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_rollouts_are_of_one_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="ray_actors: expected one training process, got 2"):
+        RayRollouts(2)
+
+
 @pytest.mark.parametrize(
-    ("device", "gpus", "told"),
+    ("asked", "gpus", "told"),
     [
         ("cuda:1", None, "device: expected auto, cpu or cuda with Ray, which chooses the GPU, got 'cuda:1'"),
         ("cpu", 0.5, "ray_gpus: expected none for cpu, got 0.5"),
         ("cuda", 0, "ray_gpus: expected some for cuda, got 0"),
     ],
 )
-def test_gpus_without_effect_are_refused(device: str, gpus: float | None, told: str) -> None:
+def test_gpus_without_effect_are_refused(asked: str, gpus: float | None, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        gpus_for(device, gpus)
+        gpus_for(asked, gpus)
 
 
 def test_an_actor_sets_its_threads_before_torch_is_loaded() -> None:

@@ -158,7 +158,7 @@ def models_by_mode(given: Sequence[str], modes: Sequence[str]) -> dict[str, str]
     return {mode: paths.get(mode, paths.get("", "")) for mode in dict.fromkeys(modes)}
 
 
-def _load(paths: dict[str, str], **options: Any) -> dict[str, LoadedModel | RayModel]:
+def _load(paths: dict[str, str], **options: Any) -> dict[str, LoadedModel]:
     """The model of each mode; a model of several modes is loaded once."""
     from asyncthink.engine.loaded import LoadedModel
 

@@ -1,1 +1,1 @@
-"""Adapters to other libraries. Each module is imported only by those who use its library."""
+"""Adapters for trainers and schedulers that people already use, each imported only by its user."""

@@ -41,6 +41,9 @@ class Cluster(Protocol):
         """End an actor's process, if it is alive."""
 
 
+_LOST = object()
+
+
 @dataclass(frozen=True, slots=True)
 class _Task:
     """What an actor is busy with: its start (``job`` is None) or a job."""
@@ -121,7 +124,7 @@ class ActorPool:
         if self._closed:
             raise RuntimeError("pool: expected one that is open, got a closed one")
         todo, results = set(range(len(jobs))), dict[int, Any]()
-        lost: Counter[int] = Counter()  # by job
+        lost: Counter[int | None] = Counter()  # by job
         error: Exception | None = None
         try:
             while len(results) < len(jobs) and not (error and not self._working):
@@ -135,18 +138,12 @@ class ActorPool:
                     if task.job is None:
                         self._started(ticket, task)
                         continue
-                    try:
-                        result = self.cluster.result(ticket)
-                    except LostActorError as death:
-                        lost[task.job] += 1
+                    result = self._result(ticket, task, jobs[task.job], lost)
+                    if result is _LOST:
                         todo.add(task.job)
-                        self._replace(task.actor, f"actor {task.actor} died, {jobs[task.job]} again: {death}")
-                        if lost[task.job] >= self.attempts:
-                            over = f"{jobs[task.job]}: {lost[task.job]} actors died over this"
-                            raise RuntimeError(f"{over}: {death}") from death
-                        continue
-                    results[task.job] = result
-                    done(task.job, result)
+                    else:
+                        results[task.job] = result
+                        done(task.job, result)
                 except Exception as failure:
                     error = error or failure
         except BaseException:  # jobs may be under way that nobody awaits
@@ -174,6 +171,17 @@ class ActorPool:
                 "are there enough free CPUs and GPUs?"
             )
         return ticket, self._busy.pop(ticket)
+
+    def _result(self, ticket: Any, task: _Task, job: Any, lost: Counter[int | None]) -> Any:
+        """The result of a job; _LOST if its actor died, for which there is another one then."""
+        try:
+            return self.cluster.result(ticket)
+        except LostActorError as death:
+            lost[task.job] += 1
+            self._replace(task.actor, f"actor {task.actor} died, {job} again: {death}")
+            if lost[task.job] >= self.attempts:
+                raise RuntimeError(f"{job}: {lost[task.job]} actors died over this: {death}") from death
+            return _LOST
 
     def _started(self, ticket: Any, task: _Task) -> None:
         """Read the outcome of a start. Raises what it raised, RuntimeError after too many deaths."""

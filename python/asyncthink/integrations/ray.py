@@ -1,8 +1,7 @@
 """Episodes drawn by decoders on Ray actors: one process with a decoder each, on one machine or many.
 
 Questions go out in small batches, and a free actor takes the next one. An actor that dies is replaced, and its batch
-is drawn again: seeds make the episodes the same. Batches are cut by number, whoever draws them, so an episode does not
-depend on how many actors there are.
+is drawn again: seeds make the episodes the same. Batches are cut by the numbers of questions, whoever draws them.
 """
 
 from __future__ import annotations
@@ -113,8 +112,8 @@ class RaySampler:
         if batch < 1:
             raise ValueError(f"batch: expected at least 1, got {batch}")
         self.pool, self.model, self.batch, self._options = pool, model, batch, options
-        (served,) = pool.pool.run([Job("serve", (model, options), f"the sampler {dict(options)}")])
-        self.served: Served = served
+        self.served: Served
+        (self.served,) = pool.pool.run([Job("serve", (model, options), f"the sampler {dict(options)}")])
 
     @property
     def options(self) -> Options:
@@ -157,6 +156,7 @@ class RayModel:
 
     def __init__(self, pool: RayPool, name: str, batch: int) -> None:
         self._pool, self._name, self._batch = pool, name, batch
+        self._served: Served
         (self._served,) = pool.pool.run([Job("serve", (name, ()), f"the model {name}")])
 
     @property

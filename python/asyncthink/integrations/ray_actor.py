@@ -124,11 +124,11 @@ class DecoderActor:
     def _load(self, weights: Weights) -> None:
         (loaded,) = self._models.values()
         load_weights(loaded.decoder.model, weights)
-        loaded.sampler().refresh()
+        loaded.decoder.refresh()
 
 
 def weights_of(model: nn.Module, trainable: bool = False) -> Weights:
-    """The parameters of a model, by name, in the CPU's memory; ``trainable``: those that training changes alone."""
+    """The parameters by name, views of those on the CPU; ``trainable``: those that training changes alone."""
     import torch
 
     return {

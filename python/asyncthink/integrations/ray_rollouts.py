@@ -12,7 +12,7 @@ from asyncthink.engine.sampler import ForkJoinSampler
 from asyncthink.integrations.actor_pool import Say
 from asyncthink.integrations.ray import RayPool, RaySampler, absolute
 from asyncthink.integrations.ray_actor import weights_of
-from asyncthink.integrations.ray_cluster import gpus_for
+from asyncthink.integrations.ray_cluster import check_resources, connect, gpus_for
 from asyncthink.train.grpo_config import GRPOConfig
 from asyncthink.train.loading import Loaded, load
 from asyncthink.train.rollout_sampler import sampler_options
@@ -31,6 +31,8 @@ class RayRollouts:
         gpus: GPUs of an actor; None: 1 if the model trains on a GPU and the cluster has any, else 0.
         batch: episodes that an actor draws together.
 
+    Raises ImportError without Ray, ValueError for more actors than the cluster has room for, and under torchrun.
+
     Example:
         >>> with RayRollouts(actors=2) as rollouts:                                          # doctest: +SKIP
         ...     train_grpo(config, rollouts)
@@ -46,14 +48,16 @@ class RayRollouts:
         address: str | None = None,
         say: Say | None = None,
     ) -> None:
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if processes > 1:
+            raise ValueError(f"ray_actors: expected one training process, got {processes}")
+        connect(address)
+        check_resources(actors, {"CPU": cpus, "GPU": gpus or 0})
         self.actors, self.cpus, self.gpus, self.batch, self.address, self.say = actors, cpus, gpus, batch, address, say
         self.pool: RayPool | None = None
 
     def __call__(self, loaded: Loaded, config: GRPOConfig) -> RayRolloutSampler:
-        """Start the actors for a run. Raises as :class:`.ray.RayPool` does, and ValueError under torchrun."""
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        if processes > 1:
-            raise ValueError(f"ray_actors: expected one training process, got {processes}")
+        """Start the actors for a run. Raises as :class:`.ray.RayPool` does."""
         gpus = gpus_for(config.model.device, self.gpus, self.address)
         folder = None if config.model.model is None else absolute(config.model.model)
         model = dataclasses.replace(config.model, model=folder, device="cuda" if gpus else "cpu")
