@@ -58,7 +58,7 @@ def evaluate(
     ray_actors: RayActors = 0,
     ray_cpus: RayCpus = 1,
     ray_gpus: RayGpus = None,
-    ray_batch: RayBatch = 8,
+    ray_batch: RayBatch = 16,
     ray_address: RayAddress = None,
     server: Servers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,

@@ -122,7 +122,7 @@ def grpo(
     ray_actors: RayActors = 0,
     ray_cpus: RayCpus = 1,
     ray_gpus: RayGpus = None,
-    ray_batch: RayBatch = 8,
+    ray_batch: RayBatch = 16,
     ray_address: RayAddress = None,
 ) -> None:
     """Learn to organize (or to solve alone) by group relative policy optimization (GRPO)."""

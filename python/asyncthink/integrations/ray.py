@@ -72,7 +72,7 @@ class RayPool:
         self.cluster = RayCluster(opener, cpus, gpus)
         self.pool = ActorPool(self.cluster, actors, attempts=attempts, patience=patience, say=say)
 
-    def sampler(self, model: str, *, batch: int = 8, **options: Any) -> RaySampler:
+    def sampler(self, model: str, *, batch: int = 16, **options: Any) -> RaySampler:
         """A sampler of one of the models; ``options`` as in :meth:`asyncthink.engine.loaded.LoadedModel.sampler`.
 
         ``batch`` questions are drawn together by one actor. Raises ValueError as that method does.
@@ -181,7 +181,7 @@ def load_on_actors(
     *,
     cpus: int = 1,
     gpus: float | None = None,
-    batch: int = 8,
+    batch: int = 16,
     address: str | None = None,
     say: Say | None = None,
     device: str = "auto",

@@ -44,7 +44,7 @@ class RayRollouts:
         *,
         cpus: int = 1,
         gpus: float | None = None,
-        batch: int = 8,
+        batch: int = 16,
         address: str | None = None,
         say: Say | None = None,
     ) -> None:
