@@ -61,7 +61,7 @@ class TestView:
             append(k=torch.zeros(1, 1, 1, 1, 1, 1, 1))
 
     def test_unknown_dtype(self) -> None:
-        with pytest.raises(ValueError, match=r"dtype: expected float32, .* or int64, got torch\.complex64"):
+        with pytest.raises(ValueError, match=r"dtype: expected float32, .* or uint8, got torch\.complex64"):
             append(k=torch.zeros(3, 2, 8, dtype=torch.complex64))
 
     @pytest.mark.parametrize("other", [None, [1.0, 2.0], memoryview(b"12345678")])

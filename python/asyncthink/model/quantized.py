@@ -190,10 +190,13 @@ def refuse(model: nn.Module, what: str) -> None:
         raise DecoderError(f"{what}: the weights were quantized before, by {before}")
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Numbers that the model has learned, whichever way they are held."""
-    held = (m.in_features * m.out_features for m in model.modules() if isinstance(m, QuantizedLinear))
-    return sum(parameter.numel() for parameter in model.parameters()) + sum(held)
+def count_parameters(model: Any) -> int:
+    """Numbers that the model has learned, whichever way they are held; those of tied embeddings count once."""
+    quantized = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    if model.config.get_text_config(decoder=True).tie_word_embeddings:
+        quantized = [module for module in quantized if module is not model.get_output_embeddings()]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return int(parameters) + sum(module.in_features * module.out_features for module in quantized)
 
 
 def quantized_before(model: nn.Module) -> str | None:
