@@ -25,7 +25,7 @@ def main(steps: int = 60) -> list[dict[str, Any]]:
         policy,
         [task],
         params=SamplingParams(temperature=1.0, max_tokens=300),
-        grading=Grading(RewardRule(weight=0.2)),
+        grading=Grading(RewardRule(weight=0.2), scale="group"),  # what docs/trl.md has figures of
         group_size=8,
         groups=4,
         queue_size=128,

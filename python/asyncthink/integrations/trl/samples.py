@@ -22,8 +22,9 @@ class Sample:
     ``input_ids`` [T] int64 is the agent's whole context: for a worker with shared context it begins with the tokens of
     the agents above it, where TRL's packer finds the fork again. ``completion_mask`` [T] int64 is 1 at the tokens that
     this agent drew, and ``old_log_probs`` [T] float32 are their natural-log probabilities when they were drawn. An
-    episode's samples share ``advantage``, a group's share ``group_id``. ``model_version`` is the version of the weights
-    that the episode began with. ``enqueued_at`` is in seconds since the epoch.
+    episode's samples share ``advantage``, unless each parallel trace has its own
+    (:class:`asyncthink.train.rollout.Grading`); a group's share ``group_id``. ``model_version`` is the version of the
+    weights that the episode began with. ``enqueued_at`` is in seconds since the epoch.
     """
 
     prompt: list[dict[str, str]]
