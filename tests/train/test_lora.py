@@ -43,7 +43,7 @@ def awake(options: ModelOptions) -> Loaded:
     torch.manual_seed(1)
     for name, parameter in loaded.model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
+            torch.nn.init.normal_(parameter, std=0.05)
     return loaded
 
 

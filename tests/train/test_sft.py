@@ -115,10 +115,10 @@ def test_a_failing_save_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch:
     train_sft(made)
     files = {file: file.read_bytes() for file in tmp_path.glob("**/*") if file.is_file() and file.suffix != ".jsonl"}
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(state.dcp, "save", full)
+    monkeypatch.setattr(state, "save_shares", full)
     with pytest.raises(OSError, match="No space left"):
         train_sft(dataclasses.replace(made, steps=6, resume=True))
     assert [folder.name for folder in checkpoints(made.out)] == ["step-000003"]

@@ -15,7 +15,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_shares
+from torch.distributed.checkpoint.state_dict_saver import save as save_shares
 
 from asyncthink.train.distributed import World
 from asyncthink.train.steps import LeftOut
@@ -44,9 +48,9 @@ def save_state(
         tensors[RANDOM] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors[RANDOM_CUDA] = torch.cuda.get_rng_state()
-    writer = dcp.FileSystemWriter(folder / STATE, sync_files=False)
+    writer = FileSystemWriter(folder / STATE, sync_files=False)
     with _plain_errors():
-        dcp.save(tensors, storage_writer=writer, no_dist=world.size == 1)
+        save_shares(tensors, storage_writer=writer, no_dist=world.size == 1)
     if world.is_main:
         (folder / STATE_NUMBERS).write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
 
@@ -65,7 +69,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
     """
     if not (folder / STATE).is_dir():
         raise ValueError(f"resume: {folder} holds no training state")
-    reader = dcp.FileSystemReader(folder / STATE)
+    reader = FileSystemReader(folder / STATE)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     tensors = {
         name: _place_for(name, stored, parameters, folder)
@@ -73,7 +77,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
         if name != RANDOM_CUDA or torch.cuda.is_available()
     }
     with _plain_errors():
-        dcp.load(tensors, storage_reader=reader, no_dist=world.size == 1)
+        load_shares(tensors, storage_reader=reader, no_dist=world.size == 1)
     torch.set_rng_state(tensors.pop(RANDOM))
     if RANDOM_CUDA in tensors:
         torch.cuda.set_rng_state(tensors.pop(RANDOM_CUDA))
@@ -94,13 +98,13 @@ def _plain_errors() -> Iterator[None]:
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
         try:
             yield
-        except dcp.CheckpointException as error:
+        except CheckpointException as error:
             raise next(iter(error.failures.values()))[0] from error
 
 
 def _place_for(name: str, stored: object, parameters: dict[str, nn.Parameter], folder: Path) -> Tensor:
     """Memory for a stored tensor: divided as its parameter, where it has the parameter's shape."""
-    assert isinstance(stored, dcp.metadata.TensorStorageMetadata)
+    assert isinstance(stored, TensorStorageMetadata)
     if name not in (RANDOM, RANDOM_CUDA):
         parameter = parameters.get(name.partition(".")[2])
         if parameter is None:

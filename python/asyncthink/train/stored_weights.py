@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
 from asyncthink.model.files import load_config
 from asyncthink.train.distributed import World
@@ -71,7 +72,7 @@ class StoredWeights:
                     assign(targets[name], tensors.get_slice(name))
         for tensor in model.state_dict(keep_vars=True).values():
             tensor._is_hf_initialized = True
-        model.initialize_weights()  # transformers leaves out what has the flag
+        model.initialize_weights()  # type: ignore[no-untyped-call]  # transformers leaves out what has the flag
 
 
 def empty_model(path: str, dtype: torch.dtype) -> PreTrainedModel:
