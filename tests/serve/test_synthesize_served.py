@@ -47,8 +47,9 @@ def test_a_trace_is_what_the_agents_wrote(tiny: Served) -> None:
         inserted = {k for join in trace.joins for k in range(join.at, join.at + join.length)}
         wrote = {*trace.forced, *(k for k, drawn in enumerate(trace.sampled) if drawn)}
         text = "".join(trace.pieces[k] for k in sorted(wrote - inserted))
-        assert text.startswith(agent.text)
-        assert agent.text.endswith("</RETURN>" if trace.role == "worker" else "</ANSWER>")
+        name = "RETURN" if trace.role == "worker" else "ANSWER"
+        assert text.startswith(agent.text.removesuffix(f"</{name}>"))
+        assert agent.text.endswith(f"<{name}>{trace.returned}</{name}>")
 
 
 def test_other_servers_have_no_episodes(tiny: Served, tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from chat_double import Double, Told, document, double
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asyncthink.episode.records import Episode, Join, Trace
 from asyncthink.tasks import Countdown
 from asyncthink.train.synthesize.actions import actions_of, follows, sample_actions
-from asyncthink.train.synthesize.asking import Asked, Document, Organized
+from asyncthink.train.synthesize.asking import Asked, Document, Organized, agents_of
 from asyncthink.train.synthesize.journal import journal, rejected_path
 from asyncthink.train.synthesize.questions import Question, from_file, from_task
 from asyncthink.train.synthesize.rules import RejectedError, Reply, check
@@ -131,6 +132,22 @@ def test_replies_that_pass() -> None:
         check(Reply(GOOD, "length", usage={"completion_tokens": 20}), PLAN, Document(), QUESTIONS[0], 1.0)
 
 
+def test_an_end_of_text_closes_a_result() -> None:
+    """As the guide "plan" lets it: the trace gets the closing tags that were not drawn."""
+    organizer = Trace(0, "organizer", text="<FORK-1>a\n</FORK-1>\n<JOIN-1>b</JOIN-1>\n<ANSWER>c<eos>", returned="c")
+    organizer.joins.append(Join(1, 1, 0, 1, "exact"))
+    worker = Trace(1, "worker", 0, 1, text="<RETURN>b<eos>", returned="b")
+    agents = agents_of(Episode("?", "asyncthink", traces=[organizer, worker], answer="c"))
+    assert [agent.text for agent in agents] == [
+        "<FORK-1>a\n</FORK-1>\n<JOIN-1>\n<ANSWER>c</ANSWER>",
+        "<RETURN>b</RETURN>",
+    ]
+    with pytest.raises(ValueError, match="pool overflow"):
+        agents_of(Episode("?", "asyncthink", format_errors=["pool overflow: <FORK-4>"]))
+    with pytest.raises(ValueError, match="no answer: the episode ended by 'timeout'"):
+        agents_of(Episode("?", "asyncthink", finish="timeout"))
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "t.jsonl"
@@ -187,7 +204,7 @@ def test_a_killed_process_is_gone_on_with(tmp_path: Path, when: int) -> None:
         assert lines >= when - 1 - 2  # all but the replies that were on their way
         process[0] = subprocess.Popen(["true"])
         asked = len(server.requests)
-        assert subprocess.run(command, check=False).returncode == 0
+        synthesize(options(server, out), from_file(questions), "none")
         assert len(server.requests) - asked == 12 - lines
     assert sorted(trace.question for trace in read_traces(out)) == sorted(f"question {k}" for k in range(12))
 

@@ -43,7 +43,9 @@ def synthesize(
     most_forks: Annotated[int | None, typer.Option(help="At most. Default: 4; with a guide POOL - 1.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the action sequences.")] = 0,
     temperature: Annotated[float | None, typer.Option(help="Default: the server's.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Tokens of a reply. Default: the server's limit.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of a reply; with a guide, of each agent. Default: the server's.")
+    ] = None,
     concurrency: Annotated[int, typer.Option(help="Requests at the same time.")] = 8,
     retries: Annotated[int, typer.Option(help="How often a request is sent again after 429, 5xx or no answer.")] = 8,
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 600.0,

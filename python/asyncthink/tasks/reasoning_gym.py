@@ -44,9 +44,11 @@ class ReasoningGym:
     def load(cls, spec: str, test: bool = False) -> ReasoningGym:
         """The family of a name, with options of its configuration behind "?": ``chain_sum?min_terms=2&max_terms=3``.
 
-        Values are JSON, or else text. ``size`` is the number of puzzles, 100,000 unless given; ``word_ladder``, which makes
-        all of them at once, wants fewer. Raises ValueError for an unknown family, an unknown option or a value that the
-        family refuses; ImportError without the package.
+        Values are JSON, or else text. ``size`` is the number of puzzles, 100,000 unless given; ``word_ladder`` makes
+        all of them at once and wants fewer.
+
+        Raises ValueError for an unknown family, an unknown option or a value that the family refuses; ImportError
+        without the package.
         """
         try:
             from reasoning_gym.factory import DATASETS, create_dataset

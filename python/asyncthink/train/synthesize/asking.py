@@ -156,7 +156,7 @@ class Organized:
 
 
 def agents_of(episode: Episode) -> tuple[WrittenAgent, ...]:
-    """What the agents of an episode wrote, without the returns that the runtime inserted and what followed their ends.
+    """What the agents of an episode wrote, without what the runtime inserted, each up to its closing tag.
 
     Raises ValueError for an episode with a format error or without an answer.
     """
@@ -168,7 +168,9 @@ def agents_of(episode: Episode) -> tuple[WrittenAgent, ...]:
         for join in trace.joins:
             inserted = join_insert(join.index, episode.traces[join.worker].returned or "")
             text = text.replace(f"<JOIN-{join.index}>{inserted}", f"<JOIN-{join.index}>", 1)
-        closing = "</RETURN>" if trace.role == "worker" else "</ANSWER>"
-        text = text[: text.index(closing) + len(closing)] if closing in text else text
+        name = "RETURN" if trace.role == "worker" else "ANSWER"
+        if trace.returned is not None:  # under a guide, an end of text may stand for the closing tag
+            head, tag, _ = text.partition(f"<{name}>")
+            text = f"{head}{tag}{trace.returned}</{name}>"
         agents.append(WrittenAgent(text, trace.parent, trace.fork_index))
     return tuple(agents)
