@@ -157,7 +157,7 @@ def test_an_instruct_model_is_trained_by_the_documented_commands(qwen3: Path, tm
         assert [line["step"] for line in read_metrics(out / "metrics.jsonl") if "loss" in line] == steps
         assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
         assert list((out / "tensorboard").iterdir())
-    sampler = ForkJoinSampler(checkpoints(grpo)[-1], num_pages=256)
+    sampler = ForkJoinSampler(checkpoints(grpo)[-1], mode="sequential", answer="text", num_pages=256)
     countdown = task("countdown")
     (episode,) = sampler.generate([countdown.prompt(countdown.sample(0))], SamplingParams(max_tokens=8))
     assert episode.traces[0].decoded == 8

@@ -142,11 +142,11 @@ def _proven(
 
 def _orders(O: int, model: nn.Module) -> Iterator[Tensor]:
     """As they stand; then pairs of rows of each head taken apart, as rotations of interleaved pairs store them."""
-    yield torch.arange(O)
+    yield torch.arange(O, device="cpu")
     config = getattr(model, "config").get_text_config(decoder=True)  # noqa: B009
     for heads in {getattr(config, "num_attention_heads", 0), getattr(config, "num_key_value_heads", 0)}:
         if heads and O % (2 * heads) == 0:
-            yield torch.arange(O).view(heads, -1, 2).transpose(1, 2).reshape(-1)
+            yield torch.arange(O, device="cpu").view(heads, -1, 2).transpose(1, 2).reshape(-1)
 
 
 def _reader(path: Path) -> Any:

@@ -157,7 +157,7 @@ class QuantizedLinears(LinearCopies):
         """DecoderError unless a layer of each shape and format computes nearly what ``F.linear`` does."""
         kinds = {(layer.held.quants.shape, layer.held.mins is None): layer for layer in self.layers}
         for layer in kinds.values():
-            x = torch.linspace(-1, 1, 3 * layer.in_features).sin().view(3, -1)
+            x = torch.linspace(-1, 1, 3 * layer.in_features, device="cpu").sin().view(3, -1)
             weight = layer.held
             expected = functional.linear(x, weight.dequantized(), layer._buffers["bias"])
             difference = ((layer(x) - expected).norm() / expected.norm().clamp(min=1e-30)).item()

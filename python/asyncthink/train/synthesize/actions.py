@@ -31,7 +31,7 @@ def sample_actions(rng: random.Random, pool: int, forks: tuple[int, int]) -> tup
     Every fork is joined, in any order. THINK stands for work of the organizer's own, at most twice.
 
     >>> sample_actions(random.Random(1), pool=4, forks=(2, 3))
-    ('FORK-1', 'FORK-2', 'JOIN-2', 'JOIN-1', 'ANSWER')
+    ('FORK-1', 'FORK-2', 'THINK', 'JOIN-1', 'JOIN-2', 'ANSWER')
     """
     style, count, thoughts = rng.choice(STYLES), rng.randint(*forks), rng.randint(0, MOST_THOUGHTS)
     actions: list[str] = []
