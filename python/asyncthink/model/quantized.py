@@ -196,7 +196,7 @@ def count_parameters(model: Any) -> int:
     if model.config.get_text_config(decoder=True).tie_word_embeddings:
         quantized = [module for module in quantized if module is not model.get_output_embeddings()]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return int(parameters) + sum(module.in_features * module.out_features for module in quantized)
+    return int(parameters + sum(module.in_features * module.out_features for module in quantized))
 
 
 def quantized_before(model: nn.Module) -> str | None:
