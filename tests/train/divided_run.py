@@ -39,7 +39,7 @@ LIMIT = 600  # mebibytes that each process may have besides the program itself
 
 
 def sft_config(out: Path, **changes: Any) -> SFTConfig:
-    """Three batches a step: the shares of two or four processes differ. Gradients are clipped."""
+    """Three batches a step: the shares of two processes differ. Gradients are clipped."""
     model = ModelOptions(shape=SHAPE, bfloat16=False, device="cpu")
     plain = dataclasses.replace(config(out), out=out, model=model, batches=3, clip=0.5, decay=0.0, weight_decay=0.1)
     return dataclasses.replace(plain, **{"export": None, "evaluate_every": 2, "evaluate_episodes": 2} | changes)
@@ -77,7 +77,7 @@ def skipped(out: Path) -> None:
 
 def resumed(out: Path, processes: int) -> None:
     """A run of one process goes on in several and then in one again; another one is of one process throughout."""
-    every: dict[str, Any] = {"evaluate_every": 1}
+    every: dict[str, Any] = {"evaluate_every": 1, "batches": processes + 1}
     finished(1, train_sft, sft_config(out / "one", steps=1, **every))
     shutil.copytree(out / "one", out / "many")
     finished(1, train_sft, sft_config(out / "one", steps=4, resume=True, **every))
@@ -96,7 +96,9 @@ def adapted(out: Path, processes: int) -> None:
     model = ModelOptions(str(out / "start"), bfloat16=False, device="cpu", lora=3, lora_targets="q_proj,down_proj")
     model = dataclasses.replace(model, weights="bfloat16", checkpointing=True)
     for name, size in (("one", 1), ("many", processes)):
-        finished(size, train_sft, sft_config(out / name, model=model, steps=2, learning_rate=1e-2))
+        finished(
+            size, train_sft, sft_config(out / name, model=model, steps=2, batches=processes + 1, learning_rate=1e-2)
+        )
 
 
 def rolled_out(out: Path, processes: int) -> None:
@@ -147,10 +149,10 @@ def killed_while_saving(out: Path, processes: int) -> None:
     made = sft_config(out / "whole", steps=3, batches=processes, save_every=1)
     finished(processes, train_sft, made)
     statuses = []
-    for number in range(24):
+    for number in range(16):
         made = dataclasses.replace(made, out=out / f"{number}")
-        rank = number % processes
-        statuses.append(in_processes(processes, killed_at_a_change, made, rank, 5 + 3 * number, log=out / "logs"))
+        rank, fatal = (0, 4 + 5 * number) if number < 11 else (1, 2 * number - 21)  # rank 1 writes its shares alone
+        statuses.append(in_processes(processes, killed_at_a_change, made, rank, fatal, log=out / "logs"))
         if any(statuses[-1]):
             resume = (made.out / "config.json").exists()
             finished(processes, train_sft, dataclasses.replace(made, resume=resume))
@@ -172,7 +174,7 @@ def train_limited(made: SFTConfig, mebibytes: int, report: Path) -> None:
 def limited(out: Path, processes: int) -> None:
     """A model whose weights, gradients and moments (16 bytes a parameter) are more than a process may have."""
     finished(1, write_model, out / "start", LARGE)
-    model = ModelOptions(str(out / "start"), bfloat16=False, device="cpu")
+    model = ModelOptions(str(out / "start"), bfloat16=False, device="cpu", checkpointing=True)
     statuses = {}
     for size in (1, processes):
         made = sft_config(out / f"{size}", model=model, steps=2, batches=processes, learning_rate=1e-3)

@@ -133,7 +133,7 @@ def test_a_process_that_dies_ends_the_run_which_then_goes_on(runs: Path) -> None
 def test_a_process_that_dies_while_it_saves(tmp_path: Path) -> None:
     out = ran(tmp_path, 2, "killed_while_saving") / "killed_while_saving"
     statuses = json.loads((out / "statuses.json").read_text())
-    assert sum(-9 in each for each in statuses) > 12
+    assert sum(-9 in each for each in statuses) > 12, statuses
     for number, each in enumerate(statuses):
         assert sorted(each) in ([-9, 1], [0, 0], [-9, 0]), (number, each)
         same_reports(out / "whole", out / str(number), 1e-6)
