@@ -56,6 +56,7 @@ def main() -> None:
     params = xllamacpp.CommonParams()
     params.model.path = str(args.wide or args.model)
     params.hostnames, params.port = ["127.0.0.1"], args.port
+    params.n_threads_http = args.slots + 8  # a thread for each connection; else 64 clients are turned away
     params.n_parallel, params.n_ctx = args.slots, args.slots * args.context
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = args.threads
     server = xllamacpp.Server(params)

@@ -27,6 +27,7 @@ import httpx
 TALE = "the quick brown fox jumps over the lazy dog while seven wise owls count silver coins under a pale moon"
 WORDS = TALE.split(" ")
 SYSTEM = " ".join(WORDS[(7 * k + k // 20) % len(WORDS)] for k in range(940))
+STORY = "Client {}, turn {}: tell a story."
 PLAIN = {"asyncthink": {"mode": "sequential", "answer": "text"}}
 
 
@@ -60,7 +61,7 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Times:
 
 
 async def closed_loop(
-    url: str, model: str, clients: int, each: int, tokens: int, extra: dict[str, Any]
+    url: str, model: str, clients: int, each: int, tokens: int, extra: dict[str, Any], *, bare: bool = False
 ) -> tuple[float, list[Times]]:
     """Seconds of the whole, and all requests."""
     limits = httpx.Limits(max_connections=None)
@@ -69,9 +70,10 @@ async def closed_loop(
     async def one(number: int) -> None:
         for turn in range(each):
             messages = [
-                {"role": "system", "content": SYSTEM},
-                {"role": "user", "content": f"Client {number}, turn {turn}: tell a story."},
+                {"role": "user", "content": f"{number} {turn} 3 7 = 24" if bare else STORY.format(number, turn)}
             ]
+            if not bare:
+                messages.insert(0, {"role": "system", "content": SYSTEM})
             sizes = {"max_tokens": tokens, "temperature": 0.8, "seed": 1000 * number + turn, "stream": True}
             done.append(await ask(client, {"model": model, "messages": messages, **sizes, **extra}))
 
@@ -113,10 +115,11 @@ def main() -> None:
     parser.add_argument("--clients", default="1,8,64,256")
     parser.add_argument("--requests", type=int, default=2, help="requests of a client")
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--bare", action="store_true", help="a puzzle alone, for the checkpoint in the box")
     parser.add_argument("--num-pages", type=int, default=8192)
     args = parser.parse_args()
-    sizes = f"--num-pages {args.num_pages} --max-episodes 256 --max-waiting 512"
-    ours = f"{sys.executable} -m asyncthink serve --model {{model}} --port {{port}} {sizes}"
+    room = f"--num-pages {args.num_pages} --max-episodes 256 --max-waiting 512"
+    ours = f"{sys.executable} -m asyncthink serve --model {{model}} --port {{port}} {room}"
     commands = {"asyncthink": ours, **dict(peer.split("=", 1) for peer in args.peer)}
     print("| server | clients | tokens/s | first token p50 s | p99 s | per token p50 ms | p99 ms |")
     print("|---|---|---|---|---|---|---|")
@@ -124,9 +127,11 @@ def main() -> None:
         with server(command.replace("{model}", args.model)) as url:
             model = "default" if name == "asyncthink" else args.model
             extra = PLAIN if name == "asyncthink" else {}
-            asyncio.run(closed_loop(url, model, 1, 1, 2, extra))  # loads what is loaded at the first request
+            first = (1, 1, 2, extra)  # a server may load its model now
+            asyncio.run(closed_loop(url, model, *first, bare=args.bare))
             for clients in map(int, args.clients.split(",")):
-                seconds, done = asyncio.run(closed_loop(url, model, clients, args.requests, args.tokens, extra))
+                sizes = (clients, args.requests, args.tokens, extra)
+                seconds, done = asyncio.run(closed_loop(url, model, *sizes, bare=args.bare))
                 first, token = [each.first for each in done], [1000 * each.token for each in done]
                 figures = [sum(each.tokens for each in done) / seconds, percentile(first, 0.5), percentile(first, 0.99)]
                 figures += [percentile(token, 0.5), percentile(token, 0.99)]
