@@ -1,0 +1,76 @@
+"""A decode step beside other programs: 8 agents, with 0, 1 and 2 processes that compute all the time.
+
+`python bench/neighbours.py --model FOLDER` prints the median time of a step for this package and for transformers
+(`model(...)` on one row an agent, its DynamicCache), in turn, in one run. The first quarter of the steps is left out:
+there this package still learns that it is not alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from asyncthink import ForkJoinSampler, SamplingParams
+
+AGENTS, TOKENS = 8, 64
+BUSY = (0, 1, 2, 0)
+QUESTIONS = [f"Tell a long story about the number {number}." for number in range(AGENTS)]
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def median(ends: list[float]) -> float:
+    """Milliseconds of a step."""
+    times = ends[len(ends) // 4 :]
+    return 1000 * statistics.median(after - before for before, after in itertools.pairwise(times))
+
+
+def ours(sampler: ForkJoinSampler) -> float:
+    params = [SamplingParams(max_tokens=TOKENS, seed=seed) for seed in range(AGENTS)]
+    episodes = sampler.generate(QUESTIONS, params)
+    return median(min((episode.step_times for episode in episodes), key=len))
+
+
+@torch.inference_mode()
+def transformers(sampler: ForkJoinSampler) -> float:
+    model = sampler.decoder.model
+    token = torch.full((AGENTS, 1), 100)
+    cache, ends = None, []
+    for _ in range(TOKENS):
+        output = model(token, past_key_values=cache, use_cache=True)
+        cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        ends.append(time.perf_counter())
+    return median(ends)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    sampler = ForkJoinSampler(parser.parse_args().model, mode="sequential", answer="text", num_pages=2048)
+    ours(sampler), transformers(sampler)  # warm
+    print(f"{torch.get_num_threads()} threads; milliseconds a step")
+    print("| busy processes | ours | transformers |\n|---|---|---|")
+    for count in BUSY:
+        with neighbours(count):
+            print(f"| {count} | {ours(sampler):.1f} | {transformers(sampler):.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
