@@ -23,8 +23,8 @@ from typing import Any
 import httpx
 
 from asyncthink import Episode, ForkJoinSampler, RemoteSampler, SamplingParams
-from asyncthink.eval.evaluation import held_out
 from asyncthink.tasks import task
+from asyncthink.tasks.held_out import held_out
 
 QUESTIONS, AGENTS, TOKENS, WARM, ROUNDS = 50, 8, 96, 8, 3
 PAGES = "8192"
