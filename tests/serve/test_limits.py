@@ -87,6 +87,14 @@ def test_unknown_fields_are_named() -> None:
     with served(sampler(ENDLESS)) as server:
         answer = server.post(CHAT, **chat(foo=1, asyncthink={**PLAIN, "bar": 2}, store=True))
         assert answer.status_code == 200 and answer.headers["x-asyncthink-ignored"] == "foo, asyncthink.bar"
+        for names, shown in (
+            (["", "a"], '"", a'),
+            (["a\r\nb: é\x7f "], "a%0D%0Ab%3A%20%C3%A9%7F%20"),
+        ):  # no header's text
+            answer = server.post(CHAT, **chat(asyncthink=PLAIN, **dict.fromkeys(names, 1)))
+            assert answer.status_code == 200 and answer.headers["x-asyncthink-ignored"] == shown
+        long = server.post(CHAT, **chat(asyncthink=PLAIN, **{f"{number}" + "x" * 99: 1 for number in range(999)}))
+        assert long.status_code == 200 and long.headers["x-asyncthink-ignored"].endswith("xxx ...")
         assert "x-asyncthink-ignored" not in server.post(CHAT, **chat(asyncthink=PLAIN)).headers
     with served(sampler(ENDLESS), Settings("tiny", strict=True)) as server:
         answer = server.post(CHAT, **chat(foo=1))

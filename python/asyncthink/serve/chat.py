@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from asyncthink.episode.records import Episode
 from asyncthink.serve import answers
-from asyncthink.serve.errors import Json
+from asyncthink.serve.errors import Json, ignored_header
 from asyncthink.serve.events import EventStream, sse, while_connected
 from asyncthink.serve.reading import ChatAsk, read_chat
 from asyncthink.serve.schema import ChatRequest
@@ -28,7 +28,7 @@ def chat_routes(service: Service) -> APIRouter:
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation. With ``stream`` the answer is an event stream (docs/serve.md has its chunks)."""
         ask = await asyncio.to_thread(read_chat, body, service.engine.sampler, service.settings)
-        headers = {"x-asyncthink-ignored": ", ".join(ask.ignored)} if ask.ignored else {}
+        headers = ignored_header(ask.ignored)
         if body.stream:
             return EventStream(_chunks(service, body, ask), headers, seconds=service.settings.limits.seconds)
         episodes = await while_connected(request, service.run(ask.requests))

@@ -14,7 +14,7 @@ from asyncthink.engine.requests import Request as EngineRequest
 from asyncthink.engine.scoring import Scores, score
 from asyncthink.episode.records import Episode, TokenEvent
 from asyncthink.serve import answers
-from asyncthink.serve.errors import Json
+from asyncthink.serve.errors import Json, ignored_header
 from asyncthink.serve.events import EventStream, sse, while_connected
 from asyncthink.serve.reading import CompletionAsk, read_completion
 from asyncthink.serve.schema import CompletionRequest
@@ -30,7 +30,7 @@ def completion_routes(service: Service) -> APIRouter:
     async def complete(body: CompletionRequest, request: Request) -> Response:
         """Continue one prompt or several. ``return_token_ids`` adds the ids of the prompt and the drawn ones."""
         ask = await asyncio.to_thread(read_completion, body, service.engine.sampler, service.settings)
-        headers = {"x-asyncthink-ignored": ", ".join(ask.ignored)} if ask.ignored else {}
+        headers = ignored_header(ask.ignored)
         if body.stream:
             return EventStream(_chunks(service, body, ask), headers, seconds=service.settings.limits.seconds)
         return Json(await while_connected(request, _whole(service, body, ask)), headers=headers)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +16,7 @@ from starlette.exceptions import HTTPException
 from asyncthink.engine.async_engine import EngineFullError, EngineStoppedError
 
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_MOST_NAMES, _MOST_LETTERS = 50, 2000  # of unknown fields in a header; clients refuse long ones
 
 
 class ApiError(Exception):
@@ -93,6 +96,19 @@ def api_error(error: Exception) -> ApiError:
             message = str(error)
             return ApiError(400, message, message.partition(":")[0] if ": expected" in message else None)
     return ApiError(500, f"{type(error).__name__}: a fault of the server")
+
+
+def ignored_header(names: Sequence[str]) -> dict[str, str]:
+    """``x-asyncthink-ignored``: what a request's unknown fields are called, percent-encoded where a header forbids it.
+
+    >>> ignored_header(["top_a", "", "a b"]), ignored_header([])
+    ({'x-asyncthink-ignored': 'top_a, "", a%20b'}, {})
+    """
+    if not names:
+        return {}
+    shown = ", ".join(quote(name, errors="replace") or '""' for name in names[:_MOST_NAMES])
+    more = len(shown) > _MOST_LETTERS or len(names) > _MOST_NAMES
+    return {"x-asyncthink-ignored": f"{shown[:_MOST_LETTERS]} ..." if more else shown}
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from asyncthink.serve.errors import ApiError, Json
+from asyncthink.serve.errors import ApiError, Json, ignored_header
 from asyncthink.serve.page import PAGE, PAGE_HEADERS
 from asyncthink.serve.reading import check_model, messages_of, unknown
 from asyncthink.serve.schema import DetokenizeRequest, TokenizeRequest
@@ -61,8 +61,9 @@ def page_routes(service: Service) -> APIRouter:
             text = body.prompt or ""
             _check_text(text)
             tokens = list(sampler.codec.backend.encode(text, add_special_tokens=body.add_special_tokens).ids)
-        headers = {"x-asyncthink-ignored": ", ".join(ignored)} if ignored else None
-        return Json({"tokens": tokens, "count": len(tokens), "max_model_len": longest()}, headers=headers)
+        return Json(
+            {"tokens": tokens, "count": len(tokens), "max_model_len": longest()}, headers=ignored_header(ignored)
+        )
 
     @router.post("/v1/detokenize")
     def detokenize(body: DetokenizeRequest) -> Response:
