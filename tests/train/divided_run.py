@@ -35,7 +35,7 @@ from asyncthink.train.steps import Steps
 SHAPE = Shape(layers=2, hidden=24, heads=2, kv_heads=1, head_dim=16, intermediate=40)  # rows that 5 do not divide
 
 LARGE = Shape(layers=24, hidden=512, heads=8, kv_heads=4, head_dim=64, intermediate=1536)
-LIMIT = 600  # mebibytes that each process may have besides the program itself
+LIMIT = 450  # mebibytes that each process may have besides the program itself
 
 
 def sft_config(out: Path, **changes: Any) -> SFTConfig:
@@ -159,16 +159,13 @@ def killed_while_saving(out: Path, processes: int) -> None:
     (out / "statuses.json").write_text(json.dumps(statuses))
 
 
-def train_limited(made: SFTConfig, mebibytes: int, report: Path) -> None:
-    """Train with at most that much more private memory than the process has now; writes the largest resident size."""
+def train_limited(made: SFTConfig, mebibytes: int) -> None:
+    """Train with at most that much more private memory than the process has now."""
     stored_weights.FILE_BYTES = 2**25
     (data,) = re.findall(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
     limit = (int(data) << 10) + (mebibytes << 20)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     train_sft(made)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
-    (report / f"peak-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(peak))
 
 
 def limited(out: Path, processes: int) -> None:
@@ -179,7 +176,7 @@ def limited(out: Path, processes: int) -> None:
     for size in (1, processes):
         made = sft_config(out / f"{size}", model=model, steps=2, batches=processes, learning_rate=1e-3)
         made = dataclasses.replace(made, evaluate_every=2, save_every=2)
-        statuses[size] = in_processes(size, train_limited, made, LIMIT, out, log=out / f"log-{size}")
+        statuses[size] = in_processes(size, train_limited, made, LIMIT, log=out / f"log-{size}")
     (out / "statuses.json").write_text(json.dumps(statuses))
 
 

@@ -141,9 +141,8 @@ def test_a_process_that_dies_while_it_saves(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="glibc keeps the memory of gathered layers after they are freed")
 def test_a_model_too_large_for_one_process_trains_on_four(tmp_path: Path) -> None:
-    """Each process may have 600 MiB; weights, gradients and moments are 1.2 GiB. Loading and saving included."""
+    """Each process may have 450 MiB; weights, gradients and moments are 1.2 GiB. Loading and saving included."""
     out = ran(tmp_path, 4, "limited") / "limited"
     statuses = json.loads((out / "statuses.json").read_text())
     assert statuses == {"1": [1], "4": [0, 0, 0, 0]}
@@ -151,7 +150,7 @@ def test_a_model_too_large_for_one_process_trains_on_four(tmp_path: Path) -> Non
     last = checkpoints(out / "4")[-1]
     assert len(list(last.glob("model-*.safetensors"))) > 4
     model = AutoModelForCausalLM.from_pretrained(last)
-    assert sum(16 * parameter.numel() for parameter in model.parameters()) > 2 * 600 * 2**20
+    assert sum(16 * parameter.numel() for parameter in model.parameters()) > 2.5 * 450 * 2**20
     first, *_, final = [line["loss"] for line in read_metrics(out / "4/metrics.jsonl") if "loss" in line]
     assert final < first
 

@@ -7,6 +7,7 @@ model that one process holds whole.
 
 from __future__ import annotations
 
+import ctypes
 import types
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -22,6 +23,7 @@ from asyncthink.train.distributed import World
 
 Result = TypeVar("Result")
 _METHOD = "asyncthink_inside"
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def shard(model: nn.Module, world: World, device: torch.device) -> None:
@@ -36,6 +38,8 @@ def shard(model: nn.Module, world: World, device: torch.device) -> None:
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ValueError(f"model: expected decoder layers to divide among processes, {type(model).__name__} has none")
+    if device.type == "cpu":
+        _give_back_freed_memory()
     mesh = init_device_mesh(device.type, (world.size,))
     for module in (*layers, model):
         # The rest is gathered again for the backward pass too: outside of a pass all parameters are the shares.
@@ -47,6 +51,17 @@ def shard(model: nn.Module, world: World, device: torch.device) -> None:
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other reduction
     sharded.asyncthink_inside = types.MethodType(_call, model)
     register_fsdp_forward_method(model, _METHOD)
+
+
+def _give_back_freed_memory() -> None:
+    """Have glibc return blocks of 256 KiB and more to the system as soon as they are freed.
+
+    By default it keeps blocks of up to 32 MiB, and as the whole weights of a layer come and go, what it keeps grows to
+    more than the whole model. Other C libraries have no such function.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 2**18)
 
 
 def _call(model: nn.Module, compute: Callable[[], Result]) -> Result:
