@@ -97,11 +97,10 @@ class Legal:
     def due(self, speaker: Speaker) -> str:
         """The text that is inserted for the agent before it draws again; "" for none."""
         opened = speaker.parser.open
-        if opened == result_tag(speaker):
-            return closing_tag(opened) if self.left(speaker) <= 0 else ""
-        if not self.wraps(speaker):
+        ends = self.left(speaker) <= 0 if opened == result_tag(speaker) else self.wraps(speaker)
+        if not ends:
             return ""
-        return closing_tag(opened) if opened is not None else result_tag(speaker)
+        return self.completing(speaker, closing_tag(opened) if opened is not None else result_tag(speaker))
 
     def tick(self) -> bool:
         """A step is over; whether the tokens of the episode begin to run out, so that :meth:`due` is another one."""
@@ -131,6 +130,14 @@ class Legal:
         first, last = insert.span
         last = min(last, first + room - len(lead))
         return Insert(lead, (first, last), insert.rest[: room - len(lead) - (last - first)], insert.closing)
+
+    def completing(self, speaker: Speaker, tag: str) -> str:
+        """``tag``; only its rest where the agent has begun it, and the model has positions for the rest's tokens.
+
+        The rest can be more tokens than the tag: a tag that is one token is spelled out once it is begun.
+        """
+        rest = tag.removeprefix(speaker.parser.tail)
+        return rest if self._tokens(rest) <= self._tokens(tag) + self.room(speaker) else tag
 
     # -- what is left ---------------------------------------------------------------------------------------------
 

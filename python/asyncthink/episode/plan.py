@@ -11,7 +11,6 @@ from asyncthink.protocol.tags import VOCABULARY
 
 #: The most tokens of a planned sub-query, and of the organizer's thinking behind its planned forks.
 SUBQUERY, THINKING = 40, 64
-_LONG = len("</FORK-999>")  # the most tokens of a tag
 
 
 class Plan(Legal):
@@ -57,7 +56,7 @@ class Plan(Legal):
         parser, result = speaker.parser, result_tag(speaker)
         opened = parser.open
         if opened == result:
-            return closing_tag(result) if self.left(speaker) <= 0 else ""
+            return self.completing(speaker, closing_tag(result)) if self.left(speaker) <= 0 else ""
         if speaker.trace.role != "organizer":
             return result
         drawn = self._drawn(speaker)
@@ -65,9 +64,7 @@ class Plan(Legal):
             ended = parser.inner.strip() and parser.inner.endswith("\n")
             if not (ended or drawn >= self.subquery or self.wraps(speaker)):
                 return ""
-            closing, begun = closing_tag(opened), parser.tail
-            # A begun closing tag is completed, where the positions do not count.
-            return closing[len(begun) :] if closing.startswith(begun) and self.left(speaker) > _LONG else closing
+            return self.completing(speaker, closing_tag(opened))
         number = len(parser.forked)
         break_ = "\n" if number else ""
         if number < self.least and not self.wraps(speaker):
