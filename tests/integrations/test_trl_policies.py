@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -12,9 +14,11 @@ from rollouts import sampler
 
 from asyncthink import Options, SamplingParams
 from asyncthink.engine.async_engine import EngineStoppedError
+from asyncthink.engine.remote.errors import RefusedError, UnreachableError
+from asyncthink.engine.remote.retries import Retries
 from asyncthink.episode.records import Episode
 from asyncthink.integrations.trl.policy import LocalPolicy
-from asyncthink.integrations.trl.server import ServerError, ServerPolicy
+from asyncthink.integrations.trl.server import ServerPolicy
 from asyncthink.serve.settings import Settings
 from served import served
 
@@ -74,7 +78,7 @@ def test_weights_that_do_not_fit_are_refused_whole(
     local = LocalPolicy(sampler())
     with served(sampler(), OPEN) as server:
         remote = ServerPolicy(server.url, tmp_path, api_key="key")
-        for policy, engine, error in ((local, local.engine, ValueError), (remote, server.engine, ServerError)):
+        for policy, engine, error in ((local, local.engine, ValueError), (remote, server.engine, RefusedError)):
             kept = {name: weight.detach().clone() for name, weight in engine.sampler.decoder.model.named_parameters()}
             with pytest.raises(error, match=message):
                 policy.send_weights(iter(sent.items()))
@@ -86,14 +90,14 @@ def test_weights_that_do_not_fit_are_refused_whole(
 
 def test_a_server_that_takes_no_weights_or_has_gone_says_so(tmp_path: Path) -> None:
     with served(sampler(), Settings("tiny")) as server:
-        policy = ServerPolicy(server.url, tmp_path)
-        with pytest.raises(ServerError, match="started with --allow-weight-updates"):
+        policy = ServerPolicy(server.url, tmp_path, retries=Retries(most=2, first=0.0))
+        with pytest.raises(RefusedError, match="started with --allow-weight-updates"):
             policy.init_weight_transfer()
-        with pytest.raises(ServerError, match=r"expected status 200, got 400: .*pool"):
+        with pytest.raises(RefusedError, match=r"/v1/chat/completions: 400: .*pool"):
             policy.submit("q", PARAMS, Options(pool=99)).result()
         with pytest.raises(ValueError, match=r"params.timeout: expected None \(the server has its own\), got 3"):
             policy.submit("q", SamplingParams(timeout=3), OPTIONS)
-    with pytest.raises(httpx.ConnectError):
+    with pytest.raises(UnreachableError, match=r"no answer after 2 attempts: .*ConnectError"):
         policy.submit("q", PARAMS, OPTIONS).result()
     policy.destroy()
     with pytest.raises(ValueError, match="folder: expected one that exists"):
@@ -117,3 +121,35 @@ def test_a_cancelled_future_cancels_the_episode_on_the_server(tmp_path: Path) ->
         while server.engine.stats().waiting:
             pass
         server.engine.resume()
+
+
+@pytest.mark.parametrize("seconds", [0, None])
+def test_what_may_pass_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int | None) -> None:
+    told = {} if seconds is None else {"retry-after": str(seconds)}
+    passing = [httpx.Response(status, headers=told) for status in (429, 503, 504)] + [httpx.ConnectError("gone")]
+    record = Episode("q", "asyncthink", "shared", "exact", 4, 0).to_dict()
+    answer, asked = httpx.Response(200, json={"asyncthink": {"record": record}}), list[bytes]()
+
+    def answers(request: httpx.Request) -> httpx.Response:
+        asked.append(request.content)
+        next_ = passing.pop(0) if passing else answer
+        if isinstance(next_, Exception):
+            raise next_
+        return next_
+
+    double = functools.partial(httpx.AsyncClient, transport=httpx.MockTransport(answers))
+    monkeypatch.setattr("asyncthink.integrations.trl.server.httpx.AsyncClient", double)
+    policy = ServerPolicy("http://server", tmp_path, retries=Retries(most=5, first=0.0))
+    assert policy.submit("q", PARAMS, OPTIONS).result().question == "q"
+    assert len(asked) == 5 and len(set(asked)) == 1
+    assert json.loads(asked[0])["seed"] == PARAMS.seed
+    passing += [httpx.Response(503)] * 4
+    policy.pause()
+    passing += [httpx.Response(503, text="busy")] * 5
+    with pytest.raises(UnreachableError, match=r"no answer after 5 attempts: http://server/resume: 503: busy"):
+        policy.resume()
+    passing.append(httpx.Response(501, text="off"))
+    with pytest.raises(RefusedError, match="501: off"):
+        policy.resume()
+    assert not passing
+    policy.destroy()

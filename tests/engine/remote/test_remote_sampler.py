@@ -14,7 +14,7 @@ import tiny_models as tm
 from asyncthink import ForkJoinSampler, SamplingParams
 from asyncthink.engine.remote.errors import RefusedError, UnreachableError
 from asyncthink.engine.remote.fleet import Fleet
-from asyncthink.engine.remote.replicas import Retries
+from asyncthink.engine.remote.retries import Retries
 from asyncthink.engine.remote.sampler import RemoteSampler
 from asyncthink.episode.records import Episode, Event
 from asyncthink.serve.settings import Limits, Settings

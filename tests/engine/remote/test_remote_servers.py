@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from asyncthink.engine.remote.errors import BrokenError, RefusedError, UnreachableError
-from asyncthink.engine.remote.replicas import Replicas, Retries
+from asyncthink.engine.remote.replicas import Replicas
+from asyncthink.engine.remote.retries import Retries
 from asyncthink.engine.remote.server import Server
 from asyncthink.engine.remote.transport import Ask, Chunk
 from asyncthink.episode.params import SamplingParams

@@ -15,7 +15,8 @@ from asyncthink.engine.remote.dialects import DIALECTS
 from asyncthink.engine.remote.driver import Driver
 from asyncthink.engine.remote.errors import BrokenError, RefusedError, UnreachableError
 from asyncthink.engine.remote.loop import LoopThread
-from asyncthink.engine.remote.replicas import RemoteStats, Replicas, Retries
+from asyncthink.engine.remote.replicas import RemoteStats, Replicas
+from asyncthink.engine.remote.retries import Retries
 from asyncthink.engine.remote.server import About, Server
 from asyncthink.episode.core import EpisodeCore
 from asyncthink.episode.options import Guide, JoinMode, Options

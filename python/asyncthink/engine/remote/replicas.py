@@ -4,44 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from asyncthink.engine.remote.errors import BrokenError, UnreachableError
+from asyncthink.engine.remote.errors import BrokenError
+from asyncthink.engine.remote.retries import Retries
 from asyncthink.engine.remote.server import Server
 from asyncthink.engine.remote.transport import Ask, Chunk
-
-
-@dataclass(frozen=True, slots=True)
-class Retries:
-    """How a request is tried again.
-
-    Args:
-        most: attempts without a single token, the first one included; then the request fails.
-        first: seconds before the second attempt; twice as long before each later one, and by chance up to a quarter
-            less, so that many clients do not come back at once.
-        longest: the most seconds between two attempts, where the server does not ask for another time.
-
-    >>> [Retries(first=0.5, longest=3.0).seconds(failed) for failed in range(1, 5)]
-    [0.5, 1.0, 2.0, 3.0]
-    """
-
-    most: int = 8
-    first: float = 0.5
-    longest: float = 15.0
-
-    def __post_init__(self) -> None:
-        if self.most < 1:
-            raise ValueError(f"most: expected at least 1, got {self.most}")
-        for each in fields(self)[1:]:
-            if not getattr(self, each.name) >= 0:
-                raise ValueError(f"{each.name}: expected >= 0 seconds, got {getattr(self, each.name)}")
-
-    def seconds(self, failed: int) -> float:
-        """Before the next attempt, after ``failed`` ones."""
-        return min(self.first * 2.0 ** (failed - 1), self.longest)
 
 
 @dataclass(slots=True)
@@ -107,8 +77,7 @@ class Replicas:
                 broken = None if error.full else server
                 if begun:
                     return
-                if failed >= self.retries.most:
-                    raise UnreachableError(f"no answer after {failed} attempts: {error}") from error
+                self.retries.check(failed, error)
                 if error.full:
                     await asyncio.sleep(self.retries.seconds(failed) if error.seconds is None else error.seconds)
 
@@ -156,5 +125,5 @@ class Replicas:
             return  # other requests of that moment failed with it
         server.forget()
         self._failed[server] += 1
-        seconds = self.retries.seconds(self._failed[server]) * random.uniform(0.75, 1.0)
+        seconds = self.retries.by_chance(self._failed[server])
         self._down[server] = asyncio.get_running_loop().time() + max(seconds, error.seconds or 0.0)

@@ -13,7 +13,8 @@ from typing import Any
 from asyncthink.engine.prompting import Prompter, default_prompts
 from asyncthink.engine.remote.driver import Order
 from asyncthink.engine.remote.fleet import Fleet
-from asyncthink.engine.remote.replicas import RemoteStats, Retries
+from asyncthink.engine.remote.replicas import RemoteStats
+from asyncthink.engine.remote.retries import Retries
 from asyncthink.engine.remote.stream import RemoteStream
 from asyncthink.engine.remote.tokenizer import FolderTokenizer, model_folder
 from asyncthink.engine.requests import Request, check_params, check_positions, check_templates, params_for

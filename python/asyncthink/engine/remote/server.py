@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 
 import httpx
 
+from asyncthink.engine.remote.answers import check, named
 from asyncthink.engine.remote.dialects import DIALECTS
 from asyncthink.engine.remote.errors import BrokenError, RefusedError
 from asyncthink.engine.remote.sse import payloads
 from asyncthink.engine.remote.transport import Ask, Chunk
-
-#: Statuses with which a server says that it cannot serve now, or at all any more.
-_BROKEN = frozenset({408, 409, 425, 429, *range(500, 600)}) - {501}
 
 
 class About(NamedTuple):
@@ -48,9 +46,9 @@ class Server:
     async def about(self) -> About:
         """What it is, asked once. Raises BrokenError if it does not answer, RefusedError for an unknown kind."""
         if self._about is None:
-            with self._named():
+            with named(self.url):
                 response = await self._client.get(f"{self.url}/v1/models")
-                await _check(response)
+                await check(response)
                 self._about = self._told(response.json())
         return self._about
 
@@ -65,10 +63,10 @@ class Server:
         if ask.rule is not None and not dialect.guides:
             raise RefusedError(f"guide: expected 'off' on {about.kind}, which knows no masks of ours ({self.url})")
         reader = dialect.reader()
-        with self._named():
+        with named(self.url):
             body = dialect.body(ask, about.model)
             async with self._client.stream("POST", f"{self.url}{dialect.path}", json=body) as response:
-                await _check(response)
+                await check(response)
                 async with contextlib.aclosing(payloads(response.aiter_bytes())) as events:
                     async for event in events:  # to the end, so that the connection can be used again
                         if event == b"[DONE]":
@@ -87,39 +85,3 @@ class Server:
         if kind not in DIALECTS:
             raise RefusedError(f"expected a server of kind {', '.join(DIALECTS)}, got {kind!r}")
         return About(kind, entry["id"], entry.get("max_model_len"))
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """Errors with the server's address, and those of the connection as BrokenError."""
-        try:
-            yield
-        except RefusedError as error:
-            raise RefusedError(f"{self.url}: {error}") from error
-        except BrokenError as error:
-            raise BrokenError(f"{self.url}: {error}", seconds=error.seconds, full=error.full) from error
-        except httpx.HTTPError as error:
-            raise BrokenError(f"{self.url}: {type(error).__name__}: {error}") from error
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise RefusedError(f"{self.url}: expected an answer of its kind, got {error!r}") from error
-
-
-async def _check(response: httpx.Response) -> None:
-    if response.status_code < 400:
-        return
-    text = (await response.aread()).decode(errors="replace")
-    try:
-        told = json.loads(text)
-        error = told.get("error", told)
-        text = error["message"] if isinstance(error, dict) else str(error)
-    except (ValueError, KeyError, AttributeError):
-        pass
-    message = f"{response.status_code}: {' '.join(text.split())[:500]}"
-    if response.status_code not in _BROKEN:
-        raise RefusedError(message)
-    raise BrokenError(message, seconds=_retry_after(response), full=response.status_code == 429)
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds; a date is not read."""
-    given = response.headers.get("retry-after", "")
-    return float(given) if given.isdigit() else None

@@ -6,7 +6,7 @@ Nothing here imports TRL before :func:`.trainer.async_grpo_trainer` is called: w
 from asyncthink.integrations.trl.attention import use_tree_attention
 from asyncthink.integrations.trl.policy import LocalPolicy, Policy
 from asyncthink.integrations.trl.samples import Sample, samples
-from asyncthink.integrations.trl.server import ServerError, ServerPolicy
+from asyncthink.integrations.trl.server import ServerPolicy
 from asyncthink.integrations.trl.trainer import async_grpo_trainer
 from asyncthink.integrations.trl.worker import RolloutWorker
 
@@ -15,7 +15,6 @@ __all__ = [
     "Policy",
     "RolloutWorker",
     "Sample",
-    "ServerError",
     "ServerPolicy",
     "async_grpo_trainer",
     "samples",
