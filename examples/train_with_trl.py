@@ -1,12 +1,14 @@
 """GRPO by TRL's AsyncGRPOTrainer, whose rollouts are an organizer and its workers. Minutes on two cores.
 
-``pip install -e ".[trl]"``, then ``python examples/train_with_trl.py``. The model of the box is drawn from at
+``pip install -e ".[train,trl]"``, then ``python examples/train_with_trl.py``. The model of the box is drawn from at
 temperature 1, where a quarter of its episodes break the protocol; it learns not to, and to share out the work better.
+Figures go to ``runs/trl/metrics.jsonl``, curves to ``runs/trl/curves.png``.
 """
 
 from __future__ import annotations
 
-from tempfile import TemporaryDirectory
+import json
+from pathlib import Path
 from typing import Any
 
 from trl.experimental.async_grpo import AsyncGRPOConfig
@@ -15,11 +17,12 @@ from asyncthink import ForkJoinSampler, SamplingParams, checkpoint_path
 from asyncthink.integrations.trl import LocalPolicy, RolloutWorker, async_grpo_trainer
 from asyncthink.tasks import TASKS
 from asyncthink.tasks.rewards import RewardRule
+from asyncthink.train.curve import plot_curves
 from asyncthink.train.rollout import Grading
 
 
-def main(steps: int = 60) -> list[dict[str, Any]]:
-    model, task = checkpoint_path("countdown"), TASKS["countdown"]
+def main(steps: int = 60, out: str | Path = "runs/trl") -> list[dict[str, Any]]:
+    model, task, folder = checkpoint_path("countdown"), TASKS["countdown"], Path(out)
     policy = LocalPolicy(ForkJoinSampler(model, pool=4, num_pages=4096))  # a thread with weights of its own
     worker = RolloutWorker(
         policy,
@@ -30,23 +33,23 @@ def main(steps: int = 60) -> list[dict[str, Any]]:
         groups=4,
         queue_size=128,
     )
-    with TemporaryDirectory() as out:
-        args = AsyncGRPOConfig(
-            output_dir=out,
-            max_steps=steps,
-            token_budget=8192,  # of a step's packed row
-            learning_rate=3e-4,
-            bf16=False,  # trainer and sampler compute in the same dtype
-            gradient_checkpointing=False,
-            gradient_accumulation_steps=1,
-            save_strategy="no",
-            report_to=[],
-        )
-        trainer = async_grpo_trainer(model, args, worker, policy)
-        trainer.train()
-    log = [line for line in trainer.state.log_history if "reward" in line]
-    for line in log:
-        print(f"step {line['step']}: reward {line['reward']:.3f}, format errors {line['episode/format_errors']:.2f}")
+    args = AsyncGRPOConfig(
+        output_dir=str(folder),
+        max_steps=steps,
+        token_budget=8192,  # of a step's packed row
+        learning_rate=3e-4,
+        bf16=False,  # trainer and sampler compute in the same dtype
+        gradient_checkpointing=False,
+        gradient_accumulation_steps=1,
+        save_strategy="no",
+        report_to=[],
+    )
+    trainer = async_grpo_trainer(model, args, worker, policy)
+    trainer.train()
+    log = [{k.removeprefix("episode/"): v for k, v in line.items()} for line in trainer.state.log_history]
+    log = [line for line in log if "reward" in line]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
+    plot_curves({"TRL": folder / "metrics.jsonl"}, folder / "curves.png", ("reward", "accuracy", "format_errors"))
     return log
 
 

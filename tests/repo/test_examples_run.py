@@ -95,13 +95,14 @@ def test_train_loop_learns_from_what_was_drawn(capsys: pytest.CaptureFixture[str
     assert "step 1" in capsys.readouterr().out
 
 
-def test_train_with_trl_reports_every_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_with_trl_reports_every_step(tmp_path: Path) -> None:
     pytest.importorskip("trl", reason="the extra trl is not installed")
     (path,) = [path for path in EXAMPLES if path.stem == "train_with_trl"]
-    log = runpy.run_path(str(path))["main"](steps=1)
+    log = runpy.run_path(str(path))["main"](steps=1, out=tmp_path)
     assert [line["step"] for line in log] == [1]
     assert log[0]["ratio"] == pytest.approx(1, abs=1e-3)  # trained on what was drawn
-    assert "step 1: reward" in capsys.readouterr().out
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["accuracy"] == log[0]["accuracy"]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_new_task(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ def test_curves_lie_over_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [axis.get_title() for axis in (reward, eta)] == ["reward", "concurrency ratio"]
     smooth = {line.get_label(): line for line in reward.lines if not str(line.get_label()).startswith("_")}
     assert list(smooth) == ["with", "without"]
-    np.testing.assert_allclose(smooth["with"].get_ydata(), np.convolve(values, np.full(4, 0.25), "valid"))
+    np.testing.assert_allclose(smooth["with"].get_ydata(), np.convolve(values, np.full(8, 0.125), "valid"))
     assert len([line for line in eta.lines if line.get_label() == "with"]) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "curves.png"}
 

@@ -36,8 +36,8 @@ def plot_curves(runs: Mapping[str, Path], picture: Path, metrics: Sequence[str] 
     """Draw the ``metrics.jsonl`` files of ``runs`` (name -> file) over steps, one panel for each metric.
 
     ``metrics`` selects the panels; by default all of :data:`PANELS` and the held-out puzzles. All runs share each
-    panel. The thin line is the single reports, the thick one their moving average over a fiftieth of the run. Raises
-    ValueError if no run reports a metric that has a panel.
+    panel. The thin line is the single reports, the thick one their moving average over a fiftieth of the run, or over 8
+    reports of a short one, at most a quarter of them. Raises ValueError if no run reports a metric that has a panel.
     """
     lines = {name: [dict(flat(line)) for line in read_metrics(path)] for name, path in runs.items()}
     reported = {
@@ -79,7 +79,7 @@ def _panel(axis: Axes, name: str, runs: Mapping[str, list[dict[str, Any]]]) -> N
         steps, values = _series(reports, name)
         if not len(steps):
             continue
-        width = max(1, len(values) // 50)
+        width = max(len(values) // 50, min(8, len(values) // 4), 1)
         smooth = np.convolve(values, np.full(width, 1 / width), "valid")
         axis.plot(steps, values, color=f"C{number}", alpha=0.35, linewidth=0.7)
         axis.plot(steps[width - 1 :], smooth, color=f"C{number}", linewidth=1.6, label=run)

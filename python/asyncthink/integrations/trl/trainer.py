@@ -56,16 +56,19 @@ def async_grpo_trainer(
 
 @contextmanager
 def _without_a_gpu() -> Iterator[None]:
-    """While TRL makes its trainer, no GPU has no known peak, in place of an error.
+    """While TRL makes its trainer where there is no GPU, the peak of the device is unknown, in place of an error.
 
-    TRL 1.16 asks ``torch.cuda`` for the name of the device, whatever it is, to report the share of its peak (MFU). With
-    None, which it takes of a GPU that it does not know, it leaves this figure out.
+    TRL 1.16 asks ``torch.cuda`` for the name of the device, whatever it is, to report the share of its peak (MFU); no
+    option turns that off. With None, which it takes of a GPU that it does not know, it leaves this figure out. Its
+    function is replaced for that long alone, and never where there is a GPU.
     """
+    if torch.cuda.is_available():
+        yield
+        return
     import trl.experimental.async_grpo.async_grpo_trainer as module
 
     peak = module.get_peak_flops_per_device
-    if not torch.cuda.is_available():
-        module.get_peak_flops_per_device = lambda *_: None
+    module.get_peak_flops_per_device = lambda *_: None
     try:
         yield
     finally:
