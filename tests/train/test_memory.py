@@ -9,16 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import Qwen3Config
 
 from asyncthink.cli.train import app
 from asyncthink.tasks import tasks
 from asyncthink.train.demonstrations import DemonstrationPacker
+from asyncthink.train.distributed import World
 from asyncthink.train.loading import ModelOptions, Shape, load, optimizer
 from asyncthink.train.logprobs import token_logprobs
 from asyncthink.train.memory import estimate
 from asyncthink.train.packed_attention import use_packed_attention
+from asyncthink.train.sharding import shard
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 SHAPE = Shape(layers=4, hidden=128, heads=4, kv_heads=2, head_dim=32, intermediate=384)
@@ -59,6 +62,32 @@ def test_it_is_what_training_holds(options: ModelOptions) -> None:
     assert found["moments"] == sum(moments)
     assert found["cache"] == 1000 * SHAPE.layers * 2 * SHAPE.kv_heads * SHAPE.head_dim * parameters[0].element_size()
     assert found["total"] == sum(size for name, size in found.items() if name != "total")
+
+
+@pytest.mark.parametrize("options", CHOICES[1:3], ids=lambda o: f"lora {o.lora}")
+def test_several_processes_hold_shares(options: ModelOptions) -> None:
+    """Three of them, of which only the first exists: collectives do nothing."""
+    model = load(options).model
+    whole = estimate(model.config, options, 500, cache_tokens=9)
+    found = estimate(model.config, options, 500, cache_tokens=9, processes=3)
+    layer = sum(each.nbytes for each in model.model.layers[0].parameters())
+    sizes = {"all": sum(each.nbytes for each in model.parameters())}
+    distributed.init_process_group("fake", rank=0, world_size=3, store=FakeStore())
+    try:
+        shard(model, World(0, 3), torch.device("cpu"))
+        shares = [(each.to_local().nbytes, each.requires_grad) for each in model.parameters()]  # type: ignore[attr-defined]
+    finally:
+        distributed.destroy_process_group()
+    assert found["weights"] == sum(size for size, _ in shares)
+    assert found["gradients"] == sum(size for size, learned in shares if learned)
+    assert found["moments"] == 2 * found["gradients"]
+    assert found["copy"] == sizes["all"] == whole["weights"]
+    assert found["gathered"] >= sizes["all"] - (SHAPE.layers - 2) * layer
+    assert all(found[name] == whole[name] for name in ("activations", "logits", "cache"))
+    assert found["total"] == sum(size for name, size in found.items() if name != "total")
+    assert estimate(model.config, options, 500, processes=3)["copy"] == 0
+    with pytest.raises(ValueError, match="processes: expected at least 1, got 0"):
+        estimate(model.config, options, 500, processes=0)
 
 
 @pytest.mark.parametrize("options", CHOICES, ids=lambda o: f"lora {o.lora} {o.weights} {o.checkpointing}")
@@ -103,7 +132,7 @@ def test_the_documented_table_is_the_commands(tmp_path: Path, capsys: pytest.Cap
     """Every "$ asyncthink train memory" block of docs/training.md, run on Qwen3-4B's configuration."""
     QWEN3_4B.save_pretrained(tmp_path)
     blocks = re.findall(r"^\$ asyncthink train (memory .*)\n((?:\w+ .*GiB\n)+)", DOCS.read_text(), re.MULTILINE)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for command, shown in blocks:
         app(command.replace("Qwen/Qwen3-4B", str(tmp_path)).split(), standalone_mode=False)
         assert capsys.readouterr().out == shown

@@ -148,6 +148,7 @@ def memory(
     lora: Lora = 0,
     lora_targets: LoraTargets = "all-linear",
     checkpointing: Checkpointing = False,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that divide the model; it is shown for one.")] = 1,
 ) -> None:
     """Estimate the memory of a training step from the model's configuration, without loading the model."""
     from asyncthink.model.files import load_config
@@ -159,5 +160,5 @@ def memory(
         config = load_config(model)
     except ValueError as error:
         raise ValueError(f"model: {error}") from error
-    for name, size in estimate(config, options, batch_tokens, cache_tokens).items():
+    for name, size in estimate(config, options, batch_tokens, cache_tokens, processes).items():
         print(f"{name:<12}{size / 2**30:8.2f} GiB")

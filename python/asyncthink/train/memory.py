@@ -18,14 +18,15 @@ from asyncthink.model.registry import configs_of, patched, register
 from asyncthink.train.loading import WEIGHTS, ModelOptions
 from asyncthink.train.logprobs import CHUNK
 from asyncthink.train.lora import add_lora
+from asyncthink.train.sharding import decoder_layers
 
 _COUNTED = "asyncthink_counted"
 
 
 def estimate(
-    config: PreTrainedConfig, options: ModelOptions, batch_tokens: int, cache_tokens: int = 0
+    config: PreTrainedConfig, options: ModelOptions, batch_tokens: int, cache_tokens: int = 0, processes: int = 1
 ) -> dict[str, int]:
-    """Bytes of a training step of a model with ``config``, by purpose.
+    """Bytes of a training step of a model with ``config``, by purpose, in each of ``processes`` processes.
 
     * "weights", "gradients", "moments": AdamW keeps two moments of each trainable weight.
     * "activations": of one packed batch of ``batch_tokens`` tokens without autocast, which can only make them smaller.
@@ -33,7 +34,15 @@ def estimate(
     * "cache": the sampler's K/V of ``cache_tokens`` tokens (GRPO).
     * "total": the sum.
 
-    Raises ImportError if ``options`` request LoRA without peft.
+    With several processes weights, gradients and moments are those of the process with the most rows
+    (:mod:`.sharding`), and there are two more:
+
+    * "gathered": whole weights during a pass, of two layers (one computes, the next one comes) and of what is outside
+      of layers, and the whole gradients of one layer and of what is outside.
+    * "copy": the whole weights that the sampler decodes with; 0 without ``cache_tokens``.
+
+    Raises ImportError if ``options`` request LoRA without peft; ValueError for fewer than 1 process, and for several
+    and a model without decoder layers that could be gathered one at a time.
 
     >>> from transformers import Qwen3Config
     >>> small = Qwen3Config(num_hidden_layers=2, hidden_size=64, num_attention_heads=4, num_key_value_heads=2,
@@ -41,6 +50,8 @@ def estimate(
     >>> estimate(small, ModelOptions(), batch_tokens=1000)["weights"] == 4 * (1000 * 64 + 2 * (36864 + 160) + 64)
     True
     """
+    if processes < 1:
+        raise ValueError(f"processes: expected at least 1, got {processes}")
     dtype = WEIGHTS[options.weights]
     model = _on_meta(config, options, layers=None)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -53,18 +64,35 @@ def estimate(
     else:
         activations = outside + layers * layer
     sizes = {
-        "weights": _bytes(model.parameters()),
-        "gradients": _bytes(trainable),
-        "moments": 2 * _bytes(trainable),
+        "weights": _bytes(model.parameters(), processes),
+        "gradients": _bytes(trainable, processes),
+        "moments": 2 * _bytes(trainable, processes),
         "activations": activations,
         "logits": 4 * CHUNK * torch.float32.itemsize,
         "cache": cache_tokens * _token_bytes(config, dtype),
     }
+    if processes > 1:
+        copied = _bytes(model.parameters()) if cache_tokens else 0
+        sizes |= {"gathered": _gathered(model), "copy": copied}
     return sizes | {"total": sum(sizes.values())}
 
 
-def _bytes(tensors: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def _bytes(tensors: Any, processes: int = 1) -> int:
+    """Bytes of tensors, or of the first of the shares of their rows."""
+    return sum(
+        tensor.numel() * tensor.element_size() if processes == 1 else -(-len(tensor) // processes) * tensor[0].nbytes
+        for tensor in tensors
+    )
+
+
+def _gathered(model: nn.Module) -> int:
+    """Bytes that are whole while a sharded model computes."""
+    layers = decoder_layers(model)
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    outside = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    largest = max(layers, key=lambda layer: _bytes(layer.parameters()))
+    learned = [each for each in (*largest.parameters(), *outside) if each.requires_grad]
+    return 2 * _bytes(largest.parameters()) + _bytes(outside) + _bytes(learned)
 
 
 def _token_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:

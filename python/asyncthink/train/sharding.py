@@ -35,9 +35,7 @@ def shard(model: nn.Module, world: World, device: torch.device) -> None:
 
     Raises ValueError for a model without decoder layers that could be gathered one at a time.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise ValueError(f"model: expected decoder layers to divide among processes, {type(model).__name__} has none")
+    layers = decoder_layers(model)
     if device.type == "cpu":
         _give_back_freed_memory()
     mesh = init_device_mesh(device.type, (world.size,))
@@ -51,6 +49,14 @@ def shard(model: nn.Module, world: World, device: torch.device) -> None:
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other reduction
     sharded.asyncthink_inside = types.MethodType(_call, model)
     register_fsdp_forward_method(model, _METHOD)
+
+
+def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
+    """The layers that are gathered one at a time. Raises ValueError for a model without any."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(f"model: expected decoder layers to divide among processes, {type(model).__name__} has none")
+    return layers
 
 
 def _give_back_freed_memory() -> None:
