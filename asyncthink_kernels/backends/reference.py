@@ -84,12 +84,13 @@ def paged_attention(args: PagedAttention, out: Tensor, lse: Tensor) -> None:
 
 
 def merge_states(out_states: Tensor, lse_states: Tensor, out: Tensor, lse: Tensor) -> None:
-    """Softmax-weighted mean of n partial outputs, weights exp(lse). States with LSE -inf count for nothing."""
+    """Softmax-weighted mean of n partial outputs, weights exp(lse). -inf counts for nothing; +inf and NaN make NaN."""
     empty = lse_states == -math.inf  # [n, T, H]
     weight = torch.where(empty, 0, torch.softmax(lse_states, dim=0))
     states = torch.where(empty[..., None], 0, _accumulate(out_states))
     out.copy_((weight[..., None] * states).sum(dim=0))
-    lse.copy_(torch.logsumexp(lse_states, dim=0))
+    wrong = (lse_states == math.inf).any(dim=0)  # a softmax of +inf is NaN, its logsumexp would be +inf
+    lse.copy_(torch.where(wrong, math.nan, torch.logsumexp(lse_states, dim=0)))
 
 
 def join_append(

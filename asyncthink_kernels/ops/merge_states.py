@@ -15,7 +15,8 @@ def merge_states(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     ``out' = sum_i exp(lse_i - lse') out_i``.
 
     A state with LSE -inf (it saw nothing) counts for nothing, even if it holds NaN; where all n are -inf the result is
-    output 0, LSE -inf.
+    output 0, LSE -inf. An LSE of +inf or NaN belongs to no softmax over finite logits. That state has gone wrong: the
+    merged output and LSE of its row and head are NaN, whatever the other states hold, and no others are.
 
     Args:
         out: [n, T, H, Dv], n >= 1. float32, bfloat16, float16 (float64: reference backend only); last dimension

@@ -29,12 +29,21 @@ inline Vec exp2(Vec x) {
   return fma(x, splat(0.0f), times_power_of_two(y, biased));  // + 0, or NaN
 }
 
-// tanh(x) = 1 - 2 / (1 + e^2x), absolute error below 2e-7.
+// tanh(x) = 1 - 2 / (1 + e^2x), and near 0, where that cancels, x plus an odd polynomial (minimax, 5e-9): a relative
+// error below 4e-7 everywhere. A NaN stays one.
 inline Vec tanh(Vec x) {
-  const Vec two = splat(2.0f), one = splat(1.0f);
-  const Vec bounded = max(splat(-20.0f), sub(splat(0.0f), max(splat(-20.0f), sub(splat(0.0f), x))));
+  const Vec zero = splat(0.0f), one = splat(1.0f);
+  const Vec bounded = max(splat(-20.0f), sub(zero, max(splat(-20.0f), sub(zero, x))));
   const Vec power = exp2(mul(bounded, splat(2.8853900818f)));  // 2 log2(e)
-  return sub(one, div(two, add(one, power)));
+  const Vec quotient = sub(one, div(splat(2.0f), add(one, power)));
+  const Vec square = mul(x, x);
+  Vec y = splat(-5.7049850125e-3f);
+  y = fma(y, square, splat(2.0639085495e-2f));
+  y = fma(y, square, splat(-5.3739714554e-2f));
+  y = fma(y, square, splat(1.3331442192e-1f));
+  y = fma(y, square, splat(-3.3333281942e-1f));
+  const Vec series = fma(mul(x, square), y, x);
+  return select_less(square, splat(0.390625f), series, quotient);  // |x| < 0.625
 }
 
 }  // namespace atk::ATK_ISA

@@ -48,6 +48,11 @@ inline Vec select(uint64_t bits, Vec a, Vec b) {
   return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane)));
 }
 
+// Lane by lane x where a < b, else y.
+inline Vec select_less(Vec a, Vec b, Vec x, Vec y) {
+  return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+
 // x * 2^n, where n is the integer in the low bits of `biased`.
 inline Vec times_power_of_two(Vec x, Vec biased) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(biased), 23);

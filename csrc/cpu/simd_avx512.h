@@ -52,6 +52,11 @@ inline Vec select(uint64_t bits, Vec a, Vec b) {
   return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), b, a);
 }
 
+// Lane by lane x where a < b, else y.
+inline Vec select_less(Vec a, Vec b, Vec x, Vec y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+
 // x * 2^n, where n is the integer in the low bits of `biased`.
 inline Vec times_power_of_two(Vec x, Vec biased) {
   const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(biased), 23);

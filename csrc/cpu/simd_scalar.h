@@ -48,6 +48,11 @@ inline Vec select(uint64_t bits, Vec a, Vec b) {
   return (Bits{low, low, low, low} & Bits{1, 2, 4, 8}) != 0 ? a : b;
 }
 
+// Lane by lane x where a < b, else y.
+inline Vec select_less(Vec a, Vec b, Vec x, Vec y) {
+  return a < b ? x : y;
+}
+
 // x * 2^n, where n is the integer in the low bits of `biased`.
 inline Vec times_power_of_two(Vec x, Vec biased) {
   return reinterpret_cast<Vec>(reinterpret_cast<Bits>(x) + (reinterpret_cast<Bits>(biased) << 23));

@@ -141,3 +141,20 @@ def test_a_state_gone_wrong_shows(target: Target) -> None:
     lse[0], lse[1, 1], lse[2, 1] = math.nan, -math.inf, -math.inf
     merged, merged_lse = merge_states(**moved({"out": out, "lse": lse}, target.device))
     assert merged.isnan().all() and merged_lse.isnan().all()
+
+
+@pytest.mark.parametrize("wrong", [math.inf, math.nan])
+@pytest.mark.parametrize("others", [0.0, -math.inf, math.inf])
+@pytest.mark.parametrize("states", [1, 3])
+def test_an_lse_that_no_softmax_has_makes_nan_of_its_row_and_head_alone(
+    states: int, others: float, wrong: float, target: Target, dtype: torch.dtype
+) -> None:
+    out, lse = torch.ones(states, 3, 2, 8, dtype=dtype), torch.zeros(states, 3, 2)
+    lse[:, 2, 0] = others
+    lse[states // 2, 2, 0] = wrong
+    merged, merged_lse = merge_states(**moved({"out": out, "lse": lse}, target.device))
+    harmed = torch.zeros(3, 2, dtype=torch.bool)
+    harmed[2, 0] = True
+    merged, merged_lse = merged.cpu(), merged_lse.cpu()
+    assert torch.equal(merged.isnan().all(-1), harmed) and (merged[~harmed] == 1).all()
+    assert torch.equal(merged_lse.isnan(), harmed) and merged_lse[~harmed].isfinite().all()

@@ -95,6 +95,17 @@ def test_against_the_float64_reference(name: str, target: Target, dtype: torch.d
     compare(lse, want_lse, limit=tolerance.lse, what="lse")
 
 
+@pytest.mark.parametrize(("softcap", "scale"), [(50.0, None), (1e4, None), (50.0, 1.0), (4.0, 0.3)], ids=str)
+def test_softcap_keeps_float32_where_its_argument_is_small(softcap: float, scale: float | None, target: Target) -> None:
+    """Logits of a few units, as models have them: 1 - 2 / (1 + e^2x) cancels for arguments of tanh from 1e-4."""
+    arguments, _ = build(Case(chain, chunk=40, softcap=softcap, scale=scale, dims=(32, 32)), torch.float32)
+    out, lse = attend(**moved(arguments, target.device))
+    with use_backend("reference"):
+        want_out, want_lse = attend(**widened(arguments))
+    compare(out, want_out, limit=TOLERANCE[torch.float32].out, cosine=TOLERANCE[torch.float32].cosine)
+    compare(lse, want_lse, limit=TOLERANCE[torch.float32].lse, what="lse")
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_random_trees(seed: int, target: Target) -> None:
     tree, branches = random_tree(seed, page_size=(1, 8, 16, 64)[seed % 4], moves=18)
