@@ -31,6 +31,7 @@ OPS = (
     "copy_pages",
     "sample",
     "quantized_linear",
+    "packed_linear",
 )
 _MOVES = ("append_kv", "merge_states", "join_append", "copy_pages")
 #: `tree_attention` of a step in which every branch is new, so that rows see rows of the step alone.
@@ -61,7 +62,7 @@ BACKENDS = (
         "asyncthink_kernels.backends.triton",
         ("cuda",),
         by_name=("cpu",),
-        without=("sample", "quantized_linear"),
+        without=("sample", "quantized_linear", "packed_linear"),
     ),
     Backend(
         "cuda",
@@ -69,7 +70,7 @@ BACKENDS = (
         ("cuda",),
         by_name=("cpu",),
         first_for=_MOVES,
-        without=("quantized_linear",),
+        without=("quantized_linear", "packed_linear"),
     ),
     Backend("reference", "asyncthink_kernels.backends.reference", None),
 )
@@ -127,6 +128,14 @@ def find_prefill(q: Any, v: Any, sinks: Any) -> Callable[..., Any] | None:
     reason = flash.unavailable_reason(q.device.type) or flash.unsupported_reason(q, v, sinks)
     function: Callable[..., Any] | None = flash.prefill if reason is None else None
     return function
+
+
+def find_native() -> Any | None:
+    """The backend of the C++ kernels of the CPU, whose step programs are no ops; None: not built, or one is named."""
+    if _name() is not None:
+        return None
+    module: Any = importlib.import_module(BACKENDS[0].module)
+    return module if module.unavailable_reason("step_program", "cpu") is None else None
 
 
 def backends_for(op: str, device: str) -> list[str]:

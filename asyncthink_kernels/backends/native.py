@@ -115,6 +115,33 @@ def quantized_linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, y:
     _cpu.quantized_linear(x, weight.quants, weight.scales, weight.mins, bias, y, scratch)
 
 
+def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    _share_threads()
+    _cpu.packed_linear(x, packed, bias, y)
+
+
+def step_program() -> Any:
+    """An empty StepProgram (csrc/cpu/step_program.h)."""
+    return _cpu.step_program()
+
+
+def run_step_program(program: Any, *inputs: Any) -> None:
+    _share_threads()
+    program.run(*inputs)
+
+
+def attention_workspace(partials: int, q_heads: int, kv_heads: int, v_head_dim: int) -> int:
+    """Floats of scratch that attention needs for so many (row, item) pairs."""
+    floats: int = _cpu.tree_attention_workspace(partials, q_heads, kv_heads, v_head_dim)
+    return floats
+
+
+def quantized_workspace(rows: int, in_features: int) -> int:
+    """Floats of scratch that quantized_linear needs."""
+    floats: int = _cpu.quantized_linear_workspace(rows, in_features)
+    return floats
+
+
 def _share_threads() -> None:
     """Our loops run on torch's pool, with as many threads as torch's own loops on this thread."""
     _cpu.set_parallel(_GOMP_PARALLEL, torch.get_num_threads())

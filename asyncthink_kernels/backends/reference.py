@@ -24,6 +24,7 @@ from torch.nn import functional
 from asyncthink_kernels import _values as check
 from asyncthink_kernels.arguments import PagedAttention, Sample, TreeAttention
 from asyncthink_kernels.backends import _sample
+from asyncthink_kernels.packed import unpack_linear
 from asyncthink_kernels.quantized import GROUP, ZERO, QuantizedWeight
 
 
@@ -166,6 +167,14 @@ def quantized_linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, y:
         if mins is not None:
             total = total + mins[:, g] * (mine * integers[:, g].sum(1, keepdim=True).to(wide))
     y.copy_(total if bias is None else total + bias)
+
+
+def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    """Every product in float64; a row at a time, so that rows do not depend on each other."""
+    weight = unpack_linear(packed, y.shape[1]).double().T
+    for row in range(x.shape[0]):
+        total = x[row].double() @ weight
+        y[row] = total if bias is None else total + bias.double()
 
 
 def _in_8_bits(x: Tensor) -> tuple[Tensor, Tensor]:

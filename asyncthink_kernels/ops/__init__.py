@@ -4,6 +4,7 @@ from asyncthink_kernels.ops.append_kv import append_kv
 from asyncthink_kernels.ops.copy_pages import copy_pages
 from asyncthink_kernels.ops.join_append import join_append
 from asyncthink_kernels.ops.merge_states import merge_states
+from asyncthink_kernels.ops.packed_linear import packed_linear
 from asyncthink_kernels.ops.paged_attention import paged_attention
 from asyncthink_kernels.ops.quantized_linear import quantized_linear
 from asyncthink_kernels.ops.sample import sample
@@ -14,6 +15,7 @@ __all__ = [
     "copy_pages",
     "join_append",
     "merge_states",
+    "packed_linear",
     "paged_attention",
     "quantized_linear",
     "sample",

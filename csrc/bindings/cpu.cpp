@@ -3,6 +3,7 @@
 #include <array>
 
 #include "bindings/arguments.h"
+#include "bindings/step_program.h"
 #include "common/philox.h"
 #include "cpu/isa.h"
 #include "cpu/ops.h"
@@ -93,11 +94,22 @@ void bind_quantized_linear(py::module_& module) {
       "quantized_linear",
       [](const View& x, const View& quants, const View& scales, const OptionalView& mins, const OptionalView& bias,
          const View& out, const View& workspace) {
-        quantized_linear({.x = x, .quants = quants, .scales = scales, .mins = mins, .bias = bias, .out = out},
-                         workspace);
+        const QuantizedLinear layer = {
+            .x = x, .quants = quants, .scales = scales, .mins = mins, .bias = bias, .out = out};
+        quantized_linears(&layer, 1, workspace);
       },
       Unlocked());
   module.def("quantized_linear_workspace", &quantized_linear_workspace, py::arg("rows"), py::arg("in_features"));
+}
+
+void bind_packed_linear(py::module_& module) {
+  module.def(
+      "packed_linear",
+      [](const View& x, const View& packed, const OptionalView& bias, const View& out) {
+        const PackedLinear layer = {.x = x, .packed = packed, .bias = bias, .out = out};
+        packed_linears(&layer, 1);
+      },
+      Unlocked());
 }
 
 void bind_runtime(py::module_& module) {
@@ -121,5 +133,7 @@ PYBIND11_MODULE(_cpu, module) {
   bind_cache_ops(module);
   bind_sample(module);
   bind_quantized_linear(module);
+  bind_packed_linear(module);
+  bind_step_program(module);
   bind_runtime(module);
 }

@@ -10,6 +10,7 @@
 #include "common/copy_pages.h"
 #include "common/join_append.h"
 #include "common/merge_states.h"
+#include "common/packed_linear.h"
 #include "common/quantized_linear.h"
 #include "common/sample.h"
 
@@ -35,7 +36,11 @@ void copy_pages(const CopyPages& args);
 
 void sample(const Sample& args);
 
-void quantized_linear(const QuantizedLinear& args, const View& workspace);
+// Layers of one input, so one x: their blocks are shared among the threads together.
+void packed_linears(const PackedLinear* layers, int64_t count);
+
+// Layers of one input, so one x, which is made to integers once.
+void quantized_linears(const QuantizedLinear* layers, int64_t count, const View& workspace);
 
 // Floats of scratch for `rows` rows of activations as integers.
 int64_t quantized_linear_workspace(int64_t rows, int64_t in_features);

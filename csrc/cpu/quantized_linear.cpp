@@ -29,9 +29,17 @@ int64_t quantized_linear_workspace(int64_t rows, int64_t in_features) {
   return QuantRows::padded(rows) * ((in_features + kQuantGroup - 1) / kQuantGroup) * kWordsPerGroup;
 }
 
-void quantized_linear(const QuantizedLinear& a, const View& workspace) {
-  const Sizes sizes = a.check();
-  const int64_t T = sizes["T"], I = sizes["I"], O = sizes["O"], N = sizes["N"], G = sizes["G"], B = sizes["B"];
+void quantized_linears(const QuantizedLinear* layers, int64_t count, const View& workspace) {
+  int64_t blocks = 0, largest = 1, T = 0, I = 0, G = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Sizes sizes = layers[i].check();
+    T = sizes["T"], I = sizes["I"], G = sizes["G"], blocks += sizes["N"];
+    largest = std::max(largest, G * sizes["B"] * 4 * kQuantBlock);
+    if (layers[i].x.data != layers[0].x.data) fail("x", "one input of all layers", "others");
+    if (zero_point(layers[i], sizes["B"]) != zero_point(layers[0], layers[0].quants.shape[2]))
+      fail("quants", "one format of all layers", "others");
+  }
+  if (!count) return;
   check_dtype("workspace", workspace, DType::f32);
   check_contiguous("workspace", workspace);
   const int64_t floats = workspace.ndim == 1 ? workspace.shape[0] : 0;
@@ -39,29 +47,34 @@ void quantized_linear(const QuantizedLinear& a, const View& workspace) {
     fail("workspace", std::to_string(quantized_linear_workspace(T, I)) + " floats in one dimension",
          std::to_string(floats));
 
-  const QuantKernels::Typed& kernels = quant_kernels().of(a.x.dtype);
-  const int64_t size = element_size(a.x.dtype);
+  const View& x = layers[0].x;
+  const QuantKernels::Typed& kernels = quant_kernels().of(x.dtype);
+  const int64_t size = element_size(x.dtype);
   const QuantRows rows = rows_in(workspace, T, G);
-  const int zero = zero_point(a, B);
+  const int zero = zero_point(layers[0], layers[0].quants.shape[2]);
   parallel_for(T, kRowsPerDraw, [&](int64_t t) {
-    kernels.quantize(a.x.as<const char>() + t * a.x.strides[0] * size, I, rows, t, zero);
+    kernels.quantize(x.as<const char>() + t * x.strides[0] * size, I, rows, t, zero);
   });
 
-  const auto multiply = a.mins ? kernels.multiply4_offset : B == 8 ? kernels.multiply8 : kernels.multiply4;
-  const int64_t block_bytes = G * B * 4 * kQuantBlock, chunks = (T + kRowsPerItem - 1) / kRowsPerItem;
-  const int64_t fair = (N * chunks + 4 * num_threads() - 1) / (4 * num_threads());
-  parallel_for(N * chunks, std::min(std::max<int64_t>(kBytesPerDraw / std::max<int64_t>(block_bytes, 1), 1), fair),
-               [&](int64_t item) {
-                 const int64_t n = item % N, t = item / N * kRowsPerItem, first = n * kQuantBlock;
-                 const int64_t groups = n * G * kQuantBlock;
-                 const QuantBlock block = {.quants = a.quants.as<const uint8_t>() + n * block_bytes,
-                                           .scales = a.scales.as<const f16>() + groups,
-                                           .mins = a.mins ? a.mins->as<const f16>() + groups : nullptr,
-                                           .bias = a.bias ? a.bias->as<const float>() + first : nullptr,
-                                           .outputs = static_cast<int>(std::min(kQuantBlock, O - first))};
-                 char* out = a.out.as<char>() + (t * a.out.strides[0] + first) * size;
-                 multiply(rows, t, std::min(kRowsPerItem, T - t), block, out, a.out.strides[0]);
-               });
+  const int64_t chunks = (T + kRowsPerItem - 1) / kRowsPerItem;
+  const int64_t fair = (blocks * chunks + 4 * num_threads() - 1) / (4 * num_threads());
+  parallel_for(
+      blocks * chunks, std::min(std::max<int64_t>(kBytesPerDraw / largest, 1), fair), [&](int64_t item) {
+        const QuantizedLinear* a = layers;
+        int64_t n = item % blocks;
+        for (; n >= a->quants.shape[0]; ++a) n -= a->quants.shape[0];
+        const int64_t t = item / blocks * kRowsPerItem, first = n * kQuantBlock, B = a->quants.shape[2];
+        const int64_t groups = n * G * kQuantBlock;
+        const QuantBlock block = {.quants = a->quants.as<const uint8_t>() + n * G * B * 4 * kQuantBlock,
+                                  .scales = a->scales.as<const f16>() + groups,
+                                  .mins = a->mins ? a->mins->as<const f16>() + groups : nullptr,
+                                  .bias = a->bias ? a->bias->as<const float>() + first : nullptr,
+                                  .outputs = static_cast<int>(std::min(kQuantBlock, a->out.shape[1] - first))};
+        const auto multiply =
+            a->mins ? kernels.multiply4_offset : B == 8 ? kernels.multiply8 : kernels.multiply4;
+        char* out = a->out.as<char>() + (t * a->out.strides[0] + first) * size;
+        multiply(rows, t, std::min(kRowsPerItem, T - t), block, out, a->out.strides[0]);
+      });
 }
 
 }  // namespace atk

@@ -94,7 +94,7 @@ def test_what_a_named_backend_leaves_to_others_runs_by_default(
 def test_triton_has_every_kernel_but_what_it_leaves_to_others() -> None:
     (triton,) = [backend for backend in dispatch.BACKENDS if backend.name == "triton"]
     rows = {row.op: row for row in explain(device="cpu") if row.backend == "triton"}
-    assert triton.without == ("sample", "quantized_linear")
+    assert triton.without == ("sample", "quantized_linear", "packed_linear")
     for op in dispatch.OPS:
         left = op in triton.without
         assert not (left and rows[op].available) and (rows[op].reason == f"leaves {op} to others") == left

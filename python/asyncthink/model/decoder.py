@@ -28,6 +28,7 @@ from asyncthink.model.layers import record_layers
 from asyncthink.model.linear import packed_linears
 from asyncthink.model.linear_copies import LinearCopies
 from asyncthink.model.memory import chunk_for, num_pages_for
+from asyncthink.model.recorded import RecordedSteps
 from asyncthink.model.quantized import QuantizedLinears, check_choice, refuse
 from asyncthink.model.rotary import length_dependent
 from asyncthink.model.step_checks import StepChecks
@@ -93,6 +94,7 @@ class Decoder:
     """
 
     graphs: StepGraphs | None = None
+    recorded: RecordedSteps | None = None
     max_length: int | None = None
     _refreshes = 0
     why_device: str = "where the live model is"
@@ -108,6 +110,7 @@ class Decoder:
         chunk: int | None = None,
         graphs: bool | None = None,
         compile: bool | str = False,
+        record: bool = True,
         pack: bool | None = None,
         weights: str | None = None,
         lm_head: str = "auto",
@@ -154,6 +157,8 @@ class Decoder:
         padding = padding_token(model) if self._hooked.first_position else None
         self._checks = StepChecks(vocabulary(model), padding, self.max_length)
         self._kind = kind
+        if self.device.type == "cpu" and not compile and record:
+            self.recorded = RecordedSteps(self._hooked, self._attention)
         if compile:
             self._hooked.compiled = CompiledModel(model, "inductor" if compile is True else compile)
         if graphs or (graphs is None and self.device.type == "cuda"):
@@ -244,7 +249,10 @@ class Decoder:
                 self.graphs = None
                 self.unavailable["graphs"] = f"{self._kind} cannot be captured: {error}"
                 warnings.warn(f"{self.unavailable['graphs']}; every step runs eagerly", RuntimeWarning, stacklevel=2)
-        return self._pass(self._attention.step(plan, tokens), rows.to(self.device))
+        step = self._attention.step(plan, tokens)
+        if self.recorded is not None and self.recorded.takes(step):
+            return self.recorded.step(step, rows, self._pass)
+        return self._pass(step, rows.to(self.device))
 
     def refresh(self) -> None:
         """After a change of the model: forget all packed weights, and the captured steps if weights were moved.
@@ -259,6 +267,8 @@ class Decoder:
             self.graphs.refresh()
         if self.linears is not None:
             self.linears.forget()
+        if self.recorded is not None:
+            self.recorded.clear()
 
     def join(self, dst: Branch, src: Branch, start: int, stop: int, mode: str) -> None:
         """Continue ``dst`` with tokens [start, stop) of ``src``'s context without computing them again.
@@ -301,6 +311,8 @@ class Decoder:
         """Put the layers into the model, whose own weights are given up."""
         self.linears = self._hooked.linears = linears
         linears.replace(self.model)
+        if self.recorded is not None:
+            self.recorded.clear()
         self._made_for = described(self._ends)
 
     def _set_up_graphs(self, impossible: str | None) -> None:

@@ -103,6 +103,10 @@ class HookedModel:
         with _locks_guard:
             self._lock = _locks.setdefault(model, threading.Lock())
 
+    def exclusive(self) -> AbstractContextManager[Any]:
+        """The model's lock: nobody else runs a pass within."""
+        return self._lock
+
     @contextmanager
     def patched(self, attention: str) -> Iterator[None]:
         """The model with its attention implementation set to ``attention``, in evaluation mode, without autograd."""

@@ -7,12 +7,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from asyncthink.model.weights import version
 
 _Source = tuple[int, ...] | None
 """The version of a weight when it was copied."""
+
+_watchers: list[object] = []
+
+
+@contextmanager
+def watched_ops() -> Iterator[None]:
+    """Layers call registered ops within, which something like a TorchDispatchMode sees."""
+    _watchers.append(None)
+    try:
+        yield
+    finally:
+        _watchers.pop()
+
+
+def through_ops() -> bool:
+    """Whether layers call registered ops, because torch.compile or a recorder watches. The dispatcher takes longer."""
+    return torch.compiler.is_compiling() or bool(_watchers)
 
 
 class LinearCopies(ABC):
@@ -37,13 +55,17 @@ class LinearCopies(ABC):
         self._sources: list[_Source] = [None] * len(self._modules)
 
     @abstractmethod
+    def tensors(self) -> Iterator[Tensor]:
+        """All that the forwards read besides the modules' own."""
+
+    @abstractmethod
     def _copy(self, number: int, weight: Tensor | None) -> None:
         """Make the copy of a layer; None: its weight is no plain parameter any more."""
 
     @contextmanager
     def patched(self) -> Iterator[None]:
         """The model with these layers. The caller must hold the model's lock (:class:`.hook.HookedModel`)."""
-        self._copy_changed()
+        self.copy_changed()
         replaced: list[dict[str, Any]] = []
         try:
             for module, source, forward in zip(self._modules, self._sources, self._forwards, strict=True):
@@ -56,8 +78,8 @@ class LinearCopies(ABC):
             for attributes in replaced:
                 del attributes["forward"]
 
-    def _copy_changed(self) -> None:
-        """Copy the weights that changed. A module whose weight is no plain parameter any more runs its own forward."""
+    def copy_changed(self) -> None:
+        """Copy the weights that changed, in place where their shapes are the same. A module whose weight is no plain parameter any more runs its own forward."""
         for number, module in enumerate(self._modules):  # every step runs this for every layer
             source = self._source(module)
             if source != self._sources[number]:

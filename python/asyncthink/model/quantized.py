@@ -11,7 +11,7 @@ Letters: T rows, I features in, O features out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from asyncthink.model.auto_dtype import dtype_name
 from asyncthink.model.hook import DecoderError
-from asyncthink.model.linear_copies import LinearCopies
+from asyncthink.model.linear_copies import LinearCopies, through_ops
 from asyncthink.model.weights import version
 from asyncthink_kernels.ops.quantized_linear import quantized_linear, run_quantized_linear
 from asyncthink_kernels.quantized import GROUP, QuantizedWeight, quantize
@@ -64,7 +64,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self._buffers["bias"]
-        if torch.compiler.is_compiling():
+        if through_ops():
             return quantized_linear(x, self.held, bias)
         return run_quantized_linear(x, self.held, bias)
 
@@ -142,6 +142,9 @@ class QuantizedLinears(LinearCopies):
             f"{self.weights}: {len(self.layers)} linear layers in {' and '.join(formats)} for {GROUP} weights, "
             f"{self.nbytes:,} bytes for {self.stored_nbytes:,}; lm_head {self.lm_head}; {kept}; activations in 8 bits"
         )
+
+    def tensors(self) -> Iterator[Tensor]:
+        return (tensor for layer in self.layers for tensor in layer.buffers())
 
     def _source(self, module: nn.Linear) -> tuple[int, ...] | None:
         source = super()._source(module)

@@ -1,0 +1,84 @@
+// StepProgram in Python: ops are appended by name, a run takes the plan.
+#pragma once
+
+#include "bindings/view.h"
+#include "cpu/step_program.h"
+
+namespace atk {
+
+inline void bind_step_program(py::module_& module) {
+  py::class_<StepProgram>(module, "step_program")
+      .def(py::init<>())
+      .def("norm",
+           [](StepProgram& self, const View& x, const View& weight, const View& y, float eps, int lanes) {
+             self.norm({.x = x, .y = y, .weight = weight, .eps = eps, .lanes = lanes});
+           })
+      .def("rotate",
+           [](StepProgram& self, const View& x, const View& cos, const View& sin, const View& y) {
+             self.rotate({.x = x, .y = y, .cos = cos, .sin = sin});
+           })
+      .def("gate",
+           [](StepProgram& self, const View& gate, const View& up, const View& table, const View& y) {
+             self.gate({.gate = gate, .up = up, .y = y, .table = table});
+           })
+      .def("add", [](StepProgram& self, const View& a, const View& b,
+                     const View& y) { self.add({.a = a, .b = b, .y = y}); })
+      .def("linears",
+           [](StepProgram& self, const View& x, const std::vector<std::tuple<View, OptionalView, View>>& parts) {
+             std::vector<PackedLinear> layers;
+             for (const auto& [packed, bias, out] : parts)
+               layers.push_back({.x = x, .packed = packed, .bias = bias, .out = out});
+             self.linears(std::move(layers));
+           })
+      .def("quantized_linears",
+           [](StepProgram& self, const View& x,
+              const std::vector<std::tuple<View, View, OptionalView, OptionalView, View>>& parts,
+              const View& workspace) {
+             std::vector<QuantizedLinear> layers;
+             for (const auto& [quants, scales, mins, bias, out] : parts)
+               layers.push_back(
+                   {.x = x, .quants = quants, .scales = scales, .mins = mins, .bias = bias, .out = out});
+             self.quantized_linears(std::move(layers), workspace);
+           })
+      .def("attention",
+           [](StepProgram& self, const View& q, const View& k, const View& v, const View& k_cache,
+              const View& v_cache, const View& out, const View& lse, float scale, std::optional<int64_t> window,
+              std::optional<float> softcap, const OptionalView& sinks, int64_t layer) {
+             const AttentionOptions options = {
+                 .scale = scale, .window = window.value_or(0), .softcap = softcap.value_or(0.0f), .interleaved = false};
+             self.attention(k, v,
+                            {.q = q,
+                             .k_cache = k_cache,
+                             .v_cache = v_cache,
+                             .sinks = sinks,
+                             .out = out,
+                             .lse = lse,
+                             .options = options},
+                            layer);
+           })
+      .def("__len__", &StepProgram::size)
+      .def(
+          "run",
+          [](const StepProgram& self, const View& slots, const std::vector<View>& plan, const View& workspace,
+             const std::vector<std::optional<std::tuple<View, View, bool>>>& angles) {
+            StepInputs inputs = {.slots = slots,
+                                 .items = plan.at(0),
+                                 .pages = plan.at(1),
+                                 .entries = plan.at(2),
+                                 .row_ptr = plan.at(3),
+                                 .positions = plan.at(4),
+                                 .shifts = plan.at(5),
+                                 .workspace = workspace,
+                                 .angles = {}};
+            for (const auto& one : angles)
+              inputs.angles.push_back(one ? std::optional<StepAngles>({.cos = std::get<0>(*one),
+                                                                       .sin = std::get<1>(*one),
+                                                                       .interleaved = std::get<2>(*one)})
+                                          : std::nullopt);
+            const py::gil_scoped_release unlocked;
+            self.run(inputs);
+          },
+          py::arg("slots"), py::arg("plan"), py::arg("workspace"), py::arg("angles"));
+}
+
+}  // namespace atk

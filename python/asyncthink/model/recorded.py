@@ -1,0 +1,194 @@
+"""Decode steps on a CPU without transformers' Python: :class:`RecordedSteps`.
+
+A step of a small model takes longer in Python than its weights take to be read. So a decode step is recorded when its
+sizes come a second time, and made to a program (:mod:`asyncthink.model.lowering`). The next step of these sizes runs
+both ways: only where logits, K and V are the same, **bit by bit**, does the program serve from then on. So nobody can
+tell a recorded step from one of the model itself, except by its time.
+
+Letters: T rows of a step, N rows whose logits are wanted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from asyncthink.model.attention import PagedAttention, Step
+from asyncthink.model.checks import one_line
+from asyncthink.model.hook import HookedModel
+from asyncthink.model.lowering import StepProgram
+from asyncthink.model.quantized import QuantizedLinear
+from asyncthink.model.recorder import NotRecordable, Recording, record
+from asyncthink_kernels.ops.step_program import native
+
+MAX_ROWS = 64
+"""Largest recorded step, in rows. In bigger steps Python costs little."""
+
+MAX_PROGRAMS = 64
+"""Programs kept at once; the least recently used goes first."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_OWN = (nn.Module, QuantizedLinear)
+_KNOWN = ("torch.nn.", "transformers.")  # where classes of modules come from whose Python is known not to change
+
+
+class RecordedSteps:
+    """Runs steps by programs where it can; :meth:`step` gives None where the model itself has to run.
+
+    A program reads weights where they lie. It is given up when the model changes: a module or parameter in the place of
+    another one, a hook, an attribute more or less on a module. Changes of another kind (the values of a config) need
+    :meth:`clear`, as CUDA graphs do.
+    """
+
+    def __init__(self, hooked: HookedModel, attention: PagedAttention) -> None:
+        self._hooked, self._attention = hooked, attention
+        self.reason: str | None = _unknown(hooked.model)  # why nothing is recorded
+        self._programs: OrderedDict[tuple[int, int], StepProgram] = OrderedDict()
+        self._seen: Counter[tuple[int, int]] = Counter()
+        self._recordings: dict[tuple[int, int], Recording] = {}
+        self._proven = False  # two passes of the same sizes have made the same calls
+        self._model = _State(hooked.model)
+
+    @property
+    def programs(self) -> tuple[StepProgram, ...]:
+        """Those that serve now, the latest used last."""
+        return tuple(self._programs.values())
+
+    def clear(self) -> None:
+        """Forget all programs, and record again."""
+        self._programs.clear()
+        self._seen.clear()
+        self._recordings.clear()
+        self._proven = False
+        self.reason = _unknown(self._hooked.model)
+        self._model = _State(self._hooked.model)
+
+    def takes(self, step: Step) -> bool:
+        """Whether steps of this size are recorded here."""
+        return self.reason is None and len(step.tokens) <= MAX_ROWS and native() is not None
+
+    def step(self, step: Step, rows: Tensor, run: Callable[[Step, Tensor], Tensor]) -> Tensor:
+        """Logits [N,V] of rows [N] of a step that :meth:`takes` allows; ``run`` is the model itself."""
+        if not self._model.is_same():
+            self.clear()
+            if self.reason is not None:
+                return run(step, rows)
+        key = len(step.tokens), len(rows)
+        program = self._programs.get(key)
+        if program is not None:
+            self._programs.move_to_end(key)
+            return self._replayed(program, step, rows)
+        self._seen[key] += 1
+        if self._seen[key] < 2:
+            return run(step, rows)
+        try:
+            return self._recorded(key, step, rows, run)
+        except NotRecordable as error:
+            self.reason, step.calls = str(error), 0
+            return run(step, rows)
+
+    def _recorded(
+        self, key: tuple[int, int], step: Step, rows: Tensor, run: Callable[[Step, Tensor], Tensor]
+    ) -> Tensor:
+        """A step by the model itself, which is recorded, or compared with the program of its recording."""
+        before = self._recordings.pop(key, None)
+        if before is None or not self._proven:
+            logits, recording = record(self._hooked, step, rows, _tensors(self._hooked, self._attention))
+            if before is not None and not recording.same_as(before):
+                raise NotRecordable("two passes of the same sizes made different calls")
+            self._proven = self._proven or before is not None
+            self._recordings[key] = recording
+            return logits
+        logits = run(step, rows)
+        if not logits.isfinite().all():  # a later step decides
+            self._recordings[key] = before
+            return logits
+        with torch.inference_mode():
+            places = [(place.k_cache, place.v_cache) for place in self._attention.places.values()]
+            try:
+                program = StepProgram(before, places)
+            except (RuntimeError, ValueError) as error:
+                raise NotRecordable(f"its program cannot be made: {one_line(error)}") from error
+            written = self._written(step)
+            got = self._replayed(program, step, rows)
+            same = [torch.equal(*pair) for pair in zip((got, *self._written(step)), (logits, *written), strict=True)]
+        if not all(same):
+            raise NotRecordable("its program gives other bits than the model itself")
+        self._programs[key] = program
+        if len(self._programs) > MAX_PROGRAMS:
+            self._programs.popitem(last=False)
+        return logits
+
+    def _replayed(self, program: StepProgram, step: Step, rows: Tensor) -> Tensor:
+        hooked = self._hooked
+        inputs = {"input_ids": step.tokens[None], "position_ids": step.positions[None] + hooked.first_position}
+        if hooked.keeps_logits:
+            inputs["logits_to_keep"] = rows
+        with hooked.exclusive(), torch.inference_mode():
+            if hooked.linears is not None:
+                hooked.linears.copy_changed()  # type: ignore[attr-defined]
+            logits = program.run(step, **inputs)
+            return logits.clone() if hooked.keeps_logits else logits[rows]
+
+    def _written(self, step: Step) -> list[Tensor]:
+        """K and V of the step's tokens, in all layers."""
+        slots = step.plan.slots
+        pages, offsets = slots // self._attention.storage.page_size, slots % self._attention.storage.page_size
+        return [cache[pages, offsets] for place in self._attention.places.values() for cache in place[1:]]
+
+
+class _State:
+    """What a program takes for granted of a model, so that a change is noticed: a few microseconds a step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        tables: Any = [getattr(module, name) for module in modules for name in ("_modules", "_parameters", "_buffers")]
+        self._tables: list[dict[str, Any]] = tables
+        self._attributes = [module.__dict__ for module in modules]
+        self._hooks: list[dict[Any, Any]] = [getattr(module, name) for module in modules for name in _HOOKS]
+        self._hooks += [getattr(torch_module, f"_global{name}") for name in _HOOKS]
+        self._held = list(_values(self._tables))
+        self._weights = [each for each in self._held if isinstance(each, Tensor)]
+        self._where = [weight.data_ptr() for weight in self._weights]
+        self._sizes = [list(map(len, dicts)) for dicts in (self._tables, self._attributes)]
+
+    def is_same(self) -> bool:
+        """Whether modules, parameters, attributes and hooks are those that were, where they were."""
+        return (
+            not any(self._hooks)
+            and [list(map(len, dicts)) for dicts in (self._tables, self._attributes)] == self._sizes
+            and all(map(operator.is_, _values(self._tables), self._held))
+            and [weight.data_ptr() for weight in self._weights] == self._where
+        )
+
+
+def _values(tables: list[dict[str, Any]]) -> Iterator[Any]:
+    return itertools.chain.from_iterable(map(dict.values, tables))
+
+
+def _unknown(model: nn.Module) -> str | None:
+    """Why the model's Python may do something else from step to step; None where it may not."""
+    for name, module in model.named_modules():
+        kind = type(module)
+        if not (f"{kind.__module__}.".startswith(_KNOWN) or kind in _OWN):
+            return f"{name or 'the model'} is a {kind.__module__}.{kind.__qualname__}"
+        if any(getattr(module, hooks) for hooks in _HOOKS):
+            return f"{name or 'the model'} has hooks"
+        if "forward" in module.__dict__:
+            return f"{name or 'the model'} has a forward of its own"
+    return None
+
+
+def _tensors(hooked: HookedModel, attention: PagedAttention) -> Iterator[Tensor]:
+    """What a pass may read besides its tokens and positions."""
+    for module in hooked.model.modules():
+        yield from filter(None.__ne__, itertools.chain(module._parameters.values(), module._buffers.values()))  # type: ignore[misc]
+    if hooked.linears is not None:
+        yield from hooked.linears.tensors()  # type: ignore[attr-defined]

@@ -1,0 +1,196 @@
+"""One forward pass as a list of calls of torch's ops and ours: :func:`record`.
+
+What a transformers model does in Python depends on its configuration and on the sizes of a step, not on numbers. So a
+pass of the same sizes is the same list of calls on other numbers; calls that depend on numbers (``nonzero``, ``item``)
+are refused, and so are calls that write into tensors.
+
+Letters: T rows of a step, N rows whose logits are wanted, Hq query heads, H kv heads, D and Dv head dims, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from asyncthink.model.attention import Step
+from asyncthink.model.hook import HookedModel
+from asyncthink.model.linear_copies import watched_ops
+
+ATTENTION = "attention"
+"""Stands for append_kv and tree_attention of a layer: (q, k, v, layer) and the options of the layer -> out."""
+
+_REFUSED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
+_SMALL = 64  # numbers of a tensor that a pass makes from Python
+
+
+class NotRecordable(RuntimeError):
+    """The pass cannot be recorded; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """A tensor of the pass, by its number."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: ``op`` is torch's, or a name of ours. Tensors in ``args`` and ``kwargs`` are registers."""
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outs: tuple[Register, ...]
+    view: bool = False  # the output lies in memory of an argument
+
+    @property
+    def registers(self) -> list[Register]:
+        """Those that it reads."""
+        return registers_in((self.args, dict(self.kwargs)))
+
+
+@dataclass
+class Recording:
+    """The calls of a pass, what each register was like, and which registers are what."""
+
+    calls: list[Call] = field(default_factory=list)
+    samples: list[Tensor] = field(default_factory=list)  # by number
+    constants: dict[Register, Tensor] = field(default_factory=dict)
+    inputs: dict[str, Register] = field(default_factory=dict)
+    logits: Register = Register(-1)
+
+    def same_as(self, other: Recording) -> bool:
+        """Whether another pass of the same sizes made the same calls."""
+        mine, theirs = self.constants, other.constants
+        return (
+            self.calls == other.calls
+            and (self.inputs, self.logits) == (other.inputs, other.logits)
+            and mine.keys() == theirs.keys()
+            and all(mine[key] is theirs[key] or torch.equal(mine[key], theirs[key]) for key in mine)
+        )
+
+
+def registers_in(tree: Any) -> list[Register]:
+    """The registers in nested lists, tuples and dicts."""
+    if isinstance(tree, Register):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, (list, tuple)):
+        return []
+    return [register for branch in tree for register in registers_in(branch)]
+
+
+def record(hooked: HookedModel, step: Step, rows: Tensor, known: Iterable[Tensor]) -> tuple[Tensor, Recording]:
+    """Run ``step`` as ever -> (logits [N,V] of rows [N], the recording). ``known`` tensors may be read.
+
+    NotRecordable with nothing lost: the step may be run again.
+    """
+    recorder = _Recorder(step, known)
+    hooked.compiled = recorder.run
+    recorder.model = hooked.model
+    try:
+        logits = hooked.run(recorder, step.tokens, step.positions, rows)  # type: ignore[arg-type]
+    finally:
+        hooked.compiled = None
+    return logits, recorder.recording
+
+
+def _by_number(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an index names rows by their numbers: a mask would give as many rows as it has ones."""
+    if func is not torch.ops.aten.index.Tensor:
+        return False
+    return all(index.dtype in (torch.int64, torch.int32) for index in args[1] if index is not None)
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the calls of a pass, and takes its attention calls."""
+
+    model: nn.Module
+
+    def __init__(self, step: Step, known: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recording = Recording()
+        self._step = step
+        self._known = {id(tensor): tensor for tensor in known}
+        self._registers: dict[int, Register] = {}
+        self._ours = False
+
+    def run(self, receiver: Any, **keywords: Any) -> Any:
+        """The model's forward pass, recorded."""
+        for name in ("input_ids", "position_ids", "logits_to_keep"):
+            if name in keywords:
+                self.recording.inputs[name] = self._new(keywords[name])
+        with watched_ops(), self:
+            output = self.model(**keywords)
+        self.recording.logits = self._read(output.logits)
+        return output
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, given: dict[str, Any]
+    ) -> Tensor:
+        """As :meth:`asyncthink.model.attention.Step.attend`."""
+        tensors = tuple(map(self._read, (query, key, value)))
+        options = {name: given.get(name) for name in ("scaling", "sliding_window", "softcap", "s_aux")}
+        layer = self._step.attention.places[module].layer
+        self._ours = True
+        try:
+            out = self._step.attend(module, query, key, value, mask, given)
+        finally:
+            self._ours = False
+        options = tree_map_only(Tensor, self._read, options)
+        self._note(ATTENTION, (*tensors, layer), options, (out,), view=False)
+        return out
+
+    @property
+    def calls(self) -> int:
+        """Attention calls so far."""
+        return self._step.calls
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._ours:
+            return func(*args, **kwargs)
+        if func._schema.is_mutable:
+            raise NotRecordable(f"{func} writes into a tensor")
+        if _REFUSED & set(func.tags) and not _by_number(func, args):
+            raise NotRecordable(f"what {func} gives depends on numbers")
+        read_args, read_kwargs = tree_map_only(Tensor, self._read, (tuple(args), dict(kwargs)))
+        result = func(*args, **kwargs)
+        outs = result if isinstance(result, (tuple, list)) else (result,)
+        if not all(isinstance(out, Tensor) for out in outs):
+            raise NotRecordable(f"{func} gives no tensor")
+        given = [self.recording.samples[register.number] for register in registers_in((read_args, read_kwargs))]
+        if len(outs) == 1 and any(outs[0] is tensor for tensor in given):
+            return result  # nothing was done
+        memory = {tensor.untyped_storage().data_ptr() for tensor in given}
+        shared = [out.untyped_storage().data_ptr() in memory for out in outs if out.numel()]
+        if any(shared) and not all(shared):
+            raise NotRecordable(f"{func} gives a view and a copy")
+        self._note(func, read_args, read_kwargs, outs, view=any(shared))
+        return result
+
+    def _note(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outs: Any, view: bool) -> None:
+        self.recording.calls.append(Call(op, args, kwargs, tuple(map(self._new, outs)), view))
+
+    def _new(self, tensor: Tensor) -> Register:
+        register = Register(len(self.recording.samples))
+        self.recording.samples.append(tensor)  # it lives as long as its id is looked up
+        self._registers[id(tensor)] = register
+        return register
+
+    def _read(self, tensor: Tensor) -> Register:
+        register = self._registers.get(id(tensor))
+        if register is None:
+            if id(tensor) not in self._known and tensor.numel() > _SMALL:
+                raise NotRecordable(f"a tensor {list(tensor.shape)} comes from elsewhere than the model")
+            register = self._new(tensor)
+            self.recording.constants[register] = tensor
+        return register
