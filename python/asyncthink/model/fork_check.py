@@ -14,7 +14,7 @@ from asyncthink.model.hook import DecoderError, HookedModel
 from asyncthink.model.layers import Layers
 from asyncthink_kernels.cache import Branch, KVStorage, TreeCache
 
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 8e-2}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 8e-2}
 _SHARED, _AHEAD, _LENGTH = 3, 5, 7  # the child shares 3 tokens with a parent of 5; both end with 7 tokens
 
 
@@ -45,7 +45,7 @@ def check_packed_fork(hooked: HookedModel, layers: Layers, kind: str, page_size:
         raise DecoderError(f"{kind} gives logits that are not finite when it is called with token ids alone")
     expected = torch.cat([alone[0], alone[1][_SHARED:]])
     errors = (got - expected).norm(dim=-1) / expected.norm(dim=-1)
-    limit = _TOLERANCE[layers.dtype]
+    limit = TOLERANCE[layers.dtype]
     if layers.dtype.itemsize == 2:
         difference = (alone[0][-1] - alone[1][-1]).norm() / alone[0][-1].norm()
         limit = max(limit, 0.5 * difference.item())
