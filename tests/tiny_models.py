@@ -153,12 +153,12 @@ def joined_branches(decoder: Decoder, trunk: Tensor, own: Tensor, worker: Tensor
     return root, child
 
 
-def organizer() -> tuple[nn.Module, Any]:
+def organizer(layers: int = 3) -> tuple[nn.Module, Any]:
     """A model that often organizes, because each tag makes a plausible next token likely, and its tokenizer."""
     tok = tokenizer(*TAGS)
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=len(tok), hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        vocab_size=len(tok), hidden_size=48, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, max_position_embeddings=1024, tie_word_embeddings=False,
         eos_token_id=tok.eos_token_id,
     )  # fmt: skip

@@ -69,6 +69,7 @@ def test_names_of_variants_differ(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "names of variants must differ, got a more than once\n")
 
 
+@pytest.mark.slow
 def test_all_faults_are_named(tmp_path: Path) -> None:
     """A spill, too much shared memory, an error and a crash of the compiler in one run; what compiles is listed."""
     (tmp_path / "toys.py").write_text(FAULTY)

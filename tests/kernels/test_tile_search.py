@@ -45,8 +45,8 @@ def random_counts(num_items: int, most: int, seed: int) -> list[int]:
         ([40, 0, 1, 7], 7, 16),
         ([3] * 256, 1, 64),
         ([1, 0] * 128 + [9], 8, 16),
-        (random_counts(300, 12, 1), 4, 16),
         (random_counts(70, 40, 2), 16, 32),
+        pytest.param(random_counts(300, 12, 1), 4, 16, marks=pytest.mark.slow),
     ],
     ids=lambda value: f"{len(value)} items" if isinstance(value, list) else None,
 )

@@ -66,7 +66,7 @@ def test_only_adapters_learn_and_they_are_float32() -> None:
     assert {each.dtype for name, each in loaded.model.named_parameters() if name not in learned} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("join", ["exact", "append"])
+@pytest.mark.parametrize("join", [pytest.param("exact", marks=pytest.mark.slow), "append"])
 def test_the_sampler_decodes_with_the_live_adapters(join: Any) -> None:
     """Its log-probabilities are the trainer's, and follow the adapters when they change where they lie."""
     loaded = awake(ADAPTED)

@@ -38,8 +38,6 @@ def files(folder: Path) -> dict[str, Any]:
             }
             continue
         if path.suffix == ".safetensors":
-            if path.name != ".metadata":
-                continue
             found |= {f"{name}:{key}": tensor for key, tensor in load_file(path).items()}
         elif path.suffix in (".json", ".jsonl") and path.name != "tokenizer.json":
             lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
@@ -49,7 +47,7 @@ def files(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("stride", [20, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [40, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("kind", "reports"), [("sft", [1, 2, 2, 3, 3]), ("grpo", [1, 2, 3])])
 def test_killed_at_any_change_and_resumed_is_bitwise_the_same(
     tmp_path: Path, kind: str, reports: list[int], stride: int
@@ -58,7 +56,7 @@ def test_killed_at_any_change_and_resumed_is_bitwise_the_same(
     done = subprocess.run([sys.executable, script, tmp_path, kind, str(stride)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kills = json.loads(done.stdout.splitlines()[-1])
-    assert len(kills) > 75 // stride
+    assert len(kills) > 75 // stride > 0
     whole = files(tmp_path / "whole")
     assert [folder.name for folder in checkpoints(tmp_path / "whole/run")] == ["step-000002", "step-000003"]
     assert [line["step"] for line in whole["run/metrics.jsonl"]] == reports
