@@ -44,7 +44,8 @@ def alone(model: nn.Module, tokens: Tensor) -> Tensor:
 def largest_difference(decoder: Decoder) -> float:
     """Largest relative difference from the model's own logits: an organizer, a worker, its worker, another episode."""
     model, cache = decoder.model, decoder.cache
-    decoder.storage.poison()
+    if hasattr(decoder.storage, "poison"):
+        decoder.storage.poison()
     trunk, own, worker, below = (context(model, count, seed) for seed, count in enumerate((24, 8, 12, 6)))
     root, other = cache.root(), cache.root()
     (first,) = feed(decoder, (root, trunk[:11]))

@@ -10,7 +10,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -104,10 +104,14 @@ class HookedModel:
             self._lock = _locks.setdefault(model, threading.Lock())
 
     @contextmanager
-    def patched(self, attention: str) -> Iterator[None]:
-        """The model with its attention implementation set to ``attention``, in evaluation mode, without autograd."""
+    def patched(self, attention: str | None) -> Iterator[None]:
+        """The model with its attention implementation set to ``attention``, in evaluation mode, without autograd.
+
+        None: the attention that the caller has set.
+        """
         device = next(self.model.parameters()).device
-        with self._lock, torch.inference_mode(), _torch_defaults(device), patched(self.configs, attention):
+        chosen = nullcontext() if attention is None else patched(self.configs, attention)
+        with self._lock, torch.inference_mode(), _torch_defaults(device), chosen:
             training = [module for module in self.model.modules() if module.training] if self.model.training else ()
             try:
                 for module in training:
@@ -117,7 +121,7 @@ class HookedModel:
                 for module in training:
                     module.training = True
 
-    def call(self, tokens: Tensor, attention: str, receiver: Receiver | None = None) -> Tensor:
+    def call(self, tokens: Tensor, attention: str | None, receiver: Receiver | None = None) -> Tensor:
         """The model called with token ids alone, as its users call it: tokens [T] -> logits [T,V]."""
         with self.patched(attention), _receiving(receiver):
             output = self.model(input_ids=tokens[None])
