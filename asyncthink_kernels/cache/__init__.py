@@ -4,6 +4,8 @@ from .branch import Branch, Segment
 from .buffers import Capacity, PlanBuffers
 from .pages import OutOfPages, PagePool
 from .plan import StepPlan
+from .stateful import RowPass, StatefulCache, StatefulPlan
+from .states import OutOfStates
 from .storage import Group, KVStorage, LayerShape
 from .tree import CacheStats, Scatter, TreeCache
 
@@ -15,10 +17,14 @@ __all__ = [
     "KVStorage",
     "LayerShape",
     "OutOfPages",
+    "OutOfStates",
     "PagePool",
     "PlanBuffers",
+    "RowPass",
     "Scatter",
     "Segment",
+    "StatefulCache",
+    "StatefulPlan",
     "StepPlan",
     "TreeCache",
 ]

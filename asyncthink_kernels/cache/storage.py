@@ -45,7 +45,7 @@ class KVStorage:
         >>> storage.k(2).shape, storage.bytes_per_token
         (torch.Size([4, 16, 2, 8]), 384)
 
-    Raises ValueError on empty or non-positive sizes or an unsupported dtype, MemoryError where it does not fit.
+    Without layers it holds nothing. Raises ValueError on non-positive sizes or an unsupported dtype, MemoryError where it does not fit.
     """
 
     def __init__(
@@ -60,20 +60,21 @@ class KVStorage:
         self.page_size = require_at_least("page_size", page_size, 1)
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {dtype}")
-        if not layers:
-            raise ValueError("layers: expected at least one LayerShape, got none")
         for index, shape in enumerate(layers):
             for name in ("kv_heads", "head_dim", "v_head_dim"):
                 require_at_least(f"layers[{index}].{name}", getattr(shape, name), 1)
         self.layers = tuple(layers)
         self.dtype = dtype
         self.bytes_per_token = sum(s.kv_heads * (s.head_dim + s.v_head_dim) for s in layers) * dtype.itemsize
-        self.groups = self._carve(torch.device(device))
+        self.device = torch.device(device)
+        self.groups = self._carve(self.device)
         self._place = {layer: (g, i) for g in self.groups for i, layer in enumerate(g.layers)}
 
     def _carve(self, device: torch.device) -> tuple[Group, ...]:
         """The tensors of each group."""
         members: dict[LayerShape, list[int]] = {}
+        if not self.layers:  # all layers of the model are recurrent
+            return ()
         for layer, shape in enumerate(self.layers):
             members.setdefault(shape, []).append(layer)
         counts = {

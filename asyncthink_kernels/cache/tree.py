@@ -5,7 +5,8 @@ Letters: N tokens of a span.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -41,6 +42,8 @@ class CacheStats:
     plans_built: int = 0
     plans_advanced: int = 0  # updated in place
     peak_pages: int = 0
+    states_copied: int = 0  # recurrent states, by forks that went on (:class:`.stateful.StatefulCache`)
+    passes: int = 0  # forward passes that the plans of a cache with recurrent states need
 
 
 class TreeCache:
@@ -217,6 +220,41 @@ class TreeCache:
         span = cut(src.segments, start, stop)
         if len(span) != 1 or span[0].shift or span[0].start % self.page_size:
             raise ValueError(f"span: expected [{start}, {stop}) in one node from the start of a page, got {span}")
+
+    def forkable(self, branch: Branch, at: int) -> int:
+        """The most of the first `at` tokens of `branch` that a fork which goes on can begin with: all of them here."""
+        self._require_live("branch", branch)
+        return at
+
+    def snapshot(self, branch: Branch) -> None:
+        """Keep what a later fork at the present end of `branch` needs: nothing here."""
+
+    def park(self, branch: Branch) -> None:
+        """The branch rests. Nothing changes here."""
+
+    def restore(self, branch: Branch) -> bool:
+        """Whether the branch can go on after a rest: always, here."""
+        return True
+
+    def room_before_mark(self, branch: Branch, count: int, marks: Collection[int] = ()) -> int:
+        """How many of the next `count` tokens a step may take, if it should end at marks: all of them here."""
+        return count
+
+    def at_mark(self, branch: Branch, marks: Collection[int] = ()) -> bool:
+        """Whether a snapshot is wanted where the branch ends: never, here."""
+        return False
+
+    @property
+    def free_states(self) -> int:
+        """How many more branches can have a recurrent state; without such states any number."""
+        return sys.maxsize
+
+    def fits(self, work: Sequence[tuple[Branch, int]]) -> bool:
+        """Whether `plan(work)` finds what it needs now. ValueError as in `plan`, if it has to look closely."""
+        # A branch needs at most the pages that its new tokens fill by themselves. Usually this bound suffices.
+        if sum(-(-count // self.page_size) for _, count in work) <= self.free_pages:
+            return True
+        return self.pages_needed(work) <= self.free_pages
 
     def pages_needed(self, work: Sequence[tuple[Branch, int]]) -> int:
         """How many free pages `plan(work)` takes. ValueError as in `plan`."""

@@ -63,7 +63,8 @@ _TYPES = ["linear_attention", "full_attention"] * 2
 _HEADS_ALIKE = {"num_key_value_heads": 4}
 _NOTE = {**_HEADS_ALIKE, "head_dim": 32, "per_layer_config": None}
 _INDEXED = {
-    "linear_num_key_heads": 2, "linear_num_value_heads": 2, "indexer_n_heads": 32, "ngram_vocab_size_base": 100, "split_ngram_parts": 2,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 2, "indexer_n_heads": 32,
+    "ngram_vocab_size_base": 100, "split_ngram_parts": 2,
     "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
     "indexer_compress_ratio": 2,
 }  # fmt: skip
@@ -99,6 +100,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 16},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": {**_HEADS_ALIKE, "layer_types": _TYPES},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "longcat_flash": _HEADS_ALIKE,
     "mamba2": {"num_heads": 8},
@@ -112,8 +114,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
     "xlstm": {"qk_dim_factor": 1.0},
     "youtu": _HEADS_ALIKE,
-    "zamba": {"num_hidden_layers": 4, "attention_hidden_size": 128, "attention_head_dim": 32, "layers_block_type": ["linear_attention", "hybrid"] * 2},
-    "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32, "layers_block_type": ["mamba", "hybrid"] * 2},
+    "zamba": {
+        "num_hidden_layers": 4, "attention_hidden_size": 128, "attention_head_dim": 32, **_HEADS_ALIKE,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+    },
+    "zamba2": {
+        "attention_hidden_size": 128, "attention_head_dim": 32, **_HEADS_ALIKE,
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+    },
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 

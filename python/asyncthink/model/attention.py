@@ -48,17 +48,20 @@ class PagedAttention:
     def __init__(self, modules: Sequence[nn.Module], storage: KVStorage, rotaries: Sequence[Rotary] | None) -> None:
         self.storage = storage
         self.rotaries = None if rotaries is None else tuple(rotaries)
-        self.places = {
-            module: _Place(layer, storage.k(layer), storage.v(layer)) for layer, module in enumerate(modules)
-        }
-        self.device = storage.groups[0].k.device
+        self.layers = tuple(_Place(layer, storage.k(layer), storage.v(layer)) for layer in range(len(modules)))
+        self._places = dict(zip(modules, self.layers, strict=True))
+        self.device = storage.device
         self.accumulate_dtype = torch.float64 if storage.dtype == torch.float64 else torch.float32
         self._runs = [] if rotaries is None else [run for group in storage.groups for run in _runs(group, rotaries)]
         self._shift_tables = self.shift_tables()
 
+    def place(self, module: nn.Module, call: int) -> _Place:
+        """Where the layer that makes this call of a pass keeps K and V. Layers may share a module (zamba)."""
+        return self._places[module] if len(self._places) == len(self.layers) else self.layers[call]
+
     def shift_tables(self) -> ShiftTables:
         """New tables for shifted positions, for all layers; a captured step has its own."""
-        return ShiftTables(self.rotaries, len(self.places), dtype=self.accumulate_dtype, device=self.device)
+        return ShiftTables(self.rotaries, len(self.layers), dtype=self.accumulate_dtype, device=self.device)
 
     def step(self, plan: StepPlan, tokens: Tensor) -> Step:
         """The receiver of one forward pass of tokens [T] over ``plan``, which go to the device in one copy."""
@@ -123,10 +126,11 @@ class Step:
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, given: dict[str, Any]
     ) -> Tensor:
-        """query [1,Hq,T,D], key [1,H,T,D], value [1,H,T,Dv] -> [1,T,Hq,Dv]."""
-        layer, k_cache, v_cache = self.attention.places[module]
+        """query [B,Hq,n,D], key [B,H,n,D], value [B,H,n,Dv] -> [B,n,Hq,Dv], where B times n are the T rows."""
+        layer, k_cache, v_cache = self.attention.place(module, self.calls)
         sinks = given.get("s_aux")
-        q, k, v = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+        B, _, n, _ = query.shape
+        q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
         options: dict[str, Any] = {name: given.get(key) for name, key in _OPTIONS.items()}
         append_kv(k, v, k_cache, v_cache, self.plan.slots)
         flash = None if torch.compiler.is_compiling() else self._flash(q, v, sinks)
@@ -136,7 +140,7 @@ class Step:
             sinks = None if sinks is None else sinks.to(self.attention.accumulate_dtype)
             out = tree_attention(q, k_cache, v_cache, self.plan, **options, sinks=sinks, **self.rotations[layer])
         self.calls += 1
-        return out[None]
+        return out.unflatten(0, (B, n))
 
     def _flash(self, q: Tensor, v: Tensor, sinks: Tensor | None) -> Callable[..., Tensor] | None:
         """flash-attn for a layer of this step, where it can compute it."""

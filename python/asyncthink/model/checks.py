@@ -14,17 +14,22 @@ from transformers import PreTrainedConfig
 from asyncthink.model.hook import DecoderError
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
+_STATE_TYPES = ("linear_attention", "conv", "hybrid", "hybrid_sliding", "moe", "mlp")
 _STRIDE = 5  # between the token ids of a check
 
 
-def check_kind(model: nn.Module) -> str:
-    """The model's type name; DecoderError unless it is a decoder whose layers are full or sliding attention."""
+def check_kind(model: nn.Module, *, states: bool = False) -> str:
+    """The model's type name; DecoderError unless it is a decoder whose layers are full or sliding attention.
+
+    With ``states`` they may be recurrent too, if transformers' cache keeps their states.
+    """
     kind = check_servable(model)
-    if getattr(model, "_is_stateful", False):
-        raise DecoderError(f"{kind} has recurrent layers, which would mix the branches packed into one step")
+    if getattr(model, "_is_stateful", False) and not states:
+        raise DecoderError(f"{kind} has recurrent layers whose states do not go through transformers' cache")
     text = text_config(model)
     types = getattr(text, "layer_types", None) or ()
-    wrong = sorted({str(layer_type) for layer_type in types if layer_type not in _LAYER_TYPES})
+    known = _LAYER_TYPES + _STATE_TYPES if states else _LAYER_TYPES
+    wrong = sorted({str(layer_type) for layer_type in types if layer_type not in known})
     if wrong:
         raise DecoderError(f"{kind} has layers that are neither full nor sliding attention: {', '.join(wrong)}")
     return kind

@@ -61,7 +61,8 @@ def load_decoder(
 ) -> BranchDecoder:
     """:func:`decoder_for` the model at a local folder, in a GGUF file, or at a hub id.
 
-    Other arguments are those of :meth:`asyncthink.Decoder.load`. DecoderError, one line, also for a path without a model, and weights that are missing or broken.
+    Other arguments are those of :meth:`asyncthink.Decoder.load`. DecoderError, one line, also for a path without a
+    model, and weights that are missing or broken.
     """
     check_choice(weights, lm_head)
     network = load_network(path, revision=revision, device=device, dtype=dtype, progress=progress)

@@ -23,16 +23,18 @@ from asyncthink.model.files import Network, load_network
 from asyncthink.model.fork_check import check_packed_fork
 from asyncthink.model.gate import Gate
 from asyncthink.model.hook import DecoderError, HookedModel
-from asyncthink.model.joins import CACHE_JOINS, JOIN_MODES, find_movable_keys
-from asyncthink.model.layers import record_layers
+from asyncthink.model.joins import CACHE_JOINS, JOIN_MODES, find_movable_keys, only_exact
+from asyncthink.model.layers import record_layers, record_rows
 from asyncthink.model.linear import packed_linears
 from asyncthink.model.linear_copies import LinearCopies
-from asyncthink.model.memory import chunk_for, num_pages_for
+from asyncthink.model.memory import chunk_for, num_pages_for, num_states_for
 from asyncthink.model.quantized import QuantizedLinears, check_choice, refuse
-from asyncthink.model.rotary import length_dependent
+from asyncthink.model.recurrent import StateLayout, StateStorage, has_states
+from asyncthink.model.rotary import Rotary, length_dependent
+from asyncthink.model.row_passes import RowPasses, check_row_fork
 from asyncthink.model.step_checks import StepChecks
 from asyncthink.model.weights import described, version
-from asyncthink_kernels.cache import Branch, KVStorage, StepPlan, TreeCache
+from asyncthink_kernels.cache import Branch, KVStorage, StatefulCache, StatefulPlan, StepPlan, TreeCache
 
 __all__ = ["Decoder", "DecoderError"]
 
@@ -51,6 +53,8 @@ class Decoder:
     Attributes:
         cache: the :class:`TreeCache` that makes branches and plans.
         storage: the K and V of all its pages.
+        states: the recurrent states of its branches (:class:`.recurrent.StateStorage`), where the model has such
+            layers: then a step is one row an agent, one pass for all agents with as many new tokens; None: it has none.
         join_modes: what :meth:`join` supports, and ``"exact"``, which every model supports.
         unavailable: why a feature is off: for each join mode not in ``join_modes``; ``"graphs"``: decode steps were to
             be captured and cannot be; ``"pack"``: linear layers run on their own weights.
@@ -65,6 +69,8 @@ class Decoder:
         page_size: tokens of a page.
         num_pages, memory_bytes: size of the cache, by either; default: 65,536 tokens, or a quarter of the free memory
             if that is less.
+        num_states: recurrent states that the cache holds, one for each running agent, and snapshots; default: an eighth
+            of the free memory, at most 256. Ignored for a model without such layers.
         chunk: tokens of a node in one attention item; default 512, on a GPU by the heads of the model
             (:func:`asyncthink_kernels.tuning.chunk_tokens`).
         progress: called with a short phrase before each part of the building, which may take seconds.
@@ -94,6 +100,8 @@ class Decoder:
 
     graphs: StepGraphs | None = None
     max_length: int | None = None
+    states: StateStorage | None = None
+    cache: TreeCache
     _refreshes = 0
     why_device: str = "where the live model is"
     why_dtype: str | None = None
@@ -105,6 +113,7 @@ class Decoder:
         page_size: int = 16,
         num_pages: int | None = None,
         memory_bytes: int | None = None,
+        num_states: int | None = None,
         chunk: int | None = None,
         graphs: bool | None = None,
         compile: bool | str = False,
@@ -120,13 +129,21 @@ class Decoder:
         model = getattr(model, "_orig_mod", model)
         TreeCache(1, page_size, chunk or page_size)  # raises on invalid sizes before the model is run
         say("checking the model")
-        kind = check_kind(model)
+        stateful = has_states(model)
+        kind = check_kind(model, states=stateful)
+        if compile and stateful:
+            raise DecoderError(f"{kind} has recurrent layers, whose steps cannot run through torch.compile")
         self._hooked = HookedModel(model)
         self.device = next(model.parameters()).device
         changing = length_dependent(model)
-        layers = record_layers(self._hooked, kind, changes_at=None if changing is None else changing[1])
+        changes_at = None if changing is None else changing[1]
+        layout = StateLayout(self._hooked, kind) if stateful else None
+        if layout is None:
+            layers = record_layers(self._hooked, kind, changes_at=changes_at)
+        else:
+            layers = record_rows(self._hooked, kind, layout.attention_layers, changes_at=changes_at)
         self.max_length = layers.max_length
-        self._ends = layers.calls[0].module, layers.calls[-1].module
+        self._ends = model.get_input_embeddings(), model.get_output_embeddings()
         self._made_for = described(self._ends)
         if weights is not None:
             refuse(model, f"weights={weights!r}")  # before more is computed
@@ -135,9 +152,13 @@ class Decoder:
         self.linears, unpacked = packed_linears(model, pack if weights is None else False)
         self._hooked.linears = self.linears
         say("comparing with the model's own logits")
-        check_packed_fork(self._hooked, layers, kind, page_size)
-
-        rotaries, self.unavailable = find_movable_keys(model, kind, layers, changing)
+        rotaries: tuple[Rotary, ...] | None
+        if layout is None:
+            check_packed_fork(self._hooked, layers, kind, page_size)
+            rotaries, self.unavailable = find_movable_keys(model, kind, layers, changing)
+        else:
+            by_token = check_row_fork(self._hooked, layers, layout, kind, page_size)
+            rotaries, self.unavailable = None, only_exact(kind)
         self.join_modes = tuple(mode for mode in JOIN_MODES if mode not in self.unavailable)
 
         if weights is not None:  # last, because the checks compare with the weights as they are
@@ -146,9 +167,16 @@ class Decoder:
         say("reserving the cache")
         token_bytes = sum(s.kv_heads * (s.head_dim + s.v_head_dim) for s in layers.shapes) * layers.dtype.itemsize
         num_pages = num_pages_for(num_pages, memory_bytes, page_size, token_bytes, self.device)
-        self.cache = TreeCache(num_pages, page_size, chunk or chunk_for(model, layers, page_size, self.device))
         self.storage = KVStorage(layers.shapes, num_pages, page_size, layers.dtype, self.device)
         self._attention = PagedAttention([call.module for call in layers.calls], self.storage, rotaries)
+        chunk = chunk or chunk_for(model, layers, page_size, self.device)
+        if layout is None:
+            self.cache = TreeCache(num_pages, page_size, chunk)
+        else:
+            num_states = num_states_for(num_states, layout.bytes_per_state, self.device)
+            self.cache = StatefulCache(num_pages, page_size, chunk, num_states=num_states, by_token=by_token)
+            self.states = StateStorage(layout, num_states, self.device)
+            self._rows = RowPasses(self._hooked, self._attention, self.states)
         if self.linears is None and pack is None:
             self.unavailable["pack"] = unpacked
         padding = padding_token(model) if self._hooked.first_position else None
@@ -157,7 +185,8 @@ class Decoder:
         if compile:
             self._hooked.compiled = CompiledModel(model, "inductor" if compile is True else compile)
         if graphs or (graphs is None and self.device.type == "cuda"):
-            self._set_up_graphs(None if changing is None else f"its {changing[0]} RoPE depends on the positions")
+            impossible = None if changing is None else f"its {changing[0]} RoPE depends on the positions"
+            self._set_up_graphs(impossible if layout is None else "it has recurrent layers")
 
     @classmethod
     def load(
@@ -239,7 +268,7 @@ class Decoder:
         """Whether steps run through torch.compile."""
         return self._hooked.compiled is not None
 
-    def forward(self, tokens: Tensor, plan: StepPlan, logits_rows: list[int] | Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, plan: StepPlan | StatefulPlan, logits_rows: list[int] | Tensor) -> Tensor:
         """One step: tokens [T] int64 in the order of the plan's rows -> logits [N,V] of ``logits_rows`` [N].
 
         Logits are in the model's dtype: writing a wider copy would take longer than drawing the tokens. K and V of the
@@ -250,6 +279,11 @@ class Decoder:
         rows = rows.to(torch.int64)  # an empty list becomes a float tensor
         self._check_weights()
         self._checks.check(tokens, plan, rows)
+        if isinstance(plan, StatefulPlan):
+            assert isinstance(self.cache, StatefulCache)
+            logits = self._rows.forward(tokens, plan, rows)
+            self.cache.commit(plan)
+            return logits
         if self.graphs is not None and self.graphs.takes(plan, rows):
             try:
                 return self.graphs.step(plan, tokens)
@@ -327,9 +361,9 @@ class Decoder:
     def _pass(self, step: Step, rows: Tensor) -> Tensor:
         """One forward pass -> logits [N,V] of rows [N]."""
         logits = self._hooked.run(step, step.tokens, step.positions, rows)
-        if step.calls != len(self._attention.places):
+        if step.calls != len(self._attention.layers):
             raise RuntimeError(
-                f"expected {len(self._attention.places)} attention calls, got {step.calls}: "
+                f"expected {len(self._attention.layers)} attention calls, got {step.calls}: "
                 "the model was changed, or used by another thread, during the step"
             )
         return logits

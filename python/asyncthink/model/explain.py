@@ -27,8 +27,16 @@ def explain(decoder: Any) -> dict[str, str]:
         "compile": "steps run through torch.compile" if decoder.compiled else "no: not asked for",
         "joins": "; ".join([", ".join(decoder.join_modes), *joins]),
         "positions": f"at most {decoder.max_length:,}" if decoder.max_length is not None else "no hard limit",
+        "states": _states(decoder),
         "cache": f"{cache.num_pages:,} pages of {cache.page_size} tokens, {storage.bytes_per_token:,} bytes a token",
     }
+
+
+def _states(decoder: Any) -> str:
+    if decoder.states is None:
+        return "no recurrent layers"
+    states = decoder.states
+    return f"{states.num_states} slots of {states.bytes_per_state:,} bytes, which a fork copies when it goes on"
 
 
 def _threads(decoder: Any) -> str:

@@ -50,7 +50,7 @@ def choose_feed(hooked: HookedModel, kind: str, most: int | None) -> tuple[OwnCa
     apart = difference(head, alone[0][:_TRUNK])
     if not apart <= most_apart:
         raise DecoderError(
-            f"{kind} is not a decoder: the logits of a token depend on those behind it (relative difference {apart:.1e})"
+            f"{kind} is not a decoder: logits of a token depend on those behind it (relative difference {apart:.1e})"
         )
     why = []
     for feed in FEEDS:

@@ -7,6 +7,7 @@ V vocabulary.
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -147,6 +148,35 @@ class HookedModel:
             )
             logits: Tensor = output.logits[0]
             return logits if self.keeps_logits else logits[rows]
+
+    def run_rows(self, receiver: Receiver, cache: Any, tokens: Tensor, positions: Tensor, columns: Tensor) -> Tensor:
+        """One pass of B rows behind ``cache``. tokens, positions [B,n], columns [m] int64 -> logits [B,m,V] there."""
+        with self.patched(ATTENTION), ExitStack() as more:
+            if self.linears is not None:
+                more.enter_context(self.linears.patched())
+            more.enter_context(_receiving(receiver))
+            return self.call_rows(cache, tokens, positions, columns)
+
+    def call_rows(self, cache: Any, tokens: Tensor, positions: Tensor, columns: Tensor | None) -> Tensor:
+        """The model with a cache, within :meth:`patched`; ``columns`` None: the logits of all n tokens."""
+        keywords: dict[str, Any] = {self._cache_keyword: cache}
+        if "position_ids" in self._keywords:
+            keywords["position_ids"] = positions
+        keeps = columns is not None and "logits_to_keep" in self._keywords
+        if keeps:
+            keywords["logits_to_keep"] = columns
+        output = self.model(input_ids=tokens, use_cache=True, return_dict=True, **keywords)
+        logits: Tensor = output.logits
+        return logits if keeps or columns is None else logits[:, columns]
+
+    @functools.cached_property
+    def _keywords(self) -> frozenset[str]:
+        """Those that the model's forward names."""
+        return frozenset(inspect.signature(self.model.forward).parameters)
+
+    @property
+    def _cache_keyword(self) -> str:
+        return "cache_params" if "cache_params" in self._keywords else "past_key_values"
 
 
 @contextmanager

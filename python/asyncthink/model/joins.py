@@ -26,3 +26,9 @@ def find_movable_keys(
         return find_rotaries(model, keys, values, layers.positions), {}
     except NotRotaryError as error:
         return None, dict.fromkeys(CACHE_JOINS, f"{kind} can only join exactly: {error}")
+
+
+def only_exact(kind: str) -> dict[str, str]:
+    """The reason why a model with recurrent layers has no join of the cache, for each of them."""
+    reason = "it has recurrent layers, whose states joined K and V would not have passed through"
+    return dict.fromkeys(CACHE_JOINS, f"{kind} can only join exactly: {reason}")

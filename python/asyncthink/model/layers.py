@@ -57,8 +57,8 @@ class Layers:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of K and V in every layer."""
-        return self.calls[0].key.dtype
+        """Of K and V in every layer; float32 where there is none."""
+        return self.calls[0].key.dtype if self.calls else torch.float32
 
 
 class _Recorder:
@@ -109,7 +109,9 @@ def record_layers(hooked: HookedModel, kind: str, *, changes_at: int | None) -> 
     the first token by default. The rows of the packed step are one token at several positions, each attending to itself
     alone; the last row repeats the first. ``changes_at`` is the length from which RoPE changes, if it does.
     """
-    ours = _own_call(hooked, kind)
+    own, ours = _own_call(hooked, kind)
+    if not own:
+        raise DecoderError(f"{kind} {_IGNORED}")
     limits = [rows - first for rows, first in ours] + ([] if changes_at is None else [changes_at])
     max_length = min(limits, default=None)
     config = text_config(hooked.model)
@@ -131,8 +133,26 @@ def record_layers(hooked: HookedModel, kind: str, *, changes_at: int | None) -> 
     return Layers(calls, positions, max_length)
 
 
-def _own_call(hooked: HookedModel, kind: str) -> set[tuple[int, int]]:
-    """Call the model with token ids alone -> the position tables that it reads, as (rows, row of the first token).
+def record_rows(hooked: HookedModel, kind: str, expected: int, *, changes_at: int | None) -> Layers:
+    """The ``expected`` attention layers of a model with recurrent ones, by a call with token ids alone.
+
+    A packed step would mix rows in such a model, so where K lies is not probed: only exact joins need no answer.
+    """
+    calls, tables = _own_call(hooked, kind)
+    if len(calls) != expected:
+        raise DecoderError(f"{kind} must call attention exactly once in each of {expected} layers, got {len(calls)}")
+    if len({call.key.dtype for call in calls}) > 1:
+        raise DecoderError(f"{kind} must have K and V of one dtype in all layers")
+    if any(first for _, first in tables):
+        raise DecoderError(f"{kind} looks up its positions in a table that does not begin with the first token's")
+    limits = [rows for rows, _ in tables] + ([] if changes_at is None else [changes_at])
+    device = next(hooked.model.parameters()).device
+    return Layers(calls, torch.arange(_OWN_CALL, device=device), min(limits, default=None))
+
+
+def _own_call(hooked: HookedModel, kind: str) -> tuple[tuple[Call, ...], set[tuple[int, int]]]:
+    """Call the model with token ids alone -> its attention calls, and the position tables that it reads, as (rows, row
+    of the first token).
 
     DecoderError where a layer's mask differs from the window that it passes to its attention.
     """
@@ -146,14 +166,12 @@ def _own_call(hooked: HookedModel, kind: str) -> set[tuple[int, int]]:
             raise
         except Exception as error:
             raise _unable(hooked, kind, "cannot be called with token ids alone", error) from error
-    if not recorder.calls:
-        raise DecoderError(f"{kind} {_IGNORED}")
     for layer, call in enumerate(recorder.calls):
         if call.mask is not None:
             mask = next(known for known in masks if same_memory(call.mask, known.tensor))
             _check_window(f"{kind} masks", layer, call.window, mask)
     lookups: set[tuple[int, int]] = tables.positions(range(_OWN_CALL))
-    return lookups
+    return tuple(recorder.calls), lookups
 
 
 def _check_window(masks: str, layer: int, window: int | None, mask: Mask) -> None:

@@ -12,6 +12,9 @@ from asyncthink_kernels.tuning import chunk_tokens
 DEFAULT_TOKENS = 65_536
 DEFAULT_SHARE = 0.25  # of the free memory
 
+DEFAULT_STATES = 256
+DEFAULT_STATE_SHARE = 0.125  # of the free memory
+
 
 def num_pages_for(
     num_pages: int | None, memory_bytes: int | None, page_size: int, token_bytes: int, device: torch.device
@@ -21,6 +24,8 @@ def num_pages_for(
         raise ValueError("give num_pages or memory_bytes, got both")
     if num_pages is not None:
         return num_pages
+    if not token_bytes:  # a model without attention: pages count tokens only
+        return DEFAULT_TOKENS // page_size
     if memory_bytes is None:
         memory_bytes = min(int(DEFAULT_SHARE * free_memory(device)), DEFAULT_TOKENS * token_bytes)
     fitting = memory_bytes // (page_size * token_bytes)
@@ -29,11 +34,21 @@ def num_pages_for(
     return fitting
 
 
+def num_states_for(num_states: int | None, state_bytes: int, device: torch.device) -> int:
+    """Slots of recurrent states: ``num_states``, or the default. Raises ValueError where not even two of them fit."""
+    if num_states is not None:
+        return num_states
+    fitting = min(int(DEFAULT_STATE_SHARE * free_memory(device)) // state_bytes, DEFAULT_STATES)
+    if fitting < 2:
+        raise ValueError(f"num_states: two states of {state_bytes} bytes need more than an eighth of the free memory")
+    return fitting
+
+
 def chunk_for(model: nn.Module, layers: Layers, page_size: int, device: torch.device) -> int:
     """Tokens of an attention item: 512; on a GPU by the heads of the model, for a few branches."""
     if device.type != "cuda":
         return -(-512 // page_size) * page_size
-    kv_heads = max(shape.kv_heads for shape in layers.shapes)
+    kv_heads = max((shape.kv_heads for shape in layers.shapes), default=1)
     heads = getattr(text_config(model), "num_attention_heads", kv_heads)
     return chunk_tokens(max(1, heads // kv_heads), 8, page_size, kv_heads)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asyncthink_kernels.cache import StepPlan
+from asyncthink_kernels.cache import StatefulPlan, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class StepChecks:
     padding: int | None
     max_length: int | None
 
-    def check(self, tokens: Tensor, plan: StepPlan, rows: Tensor) -> None:
+    def check(self, tokens: Tensor, plan: StepPlan | StatefulPlan, rows: Tensor) -> None:
         """Raises ValueError unless tokens [T] and rows [N] fit the plan of T rows, and all of them the model."""
         T = plan.slots.shape[0]
         if tokens.dtype != torch.int64 or tuple(tokens.shape) != (T,):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 8e-2}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 8e-2}
 
 
 def limit(dtype: torch.dtype, one: Tensor, other: Tensor) -> float:
@@ -17,7 +17,7 @@ def limit(dtype: torch.dtype, one: Tensor, other: Tensor) -> float:
     ``one``, ``other`` [V]: logits of the same token behind different contexts. In a 16-bit dtype, rounding may send a
     token to another expert; there the limit is half of their difference, if this is more.
     """
-    least = _TOLERANCE[dtype]
+    least = TOLERANCE[dtype]
     if dtype.itemsize != 2:
         return least
     return max(least, 0.5 * ((one - other).norm() / one.norm()).item())
