@@ -5,68 +5,14 @@ Bookkeeping alone: how a cache is copied and cut is the business of :class:`.own
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
+from asyncthink.model.copied_branch import Caches, CopiedBranch, CopiedPlan, Held, begins, caches_of
 from asyncthink_kernels.cache import OutOfPages
-
-
-class Caches(Protocol):
-    """What can be done with a cache object; None is the cache of no tokens."""
-
-    def copy(self, cache: Any) -> Any: ...
-    def croppable(self, cache: Any) -> bool: ...
-    def crop(self, cache: Any, remove: int) -> bool: ...
-
-
-class Held:
-    """A cache object, the ``tokens`` that it holds, and how many more its one writer has ``planned``."""
-
-    __slots__ = ("cache", "planned", "tokens", "viewers")
-
-    def __init__(self, cache: Any, tokens: list[int]) -> None:
-        self.cache, self.tokens = cache, tokens
-        self.viewers = self.planned = 0
-
-
-class CopiedBranch:
-    """One agent's view: the first ``seen`` tokens of ``held``, then those to compute ``again``, then planned ones.
-
-    Branches may look at the same cache object as long as none of them goes on. Made by a :class:`CopiedCache`.
-    """
-
-    __slots__ = ("again", "held", "id", "planned", "seen")
-    base = 0
-
-    def __init__(self, branch_id: int) -> None:
-        self.id = branch_id
-        self.held: Held | None = None
-        self.seen = self.planned = 0
-        self.again: list[int] = []
-
-    @property
-    def length(self) -> int:
-        """Tokens in the branch's context; the next token's position."""
-        return self.seen + len(self.again) + self.planned
-
-    @property
-    def tokens(self) -> list[int]:
-        """Those that are computed, and those that are to be computed again."""
-        return [*(self.held.tokens[: self.seen] if self.held is not None else ()), *self.again]
-
-    def __repr__(self) -> str:
-        return f"CopiedBranch(id={self.id}, length={self.length})"
-
-
-class CopiedPlan(NamedTuple):
-    """A step: each branch with the number of its new tokens."""
-
-    work: tuple[tuple[CopiedBranch, int], ...]
-
-    @property
-    def rows(self) -> int:
-        return sum(count for _, count in self.work)
 
 
 @dataclass
@@ -84,7 +30,8 @@ class CopiedCache:
 
     A fork is free until the parent or the child goes on: the first to do so copies the cache, the last one goes on in
     place. A branch that is to see fewer tokens than its cache holds crops the copy, if the cache can be cropped. Else
-    the tokens are computed again, behind the longest cache at hand that holds the first of them.
+    the tokens are computed again, behind the longest cache at hand that holds the first of them. Snapshots are caches
+    that are kept for this; they give way, the oldest first, where a step needs their pages.
 
     >>> from asyncthink.model.own_cache import OwnCalls
     >>> cache = CopiedCache(OwnCalls, num_pages=4, page_size=8)
@@ -97,7 +44,7 @@ class CopiedCache:
     """
 
     chunk = 1
-    forks_copy = True
+    free_states = sys.maxsize
 
     def __init__(self, caches: Any, num_pages: int, page_size: int = 16, state_pages: int = 0) -> None:
         for name, value, least in (("num_pages", num_pages, 1), ("page_size", page_size, 1)):
@@ -106,6 +53,7 @@ class CopiedCache:
         self._caches: Caches = caches
         self.num_pages, self.page_size, self.state_pages = num_pages, page_size, state_pages
         self._branches: dict[int, CopiedBranch] = {}
+        self._kept: OrderedDict[int, Held] = OrderedDict()  # snapshots, by the identity of the object
         self._next_id = 0
         self.stats = CopyStats()
 
@@ -116,6 +64,7 @@ class CopiedCache:
 
     @property
     def used_pages(self) -> int:
+        """Pages of all branches' caches; those of snapshots give way."""
         return self.pages_seen(self.branches)
 
     @property
@@ -167,14 +116,15 @@ class CopiedCache:
     def pages_needed(self, work: Sequence[tuple[CopiedBranch, int]]) -> int:
         """How many free pages ``plan(work)`` takes. ValueError as in :meth:`plan`."""
         self._check_work(work)
-        viewers: dict[int, int] = {}
-        total = 0
-        for branch, count in work:
-            total += self._pages(branch.length + count)
-            if branch.held is not None:
-                left = viewers[id(branch.held)] = viewers.get(id(branch.held), branch.held.viewers) - 1
-                total -= 0 if left else self._pages(len(branch.held.tokens))  # the last one goes on in place
-        return max(total, 0)
+        return self._pages_for(work, kept=False)
+
+    def fits(self, work: Sequence[tuple[CopiedBranch, int]]) -> bool:
+        """Whether ``plan(work)`` finds what it needs now."""
+        return not work or self.pages_needed(work) <= self.free_pages
+
+    def states_fit(self, work: Sequence[tuple[CopiedBranch, int]]) -> bool:
+        """Always: the states of caches are counted in pages."""
+        return True
 
     def plan(self, work: Sequence[tuple[CopiedBranch, int]]) -> CopiedPlan:
         """Reserve n tokens at the end of each (branch, n) of ``work``, each in a cache object that it alone sees.
@@ -185,10 +135,56 @@ class CopiedCache:
         needed = self.pages_needed(work)
         if needed > self.free_pages:
             raise OutOfPages(needed, self.free_pages)
-        for branch, count in work:
-            self._own(branch)
+        while self._kept and self._pages_held() + self._pages_for(work, kept=True) > self.num_pages:
+            self._kept.popitem(last=False)[1].kept = False
+        copied = []
+        for place, (branch, count) in enumerate(work):
+            if (tokens := self._own(branch)) is not None:
+                copied.append((place, tokens))
             self._plan(branch, count)
-        return CopiedPlan(tuple(work))
+        return CopiedPlan(tuple(work), tuple(copied))
+
+    # -- forks at an earlier token ------------------------------------------------------------------------------
+
+    def forkable(self, branch: CopiedBranch, at: int) -> int:
+        """The most of the first ``at`` tokens of ``branch`` that a fork can begin with, so that none is computed again.
+
+        >>> from asyncthink.model.own_cache import OwnCalls
+        >>> cache = CopiedCache(OwnCalls, num_pages=4)
+        >>> cache.forkable(cache.root(), 0)
+        0
+        """
+        self._require_live("branch", branch)
+        if branch.held is None or self._caches.croppable(branch.held.cache):
+            return at
+        if branch.seen <= at:
+            return branch.seen
+        nearest = self._nearest(branch.held.tokens[:at])
+        return 0 if nearest is None else len(nearest.tokens)
+
+    def snapshot(self, branch: CopiedBranch) -> None:
+        """Keep the cache of ``branch`` as it is now for later forks, if it cannot be cut, until its room is needed."""
+        self._require_live("branch", branch)
+        held = branch.held
+        if held is not None and not held.planned and held.tokens and not self._caches.croppable(held.cache):
+            held.kept = True
+            self._kept[id(held)] = held
+
+    def park(self, branch: CopiedBranch) -> None:
+        """The branch rests. Nothing changes."""
+
+    def restore(self, branch: CopiedBranch) -> bool:
+        """Whether the branch can go on: always, as what it lacks is computed again."""
+        return True
+
+    def room_before_mark(self, branch: CopiedBranch, count: int, marks: Collection[int] = ()) -> int:
+        """How many of the next ``count`` tokens a step may take, so that a cache that cannot be cut ends at a mark."""
+        ahead = [mark - branch.length for mark in marks if mark > branch.length]
+        return count if not ahead or not self._marked(branch) else min(count, *ahead)
+
+    def at_mark(self, branch: CopiedBranch, marks: Collection[int] = ()) -> bool:
+        """Whether a snapshot is wanted where the branch ends."""
+        return branch.length in marks and self._marked(branch)
 
     def check_copy(self, dst: CopiedBranch, src: CopiedBranch, start: int, stop: int) -> None:
         """ValueError: no part of a context is copied on its own."""
@@ -213,7 +209,7 @@ class CopiedCache:
 
     def pages_seen(self, branches: Sequence[CopiedBranch]) -> int:
         """Pages of the caches at which at least one of ``branches`` looks."""
-        return sum(self._pages(len(held.tokens) + held.planned) for held in _caches_of(branches))
+        return sum(self._pages(len(held.tokens) + held.planned) for held in caches_of(branches))
 
     def pages_freed(self, branches: Sequence[CopiedBranch]) -> int:
         """Pages that releasing all of ``branches`` would free. ValueError for a branch that is not live."""
@@ -222,12 +218,12 @@ class CopiedCache:
             self._require_live("branches", branch)
             if branch.held is not None:
                 looking[id(branch.held)] = looking.get(id(branch.held), 0) + 1
-        freed = (held for held in _caches_of(branches) if held.viewers == looking[id(held)])
+        freed = (held for held in caches_of(branches) if held.viewers == looking[id(held)])
         return sum(self._pages(len(held.tokens) + held.planned) for held in freed)
 
     def check(self) -> None:
         """Verify the bookkeeping; RuntimeError naming what is broken. For tests."""
-        for held in _caches_of(self.branches):
+        for held in caches_of(self.branches):
             looking = [branch for branch in self.branches if branch.held is held]
             if len(looking) != held.viewers or (held.planned and len(looking) != 1):
                 raise RuntimeError(f"viewers: expected {len(looking)}, got {held.viewers} ({held.planned} planned)")
@@ -237,6 +233,33 @@ class CopiedCache:
             raise RuntimeError(f"used_pages: expected at most {self.num_pages}, got {self.used_pages}")
 
     # -- helpers ------------------------------------------------------------------------------------------------
+
+    def _marked(self, branch: CopiedBranch) -> bool:
+        return branch.held is None or not self._caches.croppable(branch.held.cache)
+
+    def _pages_held(self) -> int:
+        """Pages of branches and snapshots."""
+        kept = [held for held in self._kept.values() if not held.viewers]
+        return self.used_pages + sum(self._pages(len(held.tokens)) for held in kept)
+
+    def _pages_for(self, work: Sequence[tuple[CopiedBranch, int]], *, kept: bool) -> int:
+        """Pages that the work takes beside the used ones, if snapshots are ``kept``."""
+        viewers: dict[int, int] = {}
+        total = 0
+        for branch, count in work:
+            total += self._pages(branch.length + count)
+            held = branch.held
+            if held is not None:
+                left = viewers[id(held)] = viewers.get(id(held), held.viewers) - 1
+                if not left and not (kept and held.kept):  # the last one goes on in place
+                    total -= self._pages(len(held.tokens))
+        return max(total, 0)
+
+    def _nearest(self, tokens: list[int]) -> Held | None:
+        """The longest cache that holds some of the first of ``tokens``, and nothing else."""
+        known = [*caches_of(self.branches), *self._kept.values()]
+        fitting = [held for held in known if not held.planned and begins(tokens, held.tokens)]
+        return max(fitting, key=lambda held: len(held.tokens), default=None)
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self.page_size) + self.state_pages
@@ -269,33 +292,32 @@ class CopiedCache:
     def _compute_again(self, branch: CopiedBranch, tokens: list[int]) -> None:
         """The branch's context is ``tokens``: it looks at the longest cache that holds the first of them."""
         self._leave(branch)
-        kept = [held for held in _caches_of(self.branches) if not held.planned and _begins(tokens, held.tokens)]
-        if kept:
-            longest = max(kept, key=lambda held: len(held.tokens))
-            self._look(branch, longest, len(longest.tokens))
+        nearest = self._nearest(tokens)
+        if nearest is not None:
+            self._look(branch, nearest, len(nearest.tokens))
         branch.again = tokens[branch.seen :]
 
-    def _own(self, branch: CopiedBranch) -> None:
-        """Give the branch a cache that it alone sees, and that holds what it sees."""
-        held, seen = branch.held, branch.seen
+    def _own(self, branch: CopiedBranch) -> int | None:
+        """Give the branch a cache of its own that holds what it sees -> the tokens of a copy; None: none was made."""
+        held, seen, copied = branch.held, branch.seen, None
         if held is None:
             self._look(branch, Held(None, []), 0)
-            return
-        if held.viewers > 1:
+            return None
+        if held.viewers > 1 or held.kept:
             self._leave(branch)
-            copied = Held(self._caches.copy(held.cache), list(held.tokens))
-            self._look(branch, copied, seen)
+            held = Held(self._caches.copy(held.cache), list(held.tokens))
+            self._look(branch, held, seen)
+            copied = len(held.tokens)
             self.stats.copies += 1
-            self.stats.tokens_copied += seen
-            held = copied
-        if len(held.tokens) == seen:
-            return
-        if self._caches.crop(held.cache, len(held.tokens) - seen):
-            del held.tokens[seen:]
-            return
-        branch.again = [*held.tokens[:seen], *branch.again]
-        self._leave(branch)
-        self._look(branch, Held(None, []), 0)
+            self.stats.tokens_copied += copied
+        if len(held.tokens) > seen:
+            if self._caches.crop(held.cache, len(held.tokens) - seen):
+                del held.tokens[seen:]
+            else:
+                branch.again = [*held.tokens[:seen], *branch.again]
+                self._leave(branch)
+                self._look(branch, Held(None, []), 0)
+        return copied
 
     def _require_live(self, name: str, branch: object) -> None:
         if not isinstance(branch, CopiedBranch) or self._branches.get(branch.id) is not branch:
@@ -312,12 +334,3 @@ class CopiedCache:
                 raise ValueError(f"work: expected the {branch.planned} planned tokens of branch {branch.id} first")
         if len({branch.id for branch, _ in work}) != len(work):
             raise ValueError(f"work: expected each branch once, got ids {sorted(branch.id for branch, _ in work)}")
-
-
-def _caches_of(branches: Iterable[CopiedBranch]) -> list[Held]:
-    """The cache objects of branches, each once."""
-    return list({id(branch.held): branch.held for branch in branches if branch.held is not None}.values())
-
-
-def _begins(tokens: list[int], head: list[int]) -> bool:
-    return 0 < len(head) <= len(tokens) and tokens[: len(head)] == head

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from asyncthink.model.copied_cache import CopiedBranch, CopiedCache, CopiedPlan
+from asyncthink.model.copied_branch import CopiedBranch, CopiedPlan
+from asyncthink.model.copied_cache import CopiedCache
 from asyncthink.model.own_cache import Own, OwnCalls
 
 _ROWS = 1024  # of a call that computes tokens again

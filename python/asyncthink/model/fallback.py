@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from asyncthink.model.auto_dtype import dtype_name
 from asyncthink.model.checks import check_servable, probe_tokens, text_config, vocabulary
-from asyncthink.model.copied_cache import CopiedBranch, CopiedCache, CopiedPlan
+from asyncthink.model.copied_branch import CopiedBranch, CopiedPlan
+from asyncthink.model.copied_cache import CopiedCache
 from asyncthink.model.copied_step import run_step
 from asyncthink.model.fallback_check import Sizes, choose_feed
 from asyncthink.model.gate import Gate
@@ -81,6 +82,7 @@ class FallbackDecoder:
     """
 
     graphs = None
+    states = None
     compiled = False
     join_modes = ("exact",)
     why_device: str = "where the live model is"

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from asyncthink.model.checks import one_line, probe_tokens
-from asyncthink.model.copied_cache import CopiedBranch, CopiedCache
+from asyncthink.model.copied_branch import CopiedBranch
+from asyncthink.model.copied_cache import CopiedCache
 from asyncthink.model.copied_step import run_step
 from asyncthink.model.hook import DecoderError, HookedModel
 from asyncthink.model.own_cache import FEEDS, WHOLE, OwnCalls, nbytes
@@ -109,7 +110,7 @@ def _step(cache: CopiedCache, calls: OwnCalls, work: list[tuple[CopiedBranch, li
     counts = [len(new) for _, new in work]
     plan = cache.plan([(branch, count) for (branch, _), count in zip(work, counts, strict=True)])
     tokens = [token for _, new in work for token in new]
-    return run_step(cache, calls, plan, tokens, list(range(len(tokens)))).split(counts)
+    return torch.split(run_step(cache, calls, plan, tokens, list(range(len(tokens)))), counts)
 
 
 def _sizes(calls: OwnCalls, tokens: list[int]) -> Sizes:
