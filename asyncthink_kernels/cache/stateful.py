@@ -208,9 +208,9 @@ class StatefulCache(TreeCache):
 
     # -- steps --------------------------------------------------------------------------------------------------
 
-    def fits(self, work: Sequence[tuple[Branch, int]]) -> bool:
-        states = [self._states[branch.id] for branch, _ in work]
-        return super().fits(work) and self._slots_needed(states) <= self.free_states
+    def states_fit(self, work: Sequence[tuple[Branch, int]]) -> bool:
+        """Whether `plan(work)` finds the slots that it needs, those of snapshots included."""
+        return self._slots_needed([self._states[branch.id] for branch, _ in work]) <= self.free_states
 
     def plan(self, work: Sequence[tuple[Branch, int]]) -> StatefulPlan:  # type: ignore[override]
         """As :meth:`TreeCache.plan`, in one pass for each number of new tokens; empty branches have their own.

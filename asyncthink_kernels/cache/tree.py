@@ -249,8 +249,14 @@ class TreeCache:
         """How many more branches can have a recurrent state; without such states any number."""
         return sys.maxsize
 
+    def states_fit(self, work: Sequence[tuple[Branch, int]]) -> bool:
+        """Whether `plan(work)` finds the recurrent states that it needs: always, without such states."""
+        return True
+
     def fits(self, work: Sequence[tuple[Branch, int]]) -> bool:
         """Whether `plan(work)` finds what it needs now. ValueError as in `plan`, if it has to look closely."""
+        if not self.states_fit(work):
+            return False
         # A branch needs at most the pages that its new tokens fill by themselves. Usually this bound suffices.
         if sum(-(-count // self.page_size) for _, count in work) <= self.free_pages:
             return True

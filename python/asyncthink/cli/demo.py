@@ -108,6 +108,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "critical_path_seconds": episode.critical_path_seconds,
         "kv_bytes_shared": episode.kv_bytes_shared,
         "kv_bytes_copied": episode.kv_bytes_copied,
+        "state_bytes_copied": episode.state_bytes_copied,
         "pages_shared": outcome.pages_shared,
         "join_mode": episode.join_mode,
         "context": episode.context,

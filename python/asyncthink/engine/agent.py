@@ -29,7 +29,8 @@ class Agent:
     ``held`` is the branch. It is None until it can be forked, which is when the branch of agent ``source[0]`` holds
     ``source[1]`` tokens. ``computed`` counts the tokens of the branch whose K/V were found or computed; splices do not
     count. ``opening`` and ``layout`` (a pinned head, and how many tokens of it) are those of a context that began by
-    itself; a fork of another agent has neither. ``first`` is added to the :attr:`key`.
+    itself; a fork of another agent has neither. ``first`` is added to the :attr:`key`. ``marks`` are the lengths at
+    which other contexts are expected to fork.
     """
 
     def __init__(self, speaker: Speaker, first: tuple[int, int] = (0, 0)) -> None:
@@ -39,6 +40,7 @@ class Agent:
         self.opening: Opening | None = None
         self.layout: tuple[Pinned, int] | None = None
         self.computed = 0
+        self.marks: set[int] = set()
         self.queue: deque[list[int] | Splice] = deque()
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from asyncthink.episode.params import SamplingParams
@@ -41,6 +41,11 @@ class Participant(Protocol):
     @property
     def mask(self) -> Bits | None:
         """The tokens that may be drawn next [ceil(V / 32)] (:mod:`asyncthink.engine.grammar`); None: all."""
+        ...
+
+    @property
+    def marks(self) -> Collection[int]:
+        """Lengths of the context at which others may fork from it: a recurrent state is kept there."""
         ...
 
     def draws(self, count: int) -> bool:

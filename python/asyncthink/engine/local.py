@@ -19,7 +19,7 @@ from asyncthink.engine.stats import EngineStats
 from asyncthink.engine.tools import results, wait_for_result
 from asyncthink.model.decoder import Decoder
 from asyncthink.model.gate import Gate
-from asyncthink_kernels.cache import OutOfPages
+from asyncthink_kernels.cache import OutOfPages, StatefulPlan, StepPlan
 from asyncthink_kernels.openmp import Neighbours
 
 #: The agents that draw in a step, with their jobs, in the order of the logits' rows.
@@ -97,7 +97,16 @@ class LocalEngine:
             evictions=heads.evictions,
             free_pages=cache.free_pages,
             num_pages=cache.num_pages,
+            **self._state_stats(),
         )
+
+    def _state_stats(self) -> dict[str, int]:
+        cache, states = self.decoder.cache, self.decoder.states
+        if states is None:
+            return {"passes": self._steps}
+        copied = cache.stats.states_copied * states.bytes_per_state
+        counts = {"free_states": cache.free_states, "num_states": states.num_states}
+        return {"passes": cache.stats.passes, "state_bytes_copied": copied, **counts}
 
     def step(self) -> int:
         """One forward pass that advances every runnable agent; returns the number of new tokens computed."""
@@ -171,6 +180,7 @@ class LocalEngine:
             return [], torch.empty(0, 0, device="cpu")
         with label("plan"):
             plan = self.decoder.cache.plan([(agent.branch, count) for _, agent, count in work])
+        self._count_copies(work, plan)
         drawing: list[tuple[Job, Participant]] = []
         rows: list[int] = []  # of the last token of each agent that draws
         scoring: list[tuple[Job, Participant]] = []
@@ -190,12 +200,22 @@ class LocalEngine:
             logits = self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, wanted)
         for _, agent, count in work:
             agent.entered(count)
+            if self.decoder.cache.at_mark(agent.branch, agent.marks):
+                self.decoder.cache.snapshot(agent.branch)
         self._steps += 1
         first = len(rows)
         for (run, agent), part in zip(scoring, scored, strict=True):
             self._guard(run, run.score, agent, logits[first : first + len(part)])
             first += len(part)
         return drawing, logits[: len(rows)]
+
+    def _count_copies(self, work: Work, plan: StepPlan | StatefulPlan) -> None:
+        """Tell episodes how many bytes of recurrent states their forks copy in this step."""
+        if isinstance(plan, StatefulPlan) and self.decoder.states is not None:
+            for place in plan.copied:
+                run = work[place][0]
+                if isinstance(run, EpisodeRun):
+                    run.core.episode.state_bytes_copied += self.decoder.states.bytes_per_state
 
     def _draw(self, drawing: Drawing, logits: Tensor) -> Sequence[tuple[int, float] | None]:
         """(token, log-probability) for each row; None for rows that hold NaN or no finite value."""
@@ -244,8 +264,9 @@ class LocalEngine:
 
     def _make_room(self) -> None:
         """Evict what no job needs; without any, pause the newest job, or end it if it is the only one."""
-        if any(spare.evict() for spare in self.spares):
+        if not self.scheduler.lacks_states and any(spare.evict() for spare in self.spares):
             return
+        self.scheduler.lacks_states = False
         victim = self.scheduler.victim()
         if victim is None:
             self.drop(self.scheduler.running[-1], "out_of_pages")

@@ -124,21 +124,27 @@ class PrefixCache:
         """
         assert agent.opening is not None
         name, tokens = agent.opening
+        cache = self._decoder.cache
         match = self._find(name, tokens)
         if self._pages != 0:
             leader, promised = None, match.length
             for other in self._live:
                 length = self._in_common(other, match, tokens)
-                if min(length, other.computed) > match.length:
-                    match = match._replace(branch=other.branch, length=min(length, other.computed))
+                computed = cache.forkable(other.branch, min(length, other.computed))
+                if computed > match.length:
+                    match = match._replace(branch=other.branch, length=computed)
+                if length <= other.computed:  # with recurrent layers less of it may be of use
+                    length = computed
                 if length > promised:
                     leader, promised = other, length
-            if leader is not None and promised - match.length >= self._decoder.cache.page_size:
+            if leader is not None and promised - match.length >= cache.page_size:
                 agent.source = (leader, promised)
+                leader.marks.add(promised)
                 return None
         agent.held = self._fork(match)
         agent.layout, agent.source = (match.pinned, match.shared), None
         agent.computed = agent.held.length
+        agent.marks = {len(tokens) - 1}  # where the same prompt again begins
         agent.put_first(tokens[agent.computed :])
         self._live.append(agent)
         self.saved_tokens += agent.computed
@@ -155,12 +161,14 @@ class PrefixCache:
         (pinned, shared), agent.layout = agent.layout, None
         length = min([agent.computed, *(join.at + join.lead for join in spliced_joins(agent.speaker))])
         self.drop_stale()
+        length = cache.forkable(branch, length)
         if self._pages == 0 or length <= shared or agent.trace.finish == "failed" or not self.heads.current(pinned):
             cache.release(branch)
             return
         head = branch if branch.length == length else cache.fork(branch, length)
         if head is not branch:
             cache.release(branch)
+        cache.park(head)
         self.heads.keep(pinned, shared, tuple(agent.trace.tokens[shared:length]), head)
         if self._pages is not None:
             self.heads.limit(self._pages)
@@ -181,7 +189,17 @@ class PrefixCache:
         )
         pinned = pinned or heads.root
         branch, length = heads.find(pinned, shared, tokens[shared:limit]) if self._pages != 0 else (None, shared)
-        return _Match(pinned, shared, branch or pinned.branch, length)
+        return self._usable(_Match(pinned, shared, branch or pinned.branch, length))
+
+    def _usable(self, match: _Match) -> _Match:
+        """What of a match a fork can begin with: with recurrent layers, up to a state that is kept."""
+        if match.branch is None:
+            return match
+        cache = self._decoder.cache
+        length = cache.forkable(match.branch, match.length)
+        if match.pinned.branch is not None and length < (least := cache.forkable(match.pinned.branch, match.shared)):
+            return match._replace(branch=match.pinned.branch, length=least)
+        return match._replace(length=length)
 
     def _in_common(self, other: Agent, match: _Match, tokens: Tokens) -> int:
         """How many of a prompt's tokens, but the last, another agent's opening has, in the same layout."""
@@ -192,6 +210,8 @@ class PrefixCache:
     def _fork(self, match: _Match) -> Branch:
         """A branch of the tokens: whole chunks in place, the begun one as a copy, or not at all without free pages."""
         cache = self._decoder.cache
+        if self._decoder.states is not None:  # nothing is copied but a state; results are equal up to rounding
+            return cache.fork(match.branch, match.length) if match.branch is not None else cache.root()
         whole = match.length - (match.length - match.shared) % cache.chunk
         if match.branch is None:
             return cache.root()
@@ -218,13 +238,16 @@ class PrefixCache:
     def _prefill(self, tokens: Tokens, source: Branch | None, shared: int) -> Branch:
         """A branch of these tokens, the first ``shared`` of them a fork of ``source``. Kept heads make room."""
         cache = self._decoder.cache
-        branch = cache.root() if source is None else cache.fork(source, shared)
+        branch = cache.root() if source is None else cache.fork(source, cache.forkable(source, shared))
         try:
-            for first in range(shared, len(tokens), _ROWS):
-                part = torch.tensor(tokens[first : first + _ROWS], device="cpu")
-                while cache.pages_needed([(branch, len(part))]) > cache.free_pages and self.heads.evict():
+            while (first := branch.length) < len(tokens):
+                count = cache.room_before_mark(branch, min(_ROWS, len(tokens) - first))
+                while not cache.fits([(branch, count)]) and self.heads.evict():
                     pass
-                self._decoder.forward(part, cache.plan([(branch, len(part))]), [])
+                part = torch.tensor(tokens[first : first + count], device="cpu")
+                self._decoder.forward(part, cache.plan([(branch, count)]), [])
+                if cache.at_mark(branch):
+                    cache.snapshot(branch)
         except BaseException:
             cache.release(branch)
             raise

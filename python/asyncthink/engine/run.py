@@ -126,7 +126,9 @@ class EpisodeRun:
                 if source.held is None or source.computed >= length:
                     self._begin(agent)
             elif source.held is not None and source.held.length >= length:
-                agent.held, agent.source = self._cache.fork(source.held, length), None
+                cached = self._cache.forkable(source.held, length)
+                agent.held, agent.source = self._cache.fork(source.held, cached), None
+                agent.put_first(self._context(source, cached, length))
                 self._count_shared(agent)
 
     def accept(self, agent: Participant, drawn: tuple[int, float] | None) -> None:
@@ -198,8 +200,10 @@ class EpisodeRun:
         cached = 0 if parent.held is None else min(parent.held.length, length)
         if parent.held is None or length - cached > 1:
             agent.source = (parent, length)
+            parent.marks.add(length)
             return
         # The agent computes that token itself, so that it starts in the next step.
+        cached = self._cache.forkable(parent.held, cached)
         agent.held = self._cache.fork(parent.held, cached)
         agent.put(self._context(parent, cached, length))
         self._count_shared(agent)

@@ -46,6 +46,7 @@ class Scheduler:
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
         self.preemptions = 0
+        self.lacks_states = False  # whether the last step without room lacked recurrent states; heads hold none
         # After a preemption, no episode is admitted until another one has ended and released its pages.
         self._full = False
 
@@ -65,21 +66,21 @@ class Scheduler:
             needed = run.pages_to_start + sum(max(len(r.agents), 1) for r in self.running)
             if self.running and free < needed and not counted:
                 free, counted = free + self._evictable(), True
-            if self.running and free < needed:
+            agents = sum(max(len(r.agents), 1) for r in self.running) + 1
+            if self.running and (free < needed or self._cache.free_states < agents):
                 break
             admitted.append(self.waiting.popleft())
             self.running.append(run)
         return admitted
 
     def select(self) -> Work | None:
-        """The next step's work: (episode, agent, new tokens). None if the cache lacks the pages for it."""
+        """The next step's work: (episode, agent, new tokens). None if the cache lacks the pages, or states, for it."""
         work = self._fill()
-        free, size = self._cache.free_pages, self._cache.page_size
-        # A branch needs at most the pages that its new tokens fill by themselves. Usually this bound suffices.
-        if sum(-(-n // size) for _, _, n in work) <= free:
+        steps = [(agent.branch, n) for _, agent, n in work]
+        if self._cache.fits(steps):
             return work
-        enough = self._cache.pages_needed([(agent.branch, n) for _, agent, n in work]) <= free
-        return work if enough else None
+        self.lacks_states = not self._cache.states_fit(steps)
+        return None
 
     def victim(self) -> Job | None:
         """Move the newest episode to the front of the waiting ones and return it; None if it is the only one."""
@@ -109,8 +110,13 @@ class Scheduler:
             self.waiting.remove(run)
         self.retire()
 
+    def _ready(self, agent: Participant) -> int:
+        """The tokens that the next step can compute, up to where a snapshot of a recurrent state is wanted."""
+        tokens = agent.ready
+        return self._cache.room_before_mark(agent.branch, tokens, agent.marks) if tokens > 1 else tokens
+
     def _fill(self) -> Work:
-        ready = [(run, agent, agent.ready) for run in self.running for agent in run.agents]
+        ready = [(run, agent, self._ready(agent)) for run in self.running for agent in run.agents]
         work = [(run, agent, tokens) for run, agent, tokens in ready if tokens == 1]
         # All decoding agents step. Prefills share the rest of the rows, and at least one of them advances.
         room = max(self.max_rows - len(work), 1)

@@ -10,7 +10,7 @@ class EngineStats:
     """Counters of an engine since it was made, and what its decoder's cache holds now.
 
     Args:
-        steps: forward passes.
+        steps: steps of the engine, one forward pass each, but see ``passes``.
         drawn_tokens: tokens that agents drew.
         prompt_tokens: tokens of the prompts that contexts began with: of episodes, and of isolated workers.
         prefix_tokens: of these, tokens whose K/V were there already: of a template, a pinned head, or another context.
@@ -24,6 +24,9 @@ class EngineStats:
         head_pages: pages that heads see, pinned ones included.
         evictions: heads that were given up for room, of all samplers of the decoder.
         free_pages, num_pages: of the cache.
+        passes: forward passes; where layers are recurrent, a step takes one for each number of new tokens.
+        state_bytes_copied: recurrent states that forks copied, and snapshots of contexts that went on.
+        free_states, num_states: slots of recurrent states; 0 without such layers.
 
     >>> stats = EngineStats(prompt_tokens=400, prefix_tokens=300)
     >>> stats.hit_rate
@@ -45,6 +48,10 @@ class EngineStats:
     evictions: int = 0
     free_pages: int = 0
     num_pages: int = 0
+    passes: int = 0
+    state_bytes_copied: int = 0
+    free_states: int = 0
+    num_states: int = 0
 
     @property
     def hit_rate(self) -> float:

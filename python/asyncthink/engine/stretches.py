@@ -188,16 +188,24 @@ class Stretches:
             self.clear()
             self._computed_under = version
 
+    def resume(self, stretch: Stretch) -> None:
+        """Cut the K/V to where the branch can go on: a recurrent state may have given way while it was at rest."""
+        if stretch.branch is not None and not self.cache.restore(stretch.branch):
+            self.cut(stretch, stretch.branch.length - 1)
+
     def cut(self, stretch: Stretch, length: int) -> None:
-        """Keep the K/V of at most the first ``length`` tokens."""
+        """Keep the K/V of at most the first ``length`` tokens, in a branch that can go on."""
         branch = stretch.branch
         if branch is None or branch.length <= length:
             return
+        length = self.cache.forkable(branch, length)
         if len(stretch.users) == 1 and length >= branch.base:  # no other branch sees what goes
             self.cache.truncate(branch, length)
-            return
-        stretch.branch = self.cache.fork(branch, length)
-        self.cache.release(branch)
+        else:
+            stretch.branch = self.cache.fork(branch, length)
+            self.cache.release(branch)
+        if not stretch.needed and stretch.branch is not None:
+            self.cache.park(stretch.branch)
 
     def trim(self, stretch: Stretch, length: int) -> None:
         """Remove the tokens of a stretch behind the first ``length`` of its context, and what they use."""

@@ -75,6 +75,11 @@ class Reader:
     def key(self) -> tuple[int, int]:
         return self.number, self.stretch.length
 
+    @property
+    def marks(self) -> tuple[int, ...]:
+        """Forks and other thoughts begin before the last token, which is computed for its logits."""
+        return (self.stop - 1, self.stop)
+
     def draws(self, count: int) -> bool:
         return self.writes and self.stretch.computed == self.stop
 
@@ -132,6 +137,7 @@ class ThreadJob:
                 continue
             if reader.stretch.reader is None or reader.stretch.reader.finished:
                 reader.stretch.reader = reader
+                self._pool.resume(reader.stretch)
                 if reader is self.target:  # its last token is computed here, for the logits
                     self._pool.cut(reader.stretch, reader.stop - 1)
             if reader.stretch.reader is reader and reader.stretch.branch is None:
@@ -186,7 +192,7 @@ class ThreadJob:
             source = stretch.behind(reader.begin).branch
             if source is None or source.length < reader.begin:
                 return
-            branch = self._pool.cache.fork(source, reader.begin)
+            branch = self._pool.cache.fork(source, self._pool.cache.forkable(source, reader.begin))
         self._pool.keep(stretch, branch)
 
     def _let_go(self, reader: Reader, kept: bool) -> None:
@@ -195,3 +201,5 @@ class ThreadJob:
             reader.stretch.reader = None
             if not kept:
                 self._pool.drop(reader.stretch)
+            elif reader.stretch.branch is not None:
+                self._pool.cache.park(reader.stretch.branch)

@@ -156,7 +156,8 @@ class Episode:
     ``critical_path_seconds`` runs from admission to the answer,
     prefill included; ``wall_seconds`` also counts the wait for admission. ``step_times[s]`` is the end of step s in
     seconds since admission. ``kv_bytes_shared`` is what workers (and ``link`` joins) read in place instead of owning a
-    copy, ``kv_bytes_copied`` what ``append`` joins scattered. ``prefix_tokens`` of the first agent's prompt were in the
+    copy, ``kv_bytes_copied`` what ``append`` joins scattered, ``state_bytes_copied`` the recurrent states that forks
+    copied, in models that have such layers. ``prefix_tokens`` of the first agent's prompt were in the
     engine's cache when it began (from a template or an earlier context), and were not computed again. ``failures`` are
     faults of the model or the program, not of the format: logits that are not finite, an exception.
     """
@@ -181,6 +182,7 @@ class Episode:
     failures: list[str] = field(default_factory=list)
     prefix_tokens: int = 0
     depth: int = 1
+    state_bytes_copied: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -213,10 +215,12 @@ class Episode:
         return self.total_tokens / path if path else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON. A depth of 1 is left out: the file of such an episode is the one that it always was."""
+        """As JSON. A depth of 1 and 0 bytes of states are left out: such a file is the one that it always was."""
         data = dataclasses.asdict(self)
         if self.depth == 1:
             del data["depth"]
+        if not self.state_bytes_copied:
+            del data["state_bytes_copied"]
         return data
 
     def save(self, path: str | Path) -> None:

@@ -80,6 +80,7 @@ def summary(episode: Episode) -> dict[str, Any]:
         "prefix_tokens": episode.prefix_tokens,
         "kv_bytes_shared": episode.kv_bytes_shared,
         "kv_bytes_copied": episode.kv_bytes_copied,
+        "state_bytes_copied": episode.state_bytes_copied,
         "format_errors": list(episode.format_errors),
         "failures": list(episode.failures),
     }

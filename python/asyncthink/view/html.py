@@ -126,7 +126,8 @@ def _figures(episode: Episode, sequential: Episode | None) -> str:
             "",
             "prefix shared",
             _bytes(episode.kv_bytes_shared),
-            f"{_bytes(episode.kv_bytes_copied)} copied",
+            f"{_bytes(episode.kv_bytes_copied)} copied"
+            + (f", {_bytes(episode.state_bytes_copied)} of states" if episode.state_bytes_copied else ""),
         ),
     ]
     cells = (f'<div class="{tone}"><dt>{dt}</dt><dd>{dd}</dd><p>{note}</p></div>' for tone, dt, dd, note in figures)

@@ -56,10 +56,14 @@ def print_figures(console: Console, episode: Episode) -> None:
     console.print(
         f"{episode.critical_path_tokens} tokens on the critical path, {episode.total_tokens} in all, "
         f"{episode.forks} forks, {episode.joins} joins, {episode.wall_seconds:.2f} s, "
-        f"{episode.kv_bytes_shared:,} bytes of K/V read in place, {episode.kv_bytes_copied:,} copied",
+        f"{episode.kv_bytes_shared:,} bytes of K/V read in place, {episode.kv_bytes_copied:,} copied{_states(episode)}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _states(episode: Episode) -> str:
+    return f", {episode.state_bytes_copied:,} bytes of states copied" if episode.state_bytes_copied else ""
 
 
 def print_evaluation(console: Console, report: dict[str, Any]) -> None:
