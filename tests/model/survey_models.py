@@ -22,9 +22,11 @@ LARGEST = 30_000_000  # parameters; beyond, a size was not made small
 _SIZES: tuple[tuple[str, int], ...] = (
     (r"vocab_size(_per_layer_input)?|entity_vocab_size|n_vocab", VOCABULARY),
     (r"(num_hidden_layers|n_layers?|num_layers|decoder_layers|encoder_layers|depth)", 4),
-    (r"(num_key_value_heads|num_kv_heads|n_head_kv|multi_query_group_num)", 2),
+    # Fewer heads often give all tokens the score 0, and which of equal ones are selected depends on rounding.
+    (r"index(er)?_n_heads", 32),
+    (r"(swa_)?(num_key_value_heads|num_kv_heads|n_head_kv|multi_query_group_num)", 2),
     (r"(.*_)?(num_attention_heads|num_heads|n_heads?|attention_heads)", 4),
-    (r"(global_|v_)?head_dim|d_kv|head_size|kv_channels|(qk_nope|qk_rope)_head_dim", 16),
+    (r"(global_|v_|swa_)?head_dim|d_kv|head_size|kv_channels|(qk_nope|qk_rope)_head_dim", 16),
     (r"(.*_)?(hidden_size(_global)?|d_model|n_embd|embed_dim|emb_dim|dim_model|n_embed|embedding_size)", 64),
     (
         r"(.*_)?(intermediate_size(_mlp)?|ffn_dim|n_inner|d_ff|dim_ff|d_inner|ffn_hidden_size|feed_forward_size|adapter_(in_dim|out_dim|input_size))",
@@ -57,26 +59,31 @@ def _tiny_fields(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 _ROPE = {"rope_type": "default", "rope_theta": 1e4}
+_TYPES = ["linear_attention", "full_attention"] * 2
 _HEADS_ALIKE = {"num_key_value_heads": 4}
 _NOTE = {**_HEADS_ALIKE, "head_dim": 32, "per_layer_config": None}
 _INDEXED = {
-    "linear_num_key_heads": 2, "linear_num_value_heads": 2, "ngram_vocab_size_base": 100, "split_ngram_parts": 2,
-    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 2, "indexer_n_heads": 32,
+    "ngram_vocab_size_base": 100, "split_ngram_parts": 2,
+    "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
     "indexer_compress_ratio": 2,
 }  # fmt: skip
-_DBRX = DbrxAttentionConfig(kv_n_heads=2)
+_DBRX = DbrxAttentionConfig(kv_n_heads=2, clip_qkv=8.0)  # without a clip its own code fails
 _DBRX.rope_theta = 1e4  # its default lacks what the model reads
 
 #: type -> what differs from the sizes by name.
 CHANGES: dict[str, dict[str, Any]] = {
     "axk1": _HEADS_ALIKE,
-    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2, **_HEADS_ALIKE},
+    "axk2": _HEADS_ALIKE,
+    "bailing_hybrid": {**_HEADS_ALIKE, "layer_types": _TYPES},
     "bamba": {"attn_layer_indices": [1, 3]},
     "blt": {"encoder_hash_byte_group_vocab": 64},
+    "codegen": {"rotary_dim": 8},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
     "dbrx": {"attn_config": _DBRX, "ffn_config": DbrxFFNConfig(hidden_size=64, ffn_hidden_size=64)},
     "deepseek_v2": {**_HEADS_ALIKE, "num_experts_per_tok": 2},
     "deepseek_v3": _HEADS_ALIKE,
+    "deepseek_v32": _HEADS_ALIKE,
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_shared_experts": 1},
     "dots3_note": {"text_config": _NOTE, "vision_config": {"per_layer_config": None}},
     "dots3_note_text": _NOTE,
@@ -85,27 +92,36 @@ CHANGES: dict[str, dict[str, Any]] = {
         "intermediate_size": [64] * 4, "activation_sparsity_pattern": [0.95, 0.0] * 2,
     },
     "glm4_moe_lite": _HEADS_ALIKE,
+    "glm_moe_dsa": _HEADS_ALIKE,
+    "gptj": {"rotary_dim": 8},
+    "granitemoehybrid": {"layer_types": _TYPES},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
-    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2, **_HEADS_ALIKE},
+    "kimi_linear": {**_HEADS_ALIKE, "layer_types": _TYPES},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "longcat_flash": _HEADS_ALIKE,
     "mamba2": {"num_heads": 8},
     "minicpm3": _HEADS_ALIKE,
     "ministral": {"head_dim": 16},
+    "nemotron_h": {"n_groups": 2, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"]},
     "nemotron": {"num_key_value_heads": 2},
-    "nemotron_h": {"n_groups": 2},
     "qwen4_exp": {"text_config": _INDEXED},
     "qwen4_exp_text": _INDEXED,
     "reformer": {"axial_pos_embds_dim": [32, 32]},
     "xmod": {"default_language": "en_XX"},
+    "xlstm": {"qk_dim_factor": 1.0},
     "youtu": _HEADS_ALIKE,
-    "zamba": {"num_hidden_layers": 4, "attention_hidden_size": 128, **_HEADS_ALIKE, "layers_block_type": ["linear_attention", "hybrid"] * 2},
-    "zamba2": {"attention_hidden_size": 128, **_HEADS_ALIKE, "layers_block_type": ["mamba", "hybrid"] * 2},
+    "zamba": {
+        "num_hidden_layers": 4, "attention_hidden_size": 128, "attention_head_dim": 32, **_HEADS_ALIKE,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+    },
+    "zamba2": {
+        "attention_hidden_size": 128, "attention_head_dim": 32, **_HEADS_ALIKE,
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+    },
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,19 @@ import transformers
 from survey_models import KINDS, NOT_BUILT, build, context, layer_patterns
 from torch import Tensor, nn
 
+from asyncthink.model.contract import BranchDecoder
 from asyncthink.model.decoder import Decoder, DecoderError
+from asyncthink.model.fallback import FallbackDecoder
 from tiny_models import feed
 
 TABLE = Path(__file__).with_name("model_survey.json")
 TOLERANCE = 5e-5  # relative, float32; the largest seen is 1e-5
 
-#: reason class -> what its error says.
+#: reason class -> what the error of both decoders says.
 REASONS = {
-    "recurrent layers": "has recurrent layers",
-    "other layers": "has layers that are neither full nor sliding attention",
-    "own attention": "ignores the attention implementation it is given",
-    "positions counted by itself": "it ignores position_ids",
-    "both directions": "its attention looks in both directions",
-    "own mask": "brings its own mask",
-    "own window": "without telling its attention",
-    "other calls than one a layer": "must call attention exactly once in each of its",
+    "both directions": "logits of a token depend on those behind it",
     "more than token ids": "cannot be called with token ids alone",
+    "no cache of its own": "with its own cache than without",
 }
 
 
@@ -41,17 +38,29 @@ def alone(model: nn.Module, tokens: Tensor) -> Tensor:
         return model(input_ids=tokens[None]).logits[0].float()
 
 
-def largest_difference(decoder: Decoder) -> float:
+def fork(decoder: BranchDecoder, branch: Any, at: int, context: Tensor) -> Any:
+    """A branch with the first ``at`` tokens of a context; what no kept state covers is computed again."""
+    cache = decoder.cache
+    child = cache.fork(branch, cache.forkable(branch, at))
+    if child.length < at:
+        feed(decoder, (child, context[child.length : at]))
+    return child
+
+
+def largest_difference(decoder: BranchDecoder) -> float:
     """Largest relative difference from the model's own logits: an organizer, a worker, its worker, another episode."""
     model, cache = decoder.model, decoder.cache
-    decoder.storage.poison()
+    if isinstance(decoder, Decoder):
+        decoder.storage.poison()
+        if decoder.states is not None:
+            decoder.states.poison()
     trunk, own, worker, below = (context(model, count, seed) for seed, count in enumerate((24, 8, 12, 6)))
     root, other = cache.root(), cache.root()
     (first,) = feed(decoder, (root, trunk[:11]))
     second, episode = feed(decoder, (root, trunk[11:]), (other, own))
-    child = cache.fork(root, at=21)
+    child = fork(decoder, root, 21, trunk)
     organizer, forked = feed(decoder, (root, own[:3]), (child, worker[:7]))
-    grandchild = cache.fork(child, at=26)
+    grandchild = fork(decoder, child, 26, torch.cat([trunk[:21], worker]))
     parts = [organizer], [forked], []
     for i in range(5):
         work = (root, own[3 + i : 4 + i]), (child, worker[7 + i : 8 + i]), (grandchild, below[i : i + 1])
@@ -83,23 +92,49 @@ def movement(model: nn.Module) -> float:
     return ((after - before).norm() / before.norm()).item()
 
 
-def outcome(kind: str, **changes: Any) -> str:
-    """``served``, or the class of the reason for refusal. Wrong logits and other errors are raised."""
-    if kind in NOT_BUILT:
-        return "not built"
+def decoder_of(model: nn.Module) -> BranchDecoder:
+    """The paged decoder, else the fallback; DecoderError of the latter where both refuse."""
     try:
-        decoder = Decoder(build(kind, **changes), page_size=4, num_pages=120, chunk=8)
+        return Decoder(model, page_size=4, num_pages=120, chunk=8)
+    except DecoderError:
+        return FallbackDecoder(model, page_size=4, num_pages=1_000_000)
+
+
+def outcome(kind: str, **changes: Any) -> dict[str, str]:
+    """What happened to a type: it is served, or refused for a reason. Wrong logits and other errors are raised."""
+    if kind in NOT_BUILT:
+        return {"outcome": "not built"}
+    try:
+        decoder = decoder_of(build(kind, **changes))
     except DecoderError as refusal:
-        return reason_class(str(refusal))
+        return {"outcome": reason_class(str(refusal))}
     assert movement(decoder.model) > 200 * TOLERANCE
     error = largest_difference(decoder)
     assert error < TOLERANCE, f"{kind} is served with other logits: relative difference {error:.1e}"
-    return "served"
+    return {"outcome": "served", "decoder": name_of(decoder), "joins": " ".join(decoder.join_modes)} | copies(decoder)
 
 
-def summary(table: dict[str, str]) -> str:
-    counts = {name: list(table.values()).count(name) for name in ("served", *REASONS, "not built")}
-    return f"{len(table)} types: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+def name_of(decoder: BranchDecoder) -> str:
+    """``paged``; ``paged, states``, where a pass has a row for each agent; ``fallback``, with the way it is fed."""
+    if isinstance(decoder, FallbackDecoder):
+        return f"fallback, {decoder.feed}"
+    return "paged" if decoder.states is None else "paged, states"
+
+
+def copies(decoder: BranchDecoder) -> dict[str, str]:
+    """What a fork copies."""
+    if isinstance(decoder, FallbackDecoder):
+        storage = decoder.storage
+        kinds = ["tokens"] * (storage.bytes_per_token > 0) + ["state"] * (storage.state_bytes > 0)
+        return {"copies": " and ".join(kinds) or "nothing"}
+    return {"copies": "nothing" if decoder.states is None else "state"}
+
+
+def summary(table: dict[str, dict[str, str]]) -> str:
+    counts = Counter(row["outcome"] for row in table.values())
+    decoders = Counter(row["decoder"] for row in table.values() if "decoder" in row)
+    parts = [f"{count} {name}" for counter in (counts, decoders) for name, count in counter.most_common()]
+    return f"{len(table)} types: " + ", ".join(parts)
 
 
 @pytest.mark.slow
@@ -114,7 +149,7 @@ def test_served_with_its_own_logits_or_refused(kind: str) -> None:
 PATTERNS = [
     pytest.param(kind, changes, id=f"{kind}-{name}")
     for kind, found in json.loads(TABLE.read_text())["types"].items()
-    if found == "served"
+    if found.get("decoder") == "paged"
     for name, changes in layer_patterns(kind).items()
 ]
 
@@ -124,13 +159,15 @@ PATTERNS = [
 def test_layers_of_other_windows_too(kind: str, changes: dict[str, Any]) -> None:
     """Never wrong, whichever layers slide; all layers full is served where the type is."""
     got = outcome(kind, **changes)
-    assert got == "served" or any(kind.startswith("sliding") for kind in changes["layer_types"])
+    assert got["outcome"] == "served"
+    assert got["decoder"] == "paged" or any(kind.startswith("sliding") for kind in changes["layer_types"])
 
 
 def test_the_table_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
     table = json.loads(TABLE.read_text())
-    assert set(table["types"].values()) <= {"served", "not built", *REASONS}
-    assert {kind for kind, result in table["types"].items() if result == "not built"} == NOT_BUILT.keys()
+    outcomes = {kind: row["outcome"] for kind, row in table["types"].items()}
+    assert set(outcomes.values()) <= {"served", "not built", *REASONS}
+    assert {kind for kind, result in outcomes.items() if result == "not built"} == NOT_BUILT.keys()
     if table["transformers"] == transformers.__version__:
         assert list(table["types"]) == sorted(KINDS)
     with capsys.disabled():

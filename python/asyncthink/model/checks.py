@@ -23,6 +23,20 @@ def check_kind(model: nn.Module, *, states: bool = False) -> str:
 
     With ``states`` they may be recurrent too, if transformers' cache keeps their states.
     """
+    kind = check_servable(model)
+    if getattr(model, "_is_stateful", False) and not states:
+        raise DecoderError(f"{kind} has recurrent layers whose states do not go through transformers' cache")
+    text = text_config(model)
+    types = getattr(text, "layer_types", None) or ()
+    known = _LAYER_TYPES + _STATE_TYPES if states else _LAYER_TYPES
+    wrong = sorted({str(layer_type) for layer_type in types if layer_type not in known})
+    if wrong:
+        raise DecoderError(f"{kind} has layers that are neither full nor sliding attention: {', '.join(wrong)}")
+    return kind
+
+
+def check_servable(model: nn.Module) -> str:
+    """The model's type name; DecoderError unless it is a causal language model that reads token ids, on one device."""
     config = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or not isinstance(config, PreTrainedConfig):
         raise DecoderError(f"expected a transformers causal language model, got {type(model).__name__}")
@@ -32,14 +46,6 @@ def check_kind(model: nn.Module, *, states: bool = False) -> str:
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is None:
         raise DecoderError(f"{kind} ({type(model).__name__}) has no language-model head; load it as a causal LM")
-    if getattr(model, "_is_stateful", False) and not states:
-        raise DecoderError(f"{kind} has recurrent layers whose states do not go through transformers' cache")
-    text = text_config(model)
-    types = getattr(text, "layer_types", None) or ()
-    known = _LAYER_TYPES + _STATE_TYPES if states else _LAYER_TYPES
-    wrong = sorted({str(layer_type) for layer_type in types if layer_type not in known})
-    if wrong:
-        raise DecoderError(f"{kind} has layers that are neither full nor sliding attention: {', '.join(wrong)}")
     if not isinstance(getattr(getattr(model, "get_input_embeddings", lambda: None)(), "weight", None), Tensor):
         raise DecoderError(f"{kind} has no table of token embeddings, so what it reads is not token ids alone")
     devices = {str(parameter.device) for parameter in model.parameters()}

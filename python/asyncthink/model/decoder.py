@@ -19,7 +19,7 @@ from asyncthink.model.checks import check_kind, padding_token, vocabulary
 from asyncthink.model.compiled import CompiledModel
 from asyncthink.model.cuda_graphs import CaptureError, CudaRecorder, Rerun, StepGraphs
 from asyncthink.model.explain import explain
-from asyncthink.model.files import load_network
+from asyncthink.model.files import Network, load_network
 from asyncthink.model.fork_check import check_packed_fork
 from asyncthink.model.gate import Gate
 from asyncthink.model.hook import DecoderError, HookedModel
@@ -216,6 +216,19 @@ class Decoder:
         """
         check_choice(weights, lm_head)
         network = load_network(path, revision=revision, device=device, dtype=dtype, progress=progress)
+        return cls.of(network, weights=weights, lm_head=lm_head, progress=progress, **options)
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        *,
+        weights: str | None = None,
+        lm_head: str = "auto",
+        progress: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> Decoder:
+        """A Decoder for a model that was loaded; arguments and errors are those of :meth:`load`."""
         if weights is None and not network.quantized:
             decoder = cls(network.model, progress=progress, **options)
         else:

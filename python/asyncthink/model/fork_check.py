@@ -12,9 +12,9 @@ from asyncthink.model.attention import PagedAttention
 from asyncthink.model.checks import one_line, probe_tokens
 from asyncthink.model.hook import DecoderError, HookedModel
 from asyncthink.model.layers import Layers
+from asyncthink.model.tolerance import limit
 from asyncthink_kernels.cache import Branch, KVStorage, TreeCache
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 8e-2}
 _SHARED, _AHEAD, _LENGTH = 3, 5, 7  # the child shares 3 tokens with a parent of 5; both end with 7 tokens
 
 
@@ -25,8 +25,7 @@ def check_packed_fork(hooked: HookedModel, layers: Layers, kind: str, page_size:
     eager attention, which every model has.
 
     The check uses a small cache of its own, poisoned with NaN. Parent and child end in the same token, so their last
-    rows of logits differ only by their contexts. In a 16-bit dtype, rounding may send a token to another expert; there
-    the tolerance is half of that difference, if this is more.
+    rows of logits differ only by their contexts (:func:`.tolerance.limit`).
     """
     device = layers.positions.device
     a, b, c, d, e, f, g, h, last = probe_tokens(hooked.model, 9)
@@ -45,15 +44,12 @@ def check_packed_fork(hooked: HookedModel, layers: Layers, kind: str, page_size:
         raise DecoderError(f"{kind} gives logits that are not finite when it is called with token ids alone")
     expected = torch.cat([alone[0], alone[1][_SHARED:]])
     errors = (got - expected).norm(dim=-1) / expected.norm(dim=-1)
-    limit = TOLERANCE[layers.dtype]
-    if layers.dtype.itemsize == 2:
-        difference = (alone[0][-1] - alone[1][-1]).norm() / alone[0][-1].norm()
-        limit = max(limit, 0.5 * difference.item())
+    most = limit(layers.dtype, alone[0][-1], alone[1][-1])
     worst = errors.max().item()
-    if not worst <= limit:
+    if not worst <= most:
         raise DecoderError(
             f"{kind} gives other logits for branches packed into one step than for each alone "
-            f"(relative difference {worst:.1e}, expected at most {limit:.1e}): something besides attention mixes "
+            f"(relative difference {worst:.1e}, expected at most {most:.1e}): something besides attention mixes "
             "tokens, or its attention or its positions work in a way that is not known here"
         )
 

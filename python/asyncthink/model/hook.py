@@ -11,7 +11,7 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -109,10 +109,14 @@ class HookedModel:
         return self._lock
 
     @contextmanager
-    def patched(self, attention: str) -> Iterator[None]:
-        """The model with its attention implementation set to ``attention``, in evaluation mode, without autograd."""
+    def patched(self, attention: str | None) -> Iterator[None]:
+        """The model with its attention implementation set to ``attention``, in evaluation mode, without autograd.
+
+        None: the attention that the caller has set.
+        """
         device = next(self.model.parameters()).device
-        with self._lock, torch.inference_mode(), _torch_defaults(device), patched(self.configs, attention):
+        chosen = nullcontext() if attention is None else patched(self.configs, attention)
+        with self._lock, torch.inference_mode(), _torch_defaults(device), chosen:
             training = [module for module in self.model.modules() if module.training] if self.model.training else ()
             try:
                 for module in training:
@@ -122,7 +126,7 @@ class HookedModel:
                 for module in training:
                     module.training = True
 
-    def call(self, tokens: Tensor, attention: str, receiver: Receiver | None = None) -> Tensor:
+    def call(self, tokens: Tensor, attention: str | None, receiver: Receiver | None = None) -> Tensor:
         """The model called with token ids alone, as its users call it: tokens [T] -> logits [T,V]."""
         with self.patched(attention), _receiving(receiver):
             output = self.model(input_ids=tokens[None])
@@ -149,9 +153,7 @@ class HookedModel:
             logits: Tensor = output.logits[0]
             return logits if self.keeps_logits else logits[rows]
 
-    def run_rows(
-        self, receiver: Receiver, cache: Any, tokens: Tensor, positions: Tensor, columns: Tensor
-    ) -> Tensor:
+    def run_rows(self, receiver: Receiver, cache: Any, tokens: Tensor, positions: Tensor, columns: Tensor) -> Tensor:
         """One pass of B rows behind ``cache``. tokens, positions [B,n], columns [m] int64 -> logits [B,m,V] there."""
         with self.patched(ATTENTION), ExitStack() as more:
             if self.linears is not None:

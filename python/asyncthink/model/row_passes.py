@@ -10,10 +10,10 @@ from torch import Tensor
 
 from asyncthink.model.attention import PagedAttention
 from asyncthink.model.checks import one_line, probe_tokens
-from asyncthink.model.fork_check import TOLERANCE
 from asyncthink.model.hook import DecoderError, HookedModel
 from asyncthink.model.layers import Layers
 from asyncthink.model.recurrent import StateLayout, StateStorage
+from asyncthink.model.tolerance import TOLERANCE
 from asyncthink_kernels.cache import Branch, KVStorage, RowPass, StatefulCache, StatefulPlan
 
 
@@ -95,7 +95,13 @@ def check_row_fork(hooked: HookedModel, layers: Layers, layout: StateLayout, kin
 
 
 def _forked(
-    hooked: HookedModel, layers: Layers, layout: StateLayout, page_size: int, contexts: list[list[int]], *, by_token: bool
+    hooked: HookedModel,
+    layers: Layers,
+    layout: StateLayout,
+    page_size: int,
+    contexts: list[list[int]],
+    *,
+    by_token: bool,
 ) -> list[Tensor]:
     """The logits of the last tokens of each context, those that its branch computed itself."""
     device = next(hooked.model.parameters()).device
