@@ -111,7 +111,7 @@ class RecordedSteps:
             self._recordings[key] = before
             return logits
         with torch.inference_mode():
-            places = [(place.k_cache, place.v_cache) for place in self._attention.places.values()]
+            places = [(place.k_cache, place.v_cache) for place in self._attention.layers]
             try:
                 program = StepProgram(before, places)
             except (RuntimeError, ValueError) as error:
@@ -141,7 +141,7 @@ class RecordedSteps:
         """K and V of the step's tokens, in all layers."""
         slots = step.plan.slots
         pages, offsets = slots // self._attention.storage.page_size, slots % self._attention.storage.page_size
-        return [cache[pages, offsets] for place in self._attention.places.values() for cache in place[1:]]
+        return [cache[pages, offsets] for place in self._attention.layers for cache in place[1:]]
 
 
 class _State:

@@ -139,7 +139,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """As :meth:`asyncthink.model.attention.Step.attend`."""
         tensors = tuple(map(self._read, (query, key, value)))
         options = {name: given.get(name) for name in ("scaling", "sliding_window", "softcap", "s_aux")}
-        layer = self._step.attention.places[module].layer
+        layer = self._step.attention.place(module, self._step.calls).layer
         self._ours = True
         try:
             out = self._step.attend(module, query, key, value, mask, given)
