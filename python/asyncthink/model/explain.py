@@ -25,10 +25,20 @@ def explain(decoder: Any) -> dict[str, str]:
         "pack": _pack(decoder),
         "graphs": _graphs(decoder),
         "compile": "steps run through torch.compile" if decoder.compiled else "no: not asked for",
+        "recorded": _recorded(decoder),
         "joins": "; ".join([", ".join(decoder.join_modes), *joins]),
         "positions": f"at most {decoder.max_length:,}" if decoder.max_length is not None else "no hard limit",
         "cache": f"{cache.num_pages:,} pages of {cache.page_size} tokens, {storage.bytes_per_token:,} bytes a token",
     }
+
+
+def _recorded(decoder: Any) -> str:
+    steps = decoder.recorded
+    if steps is None:
+        return "no: steps are compiled" if decoder.compiled else "no: not asked for, or not on a CPU"
+    if steps.reason is not None:
+        return f"no: {steps.reason}"
+    return f"decode steps run without the model's Python once their sizes come again, {len(steps.programs)} programs now"
 
 
 def _threads(decoder: Any) -> str:

@@ -1,7 +1,7 @@
 """A recorded pass as a program on memory that stays where it is: :class:`StepProgram`.
 
 Native ops in a row become one call from Python (``csrc/cpu/step_program.h``); what they do not compute is a call of
-torch's, whose result is copied to its place. Views are made once. Places are used again when nobody reads them any more.
+torch's, whose result is copied to its place. Views are made once. A place is used again when nobody reads it any more.
 
 Letters: T rows of a step, N rows whose logits are wanted, V vocabulary, Hq query heads, Dv head dim of V.
 """

@@ -29,7 +29,7 @@ _REFUSED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, tor
 _SMALL = 64  # numbers of a tensor that a pass makes from Python
 
 
-class NotRecordable(RuntimeError):
+class NotRecordableError(RuntimeError):
     """The pass cannot be recorded; the message says why."""
 
 
@@ -91,7 +91,7 @@ def registers_in(tree: Any) -> list[Register]:
 def record(hooked: HookedModel, step: Step, rows: Tensor, known: Iterable[Tensor]) -> tuple[Tensor, Recording]:
     """Run ``step`` as ever -> (logits [N,V] of rows [N], the recording). ``known`` tensors may be read.
 
-    NotRecordable with nothing lost: the step may be run again.
+    NotRecordableError with nothing lost: the step may be run again.
     """
     recorder = _Recorder(step, known)
     hooked.compiled = recorder.run
@@ -159,21 +159,21 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._ours:
             return func(*args, **kwargs)
         if func._schema.is_mutable:
-            raise NotRecordable(f"{func} writes into a tensor")
+            raise NotRecordableError(f"{func} writes into a tensor")
         if _REFUSED & set(func.tags) and not _by_number(func, args):
-            raise NotRecordable(f"what {func} gives depends on numbers")
+            raise NotRecordableError(f"what {func} gives depends on numbers")
         read_args, read_kwargs = tree_map_only(Tensor, self._read, (tuple(args), dict(kwargs)))
         result = func(*args, **kwargs)
         outs = result if isinstance(result, (tuple, list)) else (result,)
         if not all(isinstance(out, Tensor) for out in outs):
-            raise NotRecordable(f"{func} gives no tensor")
+            raise NotRecordableError(f"{func} gives no tensor")
         given = [self.recording.samples[register.number] for register in registers_in((read_args, read_kwargs))]
         if len(outs) == 1 and any(outs[0] is tensor for tensor in given):
             return result  # nothing was done
         memory = {tensor.untyped_storage().data_ptr() for tensor in given}
         shared = [out.untyped_storage().data_ptr() in memory for out in outs if out.numel()]
         if any(shared) and not all(shared):
-            raise NotRecordable(f"{func} gives a view and a copy")
+            raise NotRecordableError(f"{func} gives a view and a copy")
         self._note(func, read_args, read_kwargs, outs, view=any(shared))
         return result
 
@@ -190,7 +190,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         register = self._registers.get(id(tensor))
         if register is None:
             if id(tensor) not in self._known and tensor.numel() > _SMALL:
-                raise NotRecordable(f"a tensor {list(tensor.shape)} comes from elsewhere than the model")
+                raise NotRecordableError(f"a tensor {list(tensor.shape)} comes from elsewhere than the model")
             register = self._new(tensor)
             self.recording.constants[register] = tensor
         return register
