@@ -1,4 +1,4 @@
-"""NativeProgram: what its ops write has the bits that torch's own calls give; linear layers and attention are the ops'."""
+"""NativeProgram: what its ops write has the bits of torch's own calls; linear layers and attention those of the ops."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_layers_of_one_input(weights: str) -> None:
     """Three layers at once give what each gives alone, written to columns of one tensor."""
     x, whole, program = normal((5, 64), torch.bfloat16, 0), torch.full((5, 200), 7.0).bfloat16(), NativeProgram()
     layers = [normal((O, 64), torch.bfloat16, O) for O in (70, 33, 96)]
-    outs = whole.split([70, 33, 97], 1)[:2] + (whole[:, 103:199],)
+    outs = (*whole.split([70, 33, 97], 1)[:2], whole[:, 103:199])
     if weights == "packed":
         held = [pack_linear(layer) for layer in layers]
         expected = [packed_linear(x, packed, layer.shape[0]) for packed, layer in zip(held, layers, strict=True)]

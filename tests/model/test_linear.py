@@ -112,7 +112,7 @@ def test_refresh_of_a_decoder_forgets() -> None:
 def test_no_trace_is_left_even_by_an_error() -> None:
     model = plain()
     linears = PackedLinears(model)
-    with pytest.raises(ValueError, match="packed_linear|packed|inputs"):
+    with pytest.raises(ValueError, match="packed"):
         run(linears, model, torch.randn(3, 47))
     assert traces(model) == []
     model(torch.randn(2, 48)).sum().backward()

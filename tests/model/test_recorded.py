@@ -18,8 +18,8 @@ from tiny_models import FAMILIES, eager, same, tiny, tokens
 pytestmark = pytest.mark.skipif(native() is None, reason="the native CPU kernels were not built")
 SIZES: dict[str, Any] = {"page_size": 4, "num_pages": 80, "chunk": 8}
 
-#: Families whose experts are chosen by numbers: their steps are not the same calls.
-BY_NUMBERS = {"qwen3_moe", "gpt_oss", "deepseek_v3"}
+#: Families whose passes depend on numbers (experts, ``item``) or write in place.
+NOT_RECORDED = {"qwen3_moe", "gpt_oss", "deepseek_v3", "gemma4", "gpt2"}
 
 
 class Pair:
@@ -80,7 +80,7 @@ def test_every_family_keeps_its_bits(family: str) -> None:
     decode(pair, 6, 0, 1)
     steps = pair.recording.recorded
     assert steps is not None
-    if family in BY_NUMBERS:
+    if family in NOT_RECORDED:
         assert steps.reason is not None and not pair.programs
     else:
         assert steps.reason is None and pair.programs == 1
@@ -88,7 +88,7 @@ def test_every_family_keeps_its_bits(family: str) -> None:
         assert steps.programs[0].native > 5 * layers
 
 
-@pytest.mark.parametrize("options", [{"pack": True}, {"pack": False}, {"weights": "int8"}, {"weights": "int4"}], ids=str)
+@pytest.mark.parametrize("options", [{"pack": True}, {}, {"weights": "int8"}, {"weights": "int4"}], ids=str)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 def test_forks_joins_and_rows_of_all_kinds(options: dict[str, Any], precision: torch.dtype) -> None:
     pair = Pair(tiny("llama", dtype=precision, num_hidden_layers=2), **options)
@@ -173,16 +173,8 @@ def test_refresh_records_again() -> None:
     assert pair.programs == 1
 
 
-class Own(nn.Module):
-    """A module whose Python counts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return x * (1 + self.calls % 3)
+class Own(nn.SiLU):
+    """Somebody's module, whose Python may do something else in the next step."""
 
 
 def test_modules_of_unknown_classes_are_not_recorded() -> None:

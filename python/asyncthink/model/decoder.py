@@ -28,8 +28,8 @@ from asyncthink.model.layers import record_layers
 from asyncthink.model.linear import packed_linears
 from asyncthink.model.linear_copies import LinearCopies
 from asyncthink.model.memory import chunk_for, num_pages_for
-from asyncthink.model.recorded import RecordedSteps
 from asyncthink.model.quantized import QuantizedLinears, check_choice, refuse
+from asyncthink.model.recorded import RecordedSteps
 from asyncthink.model.rotary import length_dependent
 from asyncthink.model.step_checks import StepChecks
 from asyncthink.model.weights import described, version

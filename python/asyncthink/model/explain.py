@@ -38,7 +38,7 @@ def _recorded(decoder: Any) -> str:
         return "no: steps are compiled" if decoder.compiled else "no: not asked for, or not on a CPU"
     if steps.reason is not None:
         return f"no: {steps.reason}"
-    return f"decode steps run without the model's Python once their sizes come again, {len(steps.programs)} programs now"
+    return f"decode steps of sizes that come again run without the model's Python; {len(steps.programs)} programs now"
 
 
 def _threads(decoder: Any) -> str:

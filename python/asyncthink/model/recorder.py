@@ -97,14 +97,16 @@ def record(hooked: HookedModel, step: Step, rows: Tensor, known: Iterable[Tensor
     hooked.compiled = recorder.run
     recorder.model = hooked.model
     try:
-        logits = hooked.run(recorder, step.tokens, step.positions, rows)  # type: ignore[arg-type]
+        logits = hooked.run(recorder, step.tokens, step.positions, rows)
     finally:
         hooked.compiled = None
     return logits, recorder.recording
 
 
-def _by_number(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether an index names rows by their numbers: a mask would give as many rows as it has ones."""
+def _harmless(func: Any, args: tuple[Any, ...]) -> bool:
+    """An index that names rows by their numbers (a mask gives as many rows as it has ones), or a dropout of nothing."""
+    if func is torch.ops.aten.dropout.default:
+        return not args[2]
     if func is not torch.ops.aten.index.Tensor:
         return False
     return all(index.dtype in (torch.int64, torch.int32) for index in args[1] if index is not None)
@@ -160,7 +162,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         if func._schema.is_mutable:
             raise NotRecordableError(f"{func} writes into a tensor")
-        if _REFUSED & set(func.tags) and not _by_number(func, args):
+        if _REFUSED & set(func.tags) and not _harmless(func, args):
             raise NotRecordableError(f"what {func} gives depends on numbers")
         read_args, read_kwargs = tree_map_only(Tensor, self._read, (tuple(args), dict(kwargs)))
         result = func(*args, **kwargs)
