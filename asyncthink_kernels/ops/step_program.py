@@ -101,7 +101,8 @@ class NativeProgram:
     ) -> None:
         """append_kv of k, v, then tree_attention of q into out [T,Hq,Dv]; slots and plan are those of the run."""
         T, Hq, D = q.shape
-        self._widest = tuple(map(max, self._widest, (Hq, v.shape[1], v.shape[2])))
+        q_heads, kv_heads, v_dim = self._widest
+        self._widest = max(q_heads, Hq), max(kv_heads, v.shape[1]), max(v_dim, v.shape[2])
         lse = torch.empty(T, Hq)
         scale = D**-0.5 if scale is None else scale
         self._append("attention", q, k, v, k_cache, v_cache, out, lse, scale, window, softcap, sinks, layer)

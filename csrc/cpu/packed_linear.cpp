@@ -8,7 +8,8 @@ namespace atk {
 namespace {
 
 constexpr int64_t kRowsPerItem = 64;         // with I inputs each, they stay in the second cache
-constexpr int64_t kBytesPerDraw = 32 << 10;  // of weights: long enough runs for the processor's prefetching
+constexpr int64_t kDrawsPerThread = 4;        // at least, so that threads end together
+constexpr int64_t kBytesPerDraw = 128 << 10;  // of weights: long enough runs for the processor's prefetching
 
 }  // namespace
 
@@ -24,7 +25,7 @@ void packed_linears(const PackedLinear* layers, int64_t count) {
   const int64_t size = element_size(x.dtype), block_bytes = kPackedBlock * I * size;
   const PackedKernels::Multiply multiply = packed_kernels().of(x.dtype);
   const int64_t chunks = (T + kRowsPerItem - 1) / kRowsPerItem;
-  const int64_t fair = (blocks * chunks + 4 * num_threads() - 1) / (4 * num_threads());
+  const int64_t fair = (blocks * chunks + kDrawsPerThread * num_threads() - 1) / (kDrawsPerThread * num_threads());
   const int64_t draw = std::min(std::max<int64_t>(kBytesPerDraw / std::max<int64_t>(block_bytes, 1), 1), fair);
   parallel_for(blocks * chunks, draw, [&](int64_t item) {
     const PackedLinear* layer = layers;

@@ -11,7 +11,7 @@ namespace {
 constexpr int kBlock = kPackedBlock;
 constexpr int kColumns = 2;           // Vecs of outputs side by side
 constexpr int kRows = W == 16 ? 8 : 4;  // rows that share a loaded weight: as many as the registers hold
-constexpr int64_t kAhead = 2048;      // bytes of weights that are asked for before they are read
+constexpr int64_t kAhead = 8192;        // bytes of weights that are asked for before they are read
 
 // One input of float32, or a pair of bfloat16, of W outputs, and how it is multiplied and added.
 template <class T>

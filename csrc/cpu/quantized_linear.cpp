@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kRowsPerItem = 64;           // with I inputs each, they stay in the second cache
 constexpr int64_t kRowsPerDraw = 16;           // of activations made to integers
-constexpr int64_t kBytesPerDraw = 32 << 10;    // of weights: long enough runs for the processor's prefetching
+constexpr int64_t kBytesPerDraw = 128 << 10;   // of weights: long enough runs for the processor's prefetching
 constexpr int64_t kWordsPerGroup = 8 + 1 + 1;  // integers, scale, term
 
 int zero_point(const QuantizedLinear& a, int64_t B) {

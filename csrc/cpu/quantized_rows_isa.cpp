@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kGroup = kQuantGroup, kBlock = kQuantBlock, kTile = QuantRows::kTile;
 constexpr int kRows = W == 16 ? 8 : 4;  // rows that share a loaded weight: as many as the registers hold
+constexpr int64_t kAhead = 1024;          // of weights, times their bits: bytes that are asked for before they are read
 constexpr float kSmallest = 1e-30f;     // a group whose largest number is smaller counts as zeros
 
 template <class T>
@@ -64,6 +65,7 @@ void multiply_rows(const QuantRows& x, int64_t t, const QuantBlock& block, int f
     const uint8_t* quants = block.quants + g * kLoads * 4 * kBlock + 4 * first;
 #pragma GCC unroll 8
     for (int load = 0; load < kLoads; ++load) {
+      if (first == 0) __builtin_prefetch(quants + load * 4 * kBlock + kAhead * bits);
       const Bytes bytes = load_bytes(quants + load * 4 * kBlock);
       if constexpr (bits == 8) {
         const typename Sum::Weights weights = Sum::prepared(bytes);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+import weakref
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from asyncthink.model import linear
 from asyncthink.model.decoder import Decoder, DecoderError
-from asyncthink.model.linear import PackedLinears, PackError
+from asyncthink.model.linear import PackedLinears
 from tiny_models import FAMILIES, eager, feed, same, tiny, tokens
 
 SIZES = {"page_size": 4, "num_pages": 60, "chunk": 8}
@@ -55,8 +56,6 @@ def test_every_family_gives_eagers_logits(family: str) -> None:
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows", [0, 1, 5, 70, 300])
 def test_rows(precision: torch.dtype, rows: int) -> None:
-    if precision == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("oneDNN has no bfloat16 here")
     model = plain(dtype=precision)
     x = torch.randn(1, rows, 48).to(precision)
     got, expected = run(PackedLinears(model), model, x), model.double()(x.double())
@@ -113,7 +112,7 @@ def test_refresh_of_a_decoder_forgets() -> None:
 def test_no_trace_is_left_even_by_an_error() -> None:
     model = plain()
     linears = PackedLinears(model)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="packed"):
         run(linears, model, torch.randn(3, 47))
     assert traces(model) == []
     model(torch.randn(2, 48)).sum().backward()
@@ -175,17 +174,15 @@ def test_compiled_passes_see_changed_weights_and_compile_nothing_again() -> None
 def test_decoders_share_the_packed_weights_of_a_model() -> None:
     model = tiny("llama")
     first = Decoder(model, pack=True, **SIZES)
-    before = len(linear._packed)
     assert Decoder(model, pack=True, **SIZES).linears is first.linears
-    assert len(linear._packed) == before
     model.model.layers[0].mlp.add_module("more", nn.Linear(4, 4))
     second = Decoder(model, pack=True, **SIZES)
     assert second.linears is not first.linears
     feed(second, (second.cache.root(), tokens(5, 1)))
-    held = len(linear._packed)
+    held = weakref.ref(second.linears)
     del second
     gc.collect()
-    assert len(linear._packed) < held  # what nobody uses is given back
+    assert held() is None  # what nobody uses is given back
 
 
 def test_the_default_packs_large_models_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,23 +206,8 @@ def test_the_default_packs_large_models_that_fit(monkeypatch: pytest.MonkeyPatch
     assert full.linears is None and "packed weights would take" in full.unavailable["pack"]
 
 
-def test_a_torch_that_packs_otherwise_is_said_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, trunk = tiny("llama"), tokens(9, 3)
-    monkeypatch.setattr(linear, "LEAST_BYTES", 1)
-
-    def gone(weight: Tensor) -> Tensor:
-        raise AttributeError("no such op")
-
-    monkeypatch.setattr(linear, "pack", gone)
-    with pytest.warns(RuntimeWarning, match="run unpacked: torch .* packs in another way: AttributeError: no such op"):
-        decoder = Decoder(model, **SIZES)
-    assert "no such op" in decoder.unavailable["pack"]
-    same(feed(decoder, (decoder.cache.root(), trunk))[0], eager(model, trunk))
-    with pytest.raises(DecoderError, match=r"pack=True: torch .* no such op"):
-        Decoder(model, pack=True, **SIZES)
-
-    monkeypatch.setattr(linear, "pack", lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight * 1.1, 64))
-    with pytest.raises(PackError, match=r"give other values than F\.linear"):
-        PackedLinears(model)
-    with pytest.raises(PackError, match="no linear layers"):
+def test_models_without_layers_to_pack() -> None:
+    with pytest.raises(DecoderError, match="no linear layers"):
         PackedLinears(nn.LayerNorm(4))
+    layers = PackedLinears(nn.Sequential(nn.Linear(3, 5), nn.Linear(4, 5)).bfloat16())
+    assert len(layers._modules) == 1  # bfloat16 inputs come in pairs

@@ -185,7 +185,7 @@ class Decoder:
         padding = padding_token(model) if self._hooked.first_position else None
         self._checks = StepChecks(vocabulary(model), padding, self.max_length)
         self._kind = kind
-        if self.device.type == "cpu" and not compile and record:
+        if self.device.type == "cpu" and layout is None and not compile and record:
             self.recorded = RecordedSteps(self._hooked, self._attention)
         if compile:
             self._hooked.compiled = CompiledModel(model, "inductor" if compile is True else compile)

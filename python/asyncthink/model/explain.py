@@ -25,6 +25,7 @@ def explain(decoder: Any) -> dict[str, str]:
         "pack": _pack(decoder),
         "graphs": _graphs(decoder),
         "compile": "steps run through torch.compile" if decoder.compiled else "no: not asked for",
+        "recorded": _recorded(decoder),
         "joins": "; ".join([", ".join(decoder.join_modes), *joins]),
         "positions": f"at most {decoder.max_length:,}" if decoder.max_length is not None else "no hard limit",
         "states": _states(decoder),
@@ -37,6 +38,17 @@ def _states(decoder: Any) -> str:
         return "no recurrent layers"
     states = decoder.states
     return f"{states.num_states} slots of {states.bytes_per_state:,} bytes, which a fork copies when it goes on"
+
+
+def _recorded(decoder: Any) -> str:
+    steps = decoder.recorded
+    if steps is None and decoder.states is not None:
+        return "no: the model has recurrent layers"
+    if steps is None:
+        return "no: steps are compiled" if decoder.compiled else "no: not asked for, or not on a CPU"
+    if steps.reason is not None:
+        return f"no: {steps.reason}"
+    return f"decode steps of sizes that come again run without the model's Python; {len(steps.programs)} programs now"
 
 
 def _threads(decoder: Any) -> str:

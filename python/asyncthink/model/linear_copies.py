@@ -79,7 +79,10 @@ class LinearCopies(ABC):
                 del attributes["forward"]
 
     def copy_changed(self) -> None:
-        """Copy the weights that changed, in place where their shapes are the same. A module whose weight is no plain parameter any more runs its own forward."""
+        """Copy the weights that changed, in place where their shapes are the same.
+
+        A module whose weight is no plain parameter any more runs its own forward.
+        """
         for number, module in enumerate(self._modules):  # every step runs this for every layer
             source = self._source(module)
             if source != self._sources[number]:

@@ -1,7 +1,7 @@
 """A recorded pass as a program on memory that stays where it is: :class:`StepProgram`.
 
 Native ops in a row become one call from Python (``csrc/cpu/step_program.h``); what they do not compute is a call of
-torch's, whose result is copied to its place. Views are made once. Places are used again when nobody reads them any more.
+torch's, whose result is copied to its place. Views are made once. A place is used again when nobody reads it any more.
 
 Letters: T rows of a step, N rows whose logits are wanted, V vocabulary, Hq query heads, Dv head dim of V.
 """
@@ -145,7 +145,9 @@ class _Builder:
 
     def _norm(self, program: NativeProgram, call: Call) -> None:
         x, weight, eps = self._tensor(call.args)
-        program.norm(_as_heads(x), weight, _as_heads(self.tensors[call.outs[0]]), eps, lanes_of_sums(x.shape[-1]))
+        lanes = lanes_of_sums(x.shape[-1])
+        assert lanes is not None  # else it is no pattern
+        program.norm(_as_heads(x), weight, _as_heads(self.tensors[call.outs[0]]), eps, lanes)
 
     def _rotate(self, program: NativeProgram, call: Call) -> None:
         x, cos, sin = self._tensor(call.args)
@@ -156,10 +158,11 @@ class _Builder:
         gate, up, activation = call.args
         y = self.tensors[call.outs[0]]
         table = _table(activation.op, y.dtype, activation.args[1:], tuple(activation.kwargs.items()))
-        program.gate(*map(_as_rows, (self.tensors[gate], self.tensors[up])), table, _as_rows(y))
+        program.gate(_as_rows(self.tensors[gate]), _as_rows(self.tensors[up]), table, _as_rows(y))
 
     def _add(self, program: NativeProgram, call: Call) -> None:
-        program.add(*map(_as_rows, self._tensor(call.args)), _as_rows(self.tensors[call.outs[0]]))
+        a, b = self._tensor(call.args)
+        program.add(_as_rows(a), _as_rows(b), _as_rows(self.tensors[call.outs[0]]))
 
     def _attention(self, program: NativeProgram, call: Call) -> None:
         q, k, v, layer = self._tensor(call.args)
@@ -167,7 +170,9 @@ class _Builder:
         sinks = options["s_aux"]
         k_cache, v_cache = self.caches[layer]
         program.attention(
-            *(tensor[0].transpose(0, 1) for tensor in (q, k, v)),
+            q[0].transpose(0, 1),
+            k[0].transpose(0, 1),
+            v[0].transpose(0, 1),
             k_cache,
             v_cache,
             self.tensors[call.outs[0]][0],

@@ -1,8 +1,8 @@
 """Calls of a recorded pass that one native op computes: :func:`fused`.
 
 A pattern is found by what computes what, not by names of models: the norm of squares, the rotation by halves, the gate
-of an MLP. Its native op rounds as torch does, call by call, so results have the same bits; the recorded step is compared
-with the model's own before it is used (:mod:`asyncthink.model.recorded`).
+of an MLP. Its native op rounds as torch does, call by call, so results have the same bits; the recorded step is
+compared with the model's own before it is used (:mod:`asyncthink.model.recorded`).
 
 Letters: T rows, H heads, D head dim, I features.
 """
@@ -28,7 +28,7 @@ _ACTIVATIONS = (aten.silu.default, aten.gelu.default, aten.relu.default, aten.ta
 
 
 def fused(recording: Recording) -> list[Call]:
-    """The calls of a recording, equal views made once, with native ops where they compute the same; unused ones gone."""
+    """The calls of a recording with equal views made once, native ops in the place of patterns, and nothing unused."""
     calls = _equal_views_once(recording)
     finder = _Finder(recording, calls)
     return _used([finder.replaced(call) for call in calls], recording)

@@ -25,7 +25,7 @@ from asyncthink.model.checks import one_line
 from asyncthink.model.hook import HookedModel
 from asyncthink.model.lowering import StepProgram
 from asyncthink.model.quantized import QuantizedLinear
-from asyncthink.model.recorder import NotRecordable, Recording, record
+from asyncthink.model.recorder import NotRecordableError, Recording, record
 from asyncthink_kernels.ops.step_program import native
 
 MAX_ROWS = 64
@@ -90,7 +90,7 @@ class RecordedSteps:
             return run(step, rows)
         try:
             return self._recorded(key, step, rows, run)
-        except NotRecordable as error:
+        except NotRecordableError as error:
             self.reason, step.calls = str(error), 0
             return run(step, rows)
 
@@ -102,7 +102,7 @@ class RecordedSteps:
         if before is None or not self._proven:
             logits, recording = record(self._hooked, step, rows, _tensors(self._hooked, self._attention))
             if before is not None and not recording.same_as(before):
-                raise NotRecordable("two passes of the same sizes made different calls")
+                raise NotRecordableError("two passes of the same sizes made different calls")
             self._proven = self._proven or before is not None
             self._recordings[key] = recording
             return logits
@@ -115,12 +115,12 @@ class RecordedSteps:
             try:
                 program = StepProgram(before, places)
             except (RuntimeError, ValueError) as error:
-                raise NotRecordable(f"its program cannot be made: {one_line(error)}") from error
+                raise NotRecordableError(f"its program cannot be made: {one_line(error)}") from error
             written = self._written(step)
             got = self._replayed(program, step, rows)
             same = [torch.equal(*pair) for pair in zip((got, *self._written(step)), (logits, *written), strict=True)]
         if not all(same):
-            raise NotRecordable("its program gives other bits than the model itself")
+            raise NotRecordableError("its program gives other bits than the model itself")
         self._programs[key] = program
         if len(self._programs) > MAX_PROGRAMS:
             self._programs.popitem(last=False)
@@ -189,6 +189,7 @@ def _unknown(model: nn.Module) -> str | None:
 def _tensors(hooked: HookedModel, attention: PagedAttention) -> Iterator[Tensor]:
     """What a pass may read besides its tokens and positions."""
     for module in hooked.model.modules():
-        yield from filter(None.__ne__, itertools.chain(module._parameters.values(), module._buffers.values()))  # type: ignore[misc]
+        held = itertools.chain(module._parameters.values(), module._buffers.values())
+        yield from (tensor for tensor in held if tensor is not None)
     if hooked.linears is not None:
         yield from hooked.linears.tensors()  # type: ignore[attr-defined]

@@ -29,7 +29,7 @@ _REFUSED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, tor
 _SMALL = 64  # numbers of a tensor that a pass makes from Python
 
 
-class NotRecordable(RuntimeError):
+class NotRecordableError(RuntimeError):
     """The pass cannot be recorded; the message says why."""
 
 
@@ -91,20 +91,22 @@ def registers_in(tree: Any) -> list[Register]:
 def record(hooked: HookedModel, step: Step, rows: Tensor, known: Iterable[Tensor]) -> tuple[Tensor, Recording]:
     """Run ``step`` as ever -> (logits [N,V] of rows [N], the recording). ``known`` tensors may be read.
 
-    NotRecordable with nothing lost: the step may be run again.
+    NotRecordableError with nothing lost: the step may be run again.
     """
     recorder = _Recorder(step, known)
     hooked.compiled = recorder.run
     recorder.model = hooked.model
     try:
-        logits = hooked.run(recorder, step.tokens, step.positions, rows)  # type: ignore[arg-type]
+        logits = hooked.run(recorder, step.tokens, step.positions, rows)
     finally:
         hooked.compiled = None
     return logits, recorder.recording
 
 
-def _by_number(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether an index names rows by their numbers: a mask would give as many rows as it has ones."""
+def _harmless(func: Any, args: tuple[Any, ...]) -> bool:
+    """An index that names rows by their numbers (a mask gives as many rows as it has ones), or a dropout of nothing."""
+    if func is torch.ops.aten.dropout.default:
+        return not args[2]
     if func is not torch.ops.aten.index.Tensor:
         return False
     return all(index.dtype in (torch.int64, torch.int32) for index in args[1] if index is not None)
@@ -159,21 +161,21 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._ours:
             return func(*args, **kwargs)
         if func._schema.is_mutable:
-            raise NotRecordable(f"{func} writes into a tensor")
-        if _REFUSED & set(func.tags) and not _by_number(func, args):
-            raise NotRecordable(f"what {func} gives depends on numbers")
+            raise NotRecordableError(f"{func} writes into a tensor")
+        if _REFUSED & set(func.tags) and not _harmless(func, args):
+            raise NotRecordableError(f"what {func} gives depends on numbers")
         read_args, read_kwargs = tree_map_only(Tensor, self._read, (tuple(args), dict(kwargs)))
         result = func(*args, **kwargs)
         outs = result if isinstance(result, (tuple, list)) else (result,)
         if not all(isinstance(out, Tensor) for out in outs):
-            raise NotRecordable(f"{func} gives no tensor")
+            raise NotRecordableError(f"{func} gives no tensor")
         given = [self.recording.samples[register.number] for register in registers_in((read_args, read_kwargs))]
         if len(outs) == 1 and any(outs[0] is tensor for tensor in given):
             return result  # nothing was done
         memory = {tensor.untyped_storage().data_ptr() for tensor in given}
         shared = [out.untyped_storage().data_ptr() in memory for out in outs if out.numel()]
         if any(shared) and not all(shared):
-            raise NotRecordable(f"{func} gives a view and a copy")
+            raise NotRecordableError(f"{func} gives a view and a copy")
         self._note(func, read_args, read_kwargs, outs, view=any(shared))
         return result
 
@@ -190,7 +192,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         register = self._registers.get(id(tensor))
         if register is None:
             if id(tensor) not in self._known and tensor.numel() > _SMALL:
-                raise NotRecordable(f"a tensor {list(tensor.shape)} comes from elsewhere than the model")
+                raise NotRecordableError(f"a tensor {list(tensor.shape)} comes from elsewhere than the model")
             register = self._new(tensor)
             self.recording.constants[register] = tensor
         return register

@@ -1,0 +1,229 @@
+"""Recorded steps: the bits of the model itself, whatever the steps; a changed model is noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from asyncthink.model import recorded
+from asyncthink.model.decoder import Decoder
+from asyncthink_kernels import use_backend
+from asyncthink_kernels.ops.step_program import native
+from tiny_models import FAMILIES, eager, same, tiny, tokens
+
+pytestmark = pytest.mark.skipif(native() is None, reason="the native CPU kernels were not built")
+SIZES: dict[str, Any] = {"page_size": 4, "num_pages": 80, "chunk": 8}
+
+#: Families whose passes depend on numbers (experts, ``item``) or write in place.
+NOT_RECORDED = {"qwen3_moe", "gpt_oss", "deepseek_v3", "gemma4", "gpt2"}
+
+
+class Pair:
+    """A decoder that records and one that does not, which go through the same steps."""
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        self.model = model
+        self.recording = Decoder(model, **SIZES, **options)
+        self.plain = Decoder(model, record=False, **SIZES, **options)
+        self._seed = 0
+        self.branches: list[list[Any]] = [[], []]
+        for decoder, branches in zip(self.decoders, self.branches, strict=True):
+            decoder.storage.poison()
+            branches.append(decoder.cache.root())
+
+    @property
+    def decoders(self) -> tuple[Decoder, Decoder]:
+        return self.recording, self.plain
+
+    def fork(self, of: int, at: int | None = None) -> None:
+        for decoder, branches in zip(self.decoders, self.branches, strict=True):
+            branches.append(decoder.cache.fork(branches[of], at=at))
+
+    def join(self, dst: int, src: int, start: int, stop: int, mode: str) -> None:
+        for decoder, branches in zip(self.decoders, self.branches, strict=True):
+            decoder.join(branches[dst], branches[src], start, stop, mode)
+
+    def step(self, *work: tuple[int, int], rows: list[int] | None = None) -> Tensor:
+        """The same tokens through both -> the same logits, K and V, to the last bit."""
+        count = sum(new for _, new in work)
+        self._seed += 1
+        wanted = list(range(count)) if rows is None else rows
+        got = []
+        for decoder, branches in zip(self.decoders, self.branches, strict=True):
+            plan = decoder.cache.plan([(branches[number], new) for number, new in work])
+            got.append(decoder.forward(tokens(count, self._seed), plan, wanted))
+        assert torch.equal(*got)
+        for ours, theirs in zip(self.recording.storage.groups, self.plain.storage.groups, strict=True):
+            torch.testing.assert_close((ours.k, ours.v), (theirs.k, theirs.v), rtol=0, atol=0, equal_nan=True)
+        return got[0]
+
+    @property
+    def programs(self) -> int:
+        assert self.recording.recorded is not None
+        return len(self.recording.recorded.programs)
+
+
+def decode(pair: Pair, steps: int, *branches: int) -> None:
+    for _ in range(steps):
+        pair.step(*((branch, 1) for branch in branches))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_keeps_its_bits(family: str) -> None:
+    pair = Pair(tiny(family, dtype=torch.bfloat16), pack=True)
+    pair.step((0, 9))
+    pair.fork(0, at=6)
+    decode(pair, 6, 0, 1)
+    steps = pair.recording.recorded
+    assert steps is not None
+    if family in NOT_RECORDED:
+        assert steps.reason is not None and not pair.programs
+    else:
+        assert steps.reason is None and pair.programs == 1
+        layers = len(pair.recording.storage.groups) and sum(g.k.shape[0] for g in pair.recording.storage.groups)
+        assert steps.programs[0].native > 5 * layers
+
+
+@pytest.mark.parametrize("options", [{"pack": True}, {}, {"weights": "int8"}, {"weights": "int4"}], ids=str)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+def test_forks_joins_and_rows_of_all_kinds(options: dict[str, Any], precision: torch.dtype) -> None:
+    pair = Pair(tiny("llama", dtype=precision, num_hidden_layers=2), **options)
+    pair.step((0, 7))
+    pair.fork(0)
+    pair.fork(0, at=5)
+    decode(pair, 5, 0)
+    decode(pair, 5, 0, 1, 2)
+    for _ in range(5):
+        pair.step((0, 1), (1, 3), rows=[0, 3])
+    assert pair.programs == 3
+    start = pair.branches[0][1].length - 6
+    pair.join(0, 1, start, start + 3, "append")
+    decode(pair, 2, 0, 1, 2)
+    pair.join(0, 1, start, start + 2, "link")  # angles of keys elsewhere
+    decode(pair, 3, 0, 1, 2)
+    pair.join(2, 1, start, start + 4, "link")
+    decode(pair, 3, 0, 1, 2)
+    for _ in range(5):
+        pair.step((1, 2), rows=[])
+    assert pair.programs == 4
+    assert "4 programs" in pair.recording.explain()["recorded"]
+
+
+def test_weights_that_change_in_place_are_read() -> None:
+    pair = Pair(tiny("qwen3", num_hidden_layers=1), pack=True)
+    decode(pair, 5, 0)
+    before = pair.programs
+    optimizer = torch.optim.SGD(pair.model.parameters(), lr=0.1)
+    pair.model(tokens(5, 1)[None]).logits.square().sum().backward()
+    optimizer.step()
+    decode(pair, 2, 0)
+    pair.model.load_state_dict({name: 1.1 * value for name, value in pair.model.state_dict().items()})
+    decode(pair, 2, 0)
+    assert pair.programs == before == 1
+
+
+def replace_parameter(model: Any) -> None:
+    norm = model.model.layers[0].input_layernorm
+    norm.weight = nn.Parameter(norm.weight.detach() * 1.5)
+
+
+def move_weights(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.data = parameter.data * 1.5
+
+
+def replace_module(model: Any) -> None:
+    model.model.layers[0].mlp.act_fn = nn.Tanh()
+
+
+def hook(model: Any) -> None:
+    model.model.layers[0].mlp.register_forward_hook(lambda module, args, output: 2 * output)
+
+
+def own_forward(model: Any) -> None:
+    mlp = model.model.layers[0].mlp
+    plain = mlp.forward
+    mlp.forward = lambda x: 2 * plain(x)
+
+
+@pytest.mark.parametrize("change", [replace_parameter, move_weights, replace_module, hook, own_forward])
+def test_other_changes_end_the_programs(change: Callable[[Any], None]) -> None:
+    pair = Pair(tiny("llama", num_hidden_layers=1), pack=True)
+    decode(pair, 5, 0)
+    assert pair.programs == 1
+    change(pair.model)
+    decode(pair, 6, 0)
+    steps = pair.recording.recorded
+    assert steps is not None and pair.programs == (change not in (hook, own_forward))
+    assert (steps.reason is None) == (pair.programs == 1)
+
+
+def test_refresh_records_again() -> None:
+    pair = Pair(tiny("llama", num_hidden_layers=1))
+    decode(pair, 5, 0)
+    pair.model.config.rms_norm_eps = 1.0  # read when the model was made
+    pair.model.model.norm.variance_epsilon = 1.0  # type: ignore[union-attr]
+    for decoder in pair.decoders:
+        decoder.refresh()
+    decode(pair, 5, 0)
+    assert pair.programs == 1
+
+
+class Own(nn.SiLU):
+    """Somebody's module, whose Python may do something else in the next step."""
+
+
+def test_modules_of_unknown_classes_are_not_recorded() -> None:
+    model: Any = tiny("llama", num_hidden_layers=1)
+    model.model.layers[0].mlp.act_fn = Own()
+    decoder = Decoder(model, **SIZES)
+    assert decoder.recorded is not None
+    assert str(decoder.recorded.reason).startswith("model.layers.0.mlp.act_fn is a test_recorded.Own")
+    assert "act_fn" in decoder.explain()["recorded"]
+
+
+def test_a_program_of_other_bits_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = recorded.StepProgram.run
+    monkeypatch.setattr(recorded.StepProgram, "run", lambda *args, **given: real(*args, **given) * 1.01)
+    pair = Pair(tiny("llama", num_hidden_layers=1))
+    decode(pair, 6, 0)
+    assert pair.programs == 0
+    assert pair.recording.recorded is not None
+    assert pair.recording.recorded.reason == "its program gives other bits than the model itself"
+
+
+def test_the_least_recently_used_program_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "MAX_PROGRAMS", 2)
+    pair = Pair(tiny("llama", num_hidden_layers=1))
+    for rows in (1, 2, 3):
+        for _ in range(5):
+            pair.step((0, rows))
+    assert pair.programs == 2
+
+
+def test_a_named_backend_and_large_steps_run_the_model() -> None:
+    model = tiny("llama", num_hidden_layers=1)
+    decoder = Decoder(model, **SIZES | {"num_pages": 200})
+    branch = decoder.cache.root()
+    with use_backend("reference"):
+        for _ in range(5):
+            decoder.forward(tokens(1, 1), decoder.cache.plan([(branch, 1)]), [0])
+    for _ in range(5):
+        decoder.forward(tokens(65, 1), decoder.cache.plan([(branch, 65)]), [64])
+    assert decoder.recorded is not None and not decoder.recorded.programs
+    decoder.cache.release(branch)
+    branch, context = decoder.cache.root(), tokens(12, 5)
+    for number in range(12):
+        row = decoder.forward(context[number : number + 1], decoder.cache.plan([(branch, 1)]), [0])
+    same(row, eager(model, context)[-1:])
+    assert len(decoder.recorded.programs) == 1
+
+
+def test_training_between_steps() -> None:
+    pair = Pair(tiny("llama", num_hidden_layers=1, attention_dropout=0.5).train())
+    decode(pair, 6, 0)
+    assert pair.programs == 1 and pair.model.training
