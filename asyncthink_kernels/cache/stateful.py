@@ -307,7 +307,9 @@ class StatefulCache(TreeCache):
         sharing = Counter(state.slot for state in states)
         fresh = sharing.pop(NO_SLOT, 0)
         # Where everybody who shares a slot steps, the last one keeps it.
-        return fresh + sum(count - (self._slots.holders(slot) - given_up[slot] == count) for slot, count in sharing.items())
+        return fresh + sum(
+            count - (self._slots.holders(slot) - given_up[slot] == count) for slot, count in sharing.items()
+        )
 
     def _own(self, states: Sequence[BranchState]) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
         """Give every branch a slot of its own -> copies (source, destination), and their places in the work."""

@@ -81,7 +81,7 @@ def test_logprobs_equal_plain_calls_and_seeds_repeat(parts: Parts, context: str)
 
 
 def test_greedy_traces_are_transformers_own(parts: Parts) -> None:
-    model, tok = parts
+    model, _ = parts
     s = build(parts, mode="sequential")
     (episode,) = s.generate(["q"], SamplingParams(temperature=0.0, max_tokens=24))
     trace = episode.traces[0]
@@ -160,7 +160,7 @@ def test_a_guide_and_nested_forks(hybrid: Parts) -> None:
 @pytest.mark.parametrize("states", [6, 64])
 def test_threads_fork_rewind_join_and_score(parts: Parts, states: int) -> None:
     """Every thought is what the model draws behind the same tokens, whatever was forked, cut back or given up."""
-    model, tok = parts
+    model, _ = parts
     s = build(parts, states=states)
     greedy = SamplingParams(temperature=0.0, max_tokens=5)
 

@@ -104,7 +104,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_embds_dim": [32, 32]},
     "xmod": {"default_language": "en_XX"},
     "youtu": _HEADS_ALIKE,
-    "zamba": {"num_hidden_layers": 4, "attention_hidden_size": 128, **_HEADS_ALIKE, "layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zamba": {
+        "num_hidden_layers": 4, "attention_hidden_size": 128, **_HEADS_ALIKE,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+    },
     "zamba2": {"attention_hidden_size": 128, **_HEADS_ALIKE, "layers_block_type": ["mamba", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip

@@ -145,9 +145,7 @@ class HookedModel:
             logits: Tensor = output.logits[0]
             return logits if self.keeps_logits else logits[rows]
 
-    def run_rows(
-        self, receiver: Receiver, cache: Any, tokens: Tensor, positions: Tensor, columns: Tensor
-    ) -> Tensor:
+    def run_rows(self, receiver: Receiver, cache: Any, tokens: Tensor, positions: Tensor, columns: Tensor) -> Tensor:
         """One pass of B rows behind ``cache``. tokens, positions [B,n], columns [m] int64 -> logits [B,m,V] there."""
         with self.patched(ATTENTION), ExitStack() as more:
             if self.linears is not None:

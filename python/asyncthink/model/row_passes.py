@@ -95,7 +95,13 @@ def check_row_fork(hooked: HookedModel, layers: Layers, layout: StateLayout, kin
 
 
 def _forked(
-    hooked: HookedModel, layers: Layers, layout: StateLayout, page_size: int, contexts: list[list[int]], *, by_token: bool
+    hooked: HookedModel,
+    layers: Layers,
+    layout: StateLayout,
+    page_size: int,
+    contexts: list[list[int]],
+    *,
+    by_token: bool,
 ) -> list[Tensor]:
     """The logits of the last tokens of each context, those that its branch computed itself."""
     device = next(hooked.model.parameters()).device
