@@ -221,14 +221,14 @@ class StatefulCache(TreeCache):
         Raises ValueError for a branch without a state; OutOfPages, OutOfStates with the branches as before.
         """
         work = list(work)
-        pages = self.pages_needed(work)
-        if pages > self.free_pages:
-            raise OutOfPages(pages, self.free_pages)
+        pages = self.pages_needed(work)  # checks the work
         branches = [branch for branch, _ in work]
         states = [self._states[branch.id] for branch in branches]
         for branch, state in zip(branches, states, strict=True):
             if state.length != branch.length:
                 raise ValueError(f"work: branch {branch.id} has no recurrent state behind its {branch.length} tokens")
+        if pages > self.free_pages:
+            raise OutOfPages(pages, self.free_pages)
         while (needed := self._slots_needed(states, Counter())) > self._slots.free:
             if not self._snapshots.evict():
                 raise OutOfStates(needed, self._slots.free)
@@ -307,7 +307,9 @@ class StatefulCache(TreeCache):
         sharing = Counter(state.slot for state in states)
         fresh = sharing.pop(NO_SLOT, 0)
         # Where everybody who shares a slot steps, the last one keeps it.
-        return fresh + sum(count - (self._slots.holders(slot) - given_up[slot] == count) for slot, count in sharing.items())
+        return fresh + sum(
+            count - (self._slots.holders(slot) - given_up[slot] == count) for slot, count in sharing.items()
+        )
 
     def _own(self, states: Sequence[BranchState]) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
         """Give every branch a slot of its own -> copies (source, destination), and their places in the work."""

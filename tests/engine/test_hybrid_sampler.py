@@ -53,6 +53,14 @@ def assert_plain(model: nn.Module, episodes: list[Episode], temperature: float =
                     assert trace.logprobs[k] == pytest.approx(expected, abs=1e-4)
 
 
+def assert_same_draws(episodes: list[Episode], plenty: list[Episode]) -> None:
+    """A pause changes when an agent draws, so where a cancelled one ends, but not what it draws."""
+    for episode, expected in zip(episodes, plenty, strict=True):
+        for trace, other in zip(episode.traces, expected.traces, strict=False):
+            least = min(len(trace.tokens), len(other.tokens))
+            assert trace.tokens[:least] == other.tokens[:least]
+
+
 def finish(s: ForkJoinSampler) -> None:
     s.cache.check()
     s.prefixes.clear()
@@ -73,7 +81,7 @@ def test_logprobs_equal_plain_calls_and_seeds_repeat(parts: Parts, context: str)
 
 
 def test_greedy_traces_are_transformers_own(parts: Parts) -> None:
-    model, tok = parts
+    model, _ = parts
     s = build(parts, mode="sequential")
     (episode,) = s.generate(["q"], SamplingParams(temperature=0.0, max_tokens=24))
     trace = episode.traces[0]
@@ -124,22 +132,20 @@ def test_without_slots_episodes_take_turns(parts: Parts, states: int) -> None:
     plenty = build(parts).generate(["q"] * 6, [PARAMS.with_seed(k) for k in range(6)])
     s = build(parts, states=states)
     episodes = s.generate(["q"] * 6, [PARAMS.with_seed(k) for k in range(6)])
-    for episode, expected in zip(episodes, plenty, strict=True):
-        if episode.finish != "out_of_pages":
-            assert [trace.tokens for trace in episode.traces] == [trace.tokens for trace in expected.traces]
+    assert_same_draws(episodes, plenty)
     assert any(episode.finish != "out_of_pages" for episode in episodes)
-    assert states > 3 or s.engine.stats.preemptions
+    assert states == 3 or s.engine.stats.preemptions, "with 3 slots they run one by one"
     assert_plain(parts[0], episodes)
     finish(s)
 
 
 def test_without_pages_episodes_take_turns(parts: Parts) -> None:
-    plenty = build(parts).generate(["q"] * 6, [PARAMS.with_seed(k) for k in range(6)])
-    s = build(parts, pages=12)
-    episodes = s.generate(["q"] * 6, [PARAMS.with_seed(k) for k in range(6)])
+    questions = ["q" * k for k in range(1, 7)]
+    plenty = build(parts).generate(questions, [PARAMS.with_seed(k) for k in range(6)])
+    s = build(parts, pages=6)
+    episodes = s.generate(questions, [PARAMS.with_seed(k) for k in range(6)])
     assert s.engine.stats.preemptions
-    for episode, expected in zip(episodes, plenty, strict=True):
-        assert [trace.tokens for trace in episode.traces] == [trace.tokens for trace in expected.traces]
+    assert_same_draws(episodes, plenty)
     finish(s)
 
 
@@ -154,29 +160,26 @@ def test_a_guide_and_nested_forks(hybrid: Parts) -> None:
 @pytest.mark.parametrize("states", [6, 64])
 def test_threads_fork_rewind_join_and_score(parts: Parts, states: int) -> None:
     """Every thought is what the model draws behind the same tokens, whatever was forked, cut back or given up."""
-    model, tok = parts
+    model, _ = parts
     s = build(parts, states=states)
     greedy = SamplingParams(temperature=0.0, max_tokens=5)
 
     def check(thread: Any) -> None:
         thread.think(greedy)
-        thought = thread.thought
         ids = list(thread.tokens)
-        before = len(ids) - len(thought.tokens)
-        assert before > 0
-        for k in range(before, len(ids)):
+        for k in range(thread.thought.start, thread.thought.stop):
             assert ids[k] == int(alone(model, torch.tensor(ids[:k]))[-1].argmax())
 
     thread = s.thread("k x y z " * 3)
     check(thread)
-    forks = [thread.fork() for _ in range(3)]
+    forks = thread.fork(3)
     for number, fork in enumerate(forks):
         fork.write("x" * (number + 1))
         check(fork)
     check(thread)
     thread.truncate(len(thread) - 4)
     check(thread)
-    below = forks[1].fork()
+    (below,) = forks[1].fork()
     forks[1].truncate(3)
     check(forks[1])
     check(below)

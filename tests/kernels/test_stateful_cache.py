@@ -101,15 +101,14 @@ class StateMachine(RuleBasedStateMachine):
         work = [(branch, count) for (branch, _), count in zip(pairs, counts, strict=False)]
         fits = self.cache.fits(work)
         before = [branch.length for branch, _ in work]
-        try:
-            plan = self.cache.plan(work)
-        except OutOfPages as error:
-            assert not fits
-            assert isinstance(error, OutOfStates) != self.cache.states_fit(work)
+        if not fits:
+            with pytest.raises(OutOfPages) as raised:
+                self.cache.plan(work)
+            assert raised.type is OutOfPages or not self.cache.states_fit(work)
             assert [branch.length for branch, _ in work] == before
             assert all(self.cache.restore(branch) for branch, _ in work)
             return
-        assert fits
+        plan = self.cache.plan(work)
         new = []
         for _, count in work:
             new.append(list(range(self.next_token, self.next_token + count)))
