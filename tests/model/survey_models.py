@@ -164,7 +164,7 @@ def build(kind: str, **changes: Any) -> nn.Module:
         for name, parameter in model.named_parameters():
             if name.endswith("q_norm.weight"):  # else some have attention so sharp that rounding grows
                 parameter *= len(parameter) ** -0.5
-            elif parameter.ndim >= 2 or "norm" not in name.lower():
+            elif parameter.ndim >= 2 or not re.search(r"norm|ln_\d|residual_scale", name.lower()):
                 nn.init.normal_(parameter, std=0.1)
     return model.eval()
 
