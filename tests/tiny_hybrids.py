@@ -22,7 +22,8 @@ _SSM = {
 #: family -> (model type, what differs from the base of ``tiny_models``).
 HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_5": ("qwen3_5_text", _LINEAR),
-    "mamba2": ("mamba2", {"num_heads": 4, "head_dim": 24, "state_size": 8, "n_groups": 1, "chunk_size": 8, "expand": 2}),
+    "mamba2": ("mamba2", {"num_heads": 4, "head_dim": 24, "state_size": 8, "n_groups": 1, "chunk_size": 8,
+                          "expand": 2}),
     "falcon_h1": ("falcon_h1", {**_SSM, "mamba_d_ssm": 96}),
     "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention", "conv"]}),
     "jamba": ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4,

@@ -210,7 +210,10 @@ class StatefulCache(TreeCache):
 
     def states_fit(self, work: Sequence[tuple[Branch, int]]) -> bool:
         """Whether `plan(work)` finds the slots that it needs, those of snapshots included."""
-        return self._slots_needed([self._states[branch.id] for branch, _ in work]) <= self.free_states
+        states = [self._states[branch.id] for branch, _ in work]
+        if self._slots_needed(states, Counter()) <= self._slots.free:
+            return True
+        return self._slots_needed(states, self._snapshots.counts()) <= self.free_states
 
     def plan(self, work: Sequence[tuple[Branch, int]]) -> StatefulPlan:  # type: ignore[override]
         """As :meth:`TreeCache.plan`, in one pass for each number of new tokens; empty branches have their own.
@@ -218,15 +221,15 @@ class StatefulCache(TreeCache):
         Raises ValueError for a branch without a state; OutOfPages, OutOfStates with the branches as before.
         """
         work = list(work)
-        pages = self.pages_needed(work)
-        if pages > self.free_pages:
-            raise OutOfPages(pages, self.free_pages)
+        pages = self.pages_needed(work)  # checks the work
         branches = [branch for branch, _ in work]
         states = [self._states[branch.id] for branch in branches]
         for branch, state in zip(branches, states, strict=True):
             if state.length != branch.length:
                 raise ValueError(f"work: branch {branch.id} has no recurrent state behind its {branch.length} tokens")
-        while (needed := self._slots_needed(states)) > self._slots.free:
+        if pages > self.free_pages:
+            raise OutOfPages(pages, self.free_pages)
+        while (needed := self._slots_needed(states, Counter())) > self._slots.free:
             if not self._snapshots.evict():
                 raise OutOfStates(needed, self._slots.free)
         copies, copied = self._own(states)
@@ -296,12 +299,17 @@ class StatefulCache(TreeCache):
             self._slots.drop(state.slot)
         state.slot, state.length = NO_SLOT, -1
 
-    def _slots_needed(self, states: Sequence[BranchState]) -> int:
-        """Slots that a step of these branches takes: for empty ones, and for those that share theirs."""
+    def _slots_needed(self, states: Sequence[BranchState], given_up: Counter[int]) -> int:
+        """Slots that a step of these branches takes: for empty ones, and for those that share theirs.
+
+        ``given_up`` are holders of each slot that do not count.
+        """
         sharing = Counter(state.slot for state in states)
         fresh = sharing.pop(NO_SLOT, 0)
         # Where everybody who shares a slot steps, the last one keeps it.
-        return fresh + sum(count - (self._slots.holders(slot) == count) for slot, count in sharing.items())
+        return fresh + sum(
+            count - (self._slots.holders(slot) - given_up[slot] == count) for slot, count in sharing.items()
+        )
 
     def _own(self, states: Sequence[BranchState]) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
         """Give every branch a slot of its own -> copies (source, destination), and their places in the work."""

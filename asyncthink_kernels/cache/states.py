@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
 from .pages import OutOfPages, require_at_least
@@ -111,10 +111,11 @@ class Snapshots:
     @property
     def reclaimable(self) -> int:
         """Slots that nobody but snapshots holds."""
-        owners: dict[int, int] = {}
-        for snapshot in self._kept:
-            owners[snapshot.slot] = owners.get(snapshot.slot, 0) + 1
-        return sum(self._pool.holders(slot) == count for slot, count in owners.items())
+        return sum(self._pool.holders(slot) == count for slot, count in self.counts().items())
+
+    def counts(self) -> Counter[int]:
+        """How many snapshots hold each slot."""
+        return Counter(snapshot.slot for snapshot in self._kept)
 
     def add(self, slot: int, length: int) -> Snapshot:
         """A snapshot that holds `slot`, too."""

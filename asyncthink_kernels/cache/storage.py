@@ -45,7 +45,8 @@ class KVStorage:
         >>> storage.k(2).shape, storage.bytes_per_token
         (torch.Size([4, 16, 2, 8]), 384)
 
-    Without layers it holds nothing. Raises ValueError on non-positive sizes or an unsupported dtype, MemoryError where it does not fit.
+    Without layers it holds nothing. Raises ValueError on non-positive sizes or an unsupported dtype, MemoryError where
+    it does not fit.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -81,7 +81,7 @@ class PrefixCache:
         for tokens in self._templates.values():
             self._hold(tokens, [])
         for tokens, name in self._documents.items():
-            self._hold(tokens, self._template(name))
+            self._hold(tokens, self._template(name), _ends(tokens))
 
     def pin(self, name: str, tokens: Sequence[int]) -> None:
         """Keep a prompt of template ``name`` computed until it is unpinned. Raises OutOfPages; nothing is pinned then.
@@ -89,7 +89,7 @@ class PrefixCache:
         All prompts that have more in common with it than with the template begin with it, without a copy.
         """
         self.prepare(())
-        self._hold(tuple(tokens), self._template(name))
+        self._hold(tuple(tokens), self._template(name), _ends(tokens))
         self._documents[tuple(tokens)] = name
 
     def unpin(self, tokens: Sequence[int]) -> None:
@@ -225,29 +225,39 @@ class PrefixCache:
                 raise
         return branch
 
-    def _hold(self, tokens: Tokens, candidates: Sequence[Pinned]) -> None:
-        """Pin these tokens for this sampler; compute them, behind those of a candidate, if nobody has."""
+    def _hold(self, tokens: Tokens, candidates: Sequence[Pinned], marks: Collection[int] = ()) -> None:
+        """Pin these tokens for this sampler; compute them, behind those of a candidate, if nobody has.
+
+        ``marks`` are lengths at which others may fork.
+        """
         if not tokens:
             return
         if tokens not in self.heads.pinned:
             pinned, shared = longest(candidates, tokens, len(tokens), least=1)
-            self.heads.pin(tokens, self._prefill(tokens, None if pinned is None else pinned.branch, shared))
+            self.heads.pin(tokens, self._prefill(tokens, None if pinned is None else pinned.branch, shared, marks))
         self.heads.pinned[tokens].users.add(self)
 
-    def _prefill(self, tokens: Tokens, source: ContextBranch | None, shared: int) -> ContextBranch:
+    def _prefill(
+        self, tokens: Tokens, source: ContextBranch | None, shared: int, marks: Collection[int]
+    ) -> ContextBranch:
         """A branch of these tokens, the first ``shared`` of them a fork of ``source``. Kept heads make room."""
         cache = self._decoder.cache
         branch = cache.root() if source is None else cache.fork(source, cache.forkable(source, shared))
         try:
             while (first := branch.length) < len(tokens):
-                count = cache.room_before_mark(branch, min(_ROWS, len(tokens) - first))
+                count = cache.room_before_mark(branch, min(_ROWS, len(tokens) - first), marks)
                 while not cache.fits([(branch, count)]) and self.heads.evict():
                     pass
                 part = torch.tensor(tokens[first : first + count], device="cpu")
                 self._decoder.forward(part, cache.plan([(branch, count)]), [])
-                if cache.at_mark(branch):
+                if cache.at_mark(branch, marks):
                     cache.snapshot(branch)
         except BaseException:
             cache.release(branch)
             raise
         return branch
+
+
+def _ends(tokens: Sequence[int]) -> list[int]:
+    """Lengths near the end of a pinned prompt. What follows it may replace its last tokens, those of the template."""
+    return [len(tokens) - (1 << bit) for bit in range(6) if len(tokens) > 1 << bit]

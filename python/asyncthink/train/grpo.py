@@ -99,7 +99,7 @@ class Trainer:
             how_to_aggregate(task, getattr(config.rule, "aggregate", None))
         self.model = loaded.model
         self.reference = self._reference()
-        use_packed_attention(self.model, moves=config.join != "exact")
+        self.rows_reason = use_packed_attention(self.model, moves=config.join != "exact")
         self.optimizer = optimizer(self.model, config.learning_rate, config.weight_decay)
         self.progress = load_state(newest, self.model, self.optimizer, world) if newest else Progress()
         self.steps = Steps(self.optimizer, config.clip, config.max_skipped, self.progress.left_out)
@@ -128,6 +128,8 @@ class Trainer:
         with Reporter(
             config.out / "metrics.jsonl", config.steps, self.progress.step, self.world, config.log_to
         ) as reporter:
+            if self.rows_reason is not None:
+                reporter.say(self.rows_reason)
             if self.progress.step == 0:
                 self._validate(reporter)
             for step in range(self.progress.step, config.steps):

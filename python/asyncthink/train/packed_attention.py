@@ -18,10 +18,12 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
+from asyncthink.model.recurrent import has_states
 from asyncthink.model.registry import HARMLESS, install, register
-from asyncthink.model.rotary import Rotary, find_rotaries
+from asyncthink.model.rotary import NotRotaryError, Rotary, find_rotaries
 from asyncthink.train.packed_flex import block_mask, flex
 from asyncthink.train.packing import Batch, Limits, Span, limits
+from asyncthink.train.trace_rows import REASON, run_rows
 
 ATTENTION = "asyncthink_rows"
 """The name of our attention over packed rows."""
@@ -170,13 +172,20 @@ def attend_rows(
     return made.transpose(1, 2).contiguous(), None
 
 
-def use_packed_attention(model: PreTrainedModel, moves: bool = False) -> None:
+def use_packed_attention(model: PreTrainedModel, moves: bool = False) -> str | None:
     """Make ``model`` attend by rows. With ``moves`` batches may hold ``append`` joins.
+
+    A model with recurrent layers keeps its own attention and runs one row a trace (:mod:`.trace_rows`); then this
+    returns a sentence that says so.
 
     The model is run once on a few tokens. Raises ValueError when it ignores the choice, or uses what packed attention
     does not support (attention sinks, dropout, masks of its own), and with ``moves`` when a cached K cannot be moved
-    (:class:`asyncthink.model.rotary.NotRotaryError` says why).
+    (:class:`asyncthink.model.rotary.NotRotaryError` says why), as it never can beside recurrent layers.
     """
+    if has_states(model):
+        if moves:
+            raise NotRotaryError(f"{type(model).__name__} has recurrent layers: expected exact joins alone")
+        return REASON
     register(ATTENTION, attend_rows)
     install(model, ATTENTION)
     seen = _probe(model)
@@ -186,6 +195,7 @@ def use_packed_attention(model: PreTrainedModel, moves: bool = False) -> None:
         layers, keys, values = zip(*seen, strict=True)
         for layer, rotary in zip(layers, find_rotaries(model, keys, values, _PROBED), strict=True):
             layer.asyncthink_rotary = rotary
+    return None
 
 
 _PROBED = torch.tensor([0, 1, 7, 500])  # positions at which a model is asked how its K depends on the position
@@ -220,4 +230,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def run_packed(model: nn.Module, rows: PackedAttention, **options: Any) -> Any:
     """The output of a model, or of its base model, for a packed batch."""
     batch = rows.batch
+    if has_states(model):
+        return run_rows(model, batch, **options)
     return model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, asyncthink_rows=rows, **options)

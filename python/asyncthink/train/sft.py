@@ -121,7 +121,7 @@ def train_sft(config: SFTConfig) -> Path:
         loaded = load(config.model, newest, world).for_depth(
             config.depth, [name for name, share in shares.items() if share]
         )
-        use_packed_attention(loaded.model, moves=config.mixture.append > 0)
+        rows_reason = use_packed_attention(loaded.model, moves=config.mixture.append > 0)
         packer = DemonstrationPacker(
             demonstrated(config.task),
             loaded.tokenizer,
@@ -138,7 +138,7 @@ def train_sft(config: SFTConfig) -> Path:
         begin_run(config.out, config, world)
         steps = Steps(adam, config.clip, config.max_skipped, progress.left_out)
         stream = Stream.of("sft", config.model.model, newest)
-        return _loop(config, world, loaded, packer, steps, progress, stream, dtype_reason)
+        return _loop(config, world, loaded, packer, steps, progress, stream, (dtype_reason, rows_reason))
 
 
 def _loop(
@@ -149,14 +149,15 @@ def _loop(
     steps: Steps,
     progress: Progress,
     stream: Stream,
-    dtype_reason: str,
+    reasons: tuple[str | None, ...],
 ) -> Path:
     episodes = held_out_episodes(packer, config.seed, config.evaluate_episodes)
     before, start = progress.seconds, time.perf_counter()
     folder = config.out
     log = config.out / "metrics.jsonl"
     with Reporter(log, config.steps, progress.step, world, config.log_to) as reporter:
-        reporter.say(dtype_reason)
+        for reason in filter(None, reasons):
+            reporter.say(reason)
         for step in range(progress.step, config.steps):
             metrics, tokens = update(config, world, loaded, packer, steps, step, stream.start)
             seconds = before + time.perf_counter() - start
