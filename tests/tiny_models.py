@@ -80,7 +80,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 def tiny(family: str, *, dtype: torch.dtype = torch.float32, **changes: Any) -> nn.Module:
     """A tiny random model of a family in evaluation mode, with weights large enough for attention to matter."""
     kind, differences = FAMILIES.get(family, (family, {}))
-    config = AutoConfig.for_model(kind, **{**_BASE, **differences, **changes})
+    return random_model(AutoConfig.for_model(kind, **{**_BASE, **differences, **changes}), dtype)
+
+
+def random_model(config: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A random model of a config in evaluation mode, with weights large enough for attention to matter."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     for name, parameter in model.named_parameters():
@@ -177,10 +181,17 @@ def taught(family: str) -> tuple[nn.Module, Any]:
     """A tiny model of a family in which attention matters, and which often organizes; and its tokenizer."""
     tok = tokenizer(*TAGS)
     model = tiny(family, vocab_size=len(tok), tie_word_embeddings=False, eos_token_id=tok.eos_token_id)
+    teach(model, tok)
+    return model, tok
+
+
+def teach(model: nn.Module, tok: Any) -> None:
+    """Make a plausible next token of each tag likely."""
     into, out = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     with torch.no_grad():
         into *= 20
         for before, after in FOLLOWS.items():
             row = into[tok.convert_tokens_to_ids(before)]
-            out[tok.convert_tokens_to_ids(after)] += 1.1 / getattr(model.config, "logit_scale", 1.0) * row / row.norm()
-    return model, tok
+            out[tok.convert_tokens_to_ids(after)] += (
+                1.1 / (getattr(model.config, "logit_scale", None) or 1.0) * row / row.norm()
+            )

@@ -13,7 +13,7 @@ from asyncthink.episode.wishes import Splice
 if TYPE_CHECKING:
     from asyncthink.engine.grammar import Bits
     from asyncthink.engine.heads import Pinned
-    from asyncthink_kernels.cache import Branch
+    from asyncthink.model.contract import ContextBranch
 
 
 class Opening(NamedTuple):
@@ -35,7 +35,7 @@ class Agent:
 
     def __init__(self, speaker: Speaker, first: tuple[int, int] = (0, 0)) -> None:
         self.speaker, self._first = speaker, first
-        self.held: Branch | None = None
+        self.held: ContextBranch | None = None
         self.source: tuple[Agent, int] | None = None
         self.opening: Opening | None = None
         self.layout: tuple[Pinned, int] | None = None
@@ -64,7 +64,7 @@ class Agent:
         return self.speaker.trace
 
     @property
-    def branch(self) -> Branch:
+    def branch(self) -> ContextBranch:
         """The branch of an agent that has begun and still holds its pages."""
         assert self.held is not None
         return self.held

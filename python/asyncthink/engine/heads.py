@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 from asyncthink.engine.radix import RadixTree, Tokens, common
 
 if TYPE_CHECKING:
-    from asyncthink.model.decoder import Decoder
-    from asyncthink_kernels.cache import Branch, TreeCache
+    from asyncthink.model.contract import BranchCache, BranchDecoder, ContextBranch
 
 
 class Pinned:
@@ -29,7 +28,7 @@ class Pinned:
     The root of contexts that begin with none has no tokens and no branch.
     """
 
-    def __init__(self, tokens: Tokens, branch: Branch | None) -> None:
+    def __init__(self, tokens: Tokens, branch: ContextBranch | None) -> None:
         self.tokens, self.branch = tokens, branch
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         self.trees: dict[int, RadixTree[Head]] = {}  # by P: kept heads whose first P tokens are these
@@ -40,18 +39,18 @@ class Head:
 
     __slots__ = ("branch", "pinned", "shared")
 
-    def __init__(self, pinned: Pinned, shared: int, branch: Branch) -> None:
+    def __init__(self, pinned: Pinned, shared: int, branch: ContextBranch) -> None:
         self.pinned, self.shared, self.branch = pinned, shared, branch
 
 
 class Heads:
     """All heads of one decoder's cache, for the samplers that share it. Least recently used ones are evicted first.
 
-    ``version`` is the :meth:`Decoder.weights_version` they were computed under; :meth:`drop_stale` releases all of them
-    after a change.
+    ``version`` is the :meth:`BranchDecoder.weights_version` they were computed under; :meth:`drop_stale` releases all
+    of them after a change.
     """
 
-    def __init__(self, cache: TreeCache, version: int) -> None:
+    def __init__(self, cache: BranchCache, version: int) -> None:
         self._cache, self.version = cache, version
         self.pinned: dict[Tokens, Pinned] = {}
         self.root = Pinned((), None)
@@ -59,7 +58,7 @@ class Heads:
         self._kept: OrderedDict[Head, None] = OrderedDict()  # least recently used first
 
     @classmethod
-    def of(cls, decoder: Decoder) -> Heads:
+    def of(cls, decoder: BranchDecoder) -> Heads:
         """Those of a decoder, made by its first sampler."""
         shared = decoder.gate.shared
         if cls not in shared:
@@ -72,7 +71,7 @@ class Heads:
         return len(self._kept)
 
     @property
-    def branches(self) -> list[Branch]:
+    def branches(self) -> list[ContextBranch]:
         """Of all heads, the pinned ones first."""
         pinned = [branch for pinned in self.pinned.values() if (branch := pinned.branch)]
         return [*pinned, *(head.branch for head in self._kept)]
@@ -86,7 +85,7 @@ class Heads:
         """Whether a pinned head (or the root) that a context began with is still one of these."""
         return pinned is self.root or self.pinned.get(pinned.tokens) is pinned
 
-    def pin(self, tokens: Tokens, branch: Branch) -> None:
+    def pin(self, tokens: Tokens, branch: ContextBranch) -> None:
         """Own a branch that holds ``tokens``."""
         self.pinned[tokens] = Pinned(tokens, branch)
 
@@ -98,7 +97,7 @@ class Heads:
             if not pinned.users:
                 self._release_pinned(pinned)
 
-    def find(self, pinned: Pinned, shared: int, tokens: Tokens) -> tuple[Branch | None, int]:
+    def find(self, pinned: Pinned, shared: int, tokens: Tokens) -> tuple[ContextBranch | None, int]:
         """(branch, length): the kept head that has most of ``tokens`` behind the first P = ``shared`` of a pinned one.
 
         Its first ``length`` tokens, P included, are those of the context; (None, ``shared``) without such a head. The
@@ -111,7 +110,7 @@ class Heads:
         self._kept.move_to_end(head)
         return head.branch, shared + length
 
-    def keep(self, pinned: Pinned, shared: int, tokens: Tokens, branch: Branch) -> None:
+    def keep(self, pinned: Pinned, shared: int, tokens: Tokens, branch: ContextBranch) -> None:
         """Own a branch that holds P = ``shared`` pinned tokens, then ``tokens``, laid out as above.
 
         It is released at once if another head has all of these tokens, and replaces a head that it continues.

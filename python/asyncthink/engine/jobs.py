@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from asyncthink.engine.grammar import Bits
-    from asyncthink_kernels.cache import Branch
+    from asyncthink.model.contract import ContextBranch
 
 
 class Participant(Protocol):
     """One context of a job: a branch, and what must still enter it. An agent of an episode, or a thread's text."""
 
     @property
-    def branch(self) -> Branch:
+    def branch(self) -> ContextBranch:
         """Where the next tokens are computed."""
         ...
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from asyncthink.engine.sampler import ForkJoinSampler
-from asyncthink.model.decoder import Decoder
+from asyncthink.model.contract import BranchDecoder
 from asyncthink.model.quantized import count_parameters
 from asyncthink.protocol.prompts import PromptFormat
 
@@ -26,7 +26,7 @@ class LoadedModel:
     """
 
     name: str
-    decoder: Decoder
+    decoder: BranchDecoder
     tokenizer: Any
     prompts: PromptFormat | None  # given or saved with the model; None: each sampler's default
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +18,9 @@ from asyncthink.engine.sampling import draw, drawable
 from asyncthink.engine.scheduler import Scheduler, Work
 from asyncthink.engine.stats import EngineStats
 from asyncthink.engine.tools import results, wait_for_result
-from asyncthink.model.decoder import Decoder
+from asyncthink.model.contract import BranchDecoder
 from asyncthink.model.gate import Gate
-from asyncthink_kernels.cache import OutOfPages, StatefulPlan, StepPlan
+from asyncthink_kernels.cache import OutOfPages
 from asyncthink_kernels.openmp import Neighbours
 
 #: The agents that draw in a step, with their jobs, in the order of the logits' rows.
@@ -50,7 +51,7 @@ class LocalEngine:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: BranchDecoder,
         prefixes: PrefixCache,
         guided: GuidedLogits,
         draw: Draw = draw_tokens,
@@ -97,16 +98,8 @@ class LocalEngine:
             evictions=heads.evictions,
             free_pages=cache.free_pages,
             num_pages=cache.num_pages,
-            **self._state_stats(),
+            **{"passes": self._steps, **self.decoder.counts()},
         )
-
-    def _state_stats(self) -> dict[str, int]:
-        cache, states = self.decoder.cache, self.decoder.states
-        if states is None:
-            return {"passes": self._steps}
-        copied = cache.stats.states_copied * states.bytes_per_state
-        counts = {"free_states": cache.free_states, "num_states": states.num_states}
-        return {"passes": cache.stats.passes, "state_bytes_copied": copied, **counts}
 
     def step(self) -> int:
         """One forward pass that advances every runnable agent; returns the number of new tokens computed."""
@@ -209,13 +202,13 @@ class LocalEngine:
             first += len(part)
         return drawing, logits[: len(rows)]
 
-    def _count_copies(self, work: Work, plan: StepPlan | StatefulPlan) -> None:
-        """Tell episodes how many bytes of recurrent states their forks copy in this step."""
-        if isinstance(plan, StatefulPlan) and self.decoder.states is not None:
-            for place in plan.copied:
-                run = work[place][0]
-                if isinstance(run, EpisodeRun):
-                    run.core.episode.state_bytes_copied += self.decoder.states.bytes_per_state
+    def _count_copies(self, work: Work, plan: Any) -> None:
+        """Tell episodes how many bytes of K/V and of recurrent states their forks copy in this step."""
+        for copied in self.decoder.copied(plan):
+            run = work[copied.place][0]
+            if isinstance(run, EpisodeRun):
+                run.core.episode.kv_bytes_copied += copied.kv_bytes
+                run.core.episode.state_bytes_copied += copied.state_bytes
 
     def _draw(self, drawing: Drawing, logits: Tensor) -> Sequence[tuple[int, float] | None]:
         """(token, log-probability) for each row; None for rows that hold NaN or no finite value."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from asyncthink.engine.saved_prompts import saved_prompts
-from asyncthink.model.decoder import Decoder
+from asyncthink.model.choice import DECODERS, decoder_for, load_decoder
+from asyncthink.model.contract import BranchDecoder, ModelSource
 from asyncthink.model.files import load_tokenizer
 from asyncthink.protocol.chat import prompts_for
 from asyncthink.protocol.prompts import FILE_NAME, ORGANIZE, DefaultPrompts, PromptFormat
@@ -19,14 +19,14 @@ from asyncthink.protocol.prompts import FILE_NAME, ORGANIZE, DefaultPrompts, Pro
 class Opened(NamedTuple):
     """What a sampler runs on; ``source`` is the origin of the prompts."""
 
-    decoder: Decoder
+    decoder: BranchDecoder
     tokenizer: Any
     prompts: PromptFormat
     source: str
 
 
 def open_model(
-    model: str | Path | nn.Module | Decoder,
+    model: ModelSource,
     tokenizer: Any,
     prompts: PromptFormat | None,
     *,
@@ -37,7 +37,8 @@ def open_model(
     progress: Callable[[str], None] | None = None,
     default: DefaultPrompts = ORGANIZE,
 ) -> Opened:
-    """A decoder, its tokenizer and its prompts; ``sizes`` are arguments of :class:`Decoder`, None where not given.
+    """A decoder, its tokenizer and its prompts; ``sizes`` are arguments of :func:`asyncthink.model.choice.decoder_for`,
+    None where not given.
 
     The prompts are ``prompts``, else those of the model's ``asyncthink.json``, else ``default`` in the tokenizer's
     chat template, or plain if it has none.
@@ -49,19 +50,19 @@ def open_model(
     given = {name: value for name, value in sizes.items() if value is not None}
     source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
     fixed = {name: value for name, value in source.items() if value not in ("auto", None)}
-    if isinstance(model, (nn.Module, Decoder)) and tokenizer is None:
+    if isinstance(model, (nn.Module, *DECODERS)) and tokenizer is None:
         raise ValueError("tokenizer: expected the model's tokenizer beside a live module, got None")
     saved: PromptFormat | None = None
-    if isinstance(model, Decoder):
+    if isinstance(model, DECODERS):
         _refuse(given | fixed, "a Decoder, which has its own")
-        decoder = model
+        decoder: BranchDecoder = model
     elif isinstance(model, nn.Module):
         _refuse(fixed, "a live model, which stays as it is where it lies")
-        decoder = Decoder(model, progress=progress, **given)
+        decoder = decoder_for(model, progress=progress, **given)
     else:  # the weights come last, because they may take minutes
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(model, revision)
         saved = saved_prompts(model, revision) if prompts is None else None
-        decoder = Decoder.load(model, **source, progress=progress, **given)
+        decoder = load_decoder(model, **source, progress=progress, **given)
     if prompts is not None:
         return Opened(decoder, tokenizer, prompts, "given")
     return Opened(decoder, tokenizer, prompts_for(tokenizer, saved, default), _source(tokenizer, saved))

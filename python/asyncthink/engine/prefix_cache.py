@@ -17,8 +17,7 @@ from asyncthink.protocol.prompts import PromptFormat
 from asyncthink_kernels.cache import OutOfPages
 
 if TYPE_CHECKING:
-    from asyncthink.model.decoder import Decoder
-    from asyncthink_kernels.cache import Branch
+    from asyncthink.model.contract import BranchDecoder, ContextBranch
 
 #: Rows of a pass that computes a pinned head.
 _ROWS = 1024
@@ -29,7 +28,7 @@ class _Match(NamedTuple):
 
     pinned: Pinned
     shared: int
-    branch: Branch | None
+    branch: ContextBranch | None
     length: int
 
 
@@ -58,7 +57,7 @@ class PrefixCache:
         ValueError: ``pages`` below 0.
     """
 
-    def __init__(self, prompts: PromptFormat, codec: Codec, decoder: Decoder, pages: int | None = None) -> None:
+    def __init__(self, prompts: PromptFormat, codec: Codec, decoder: BranchDecoder, pages: int | None = None) -> None:
         if pages is not None and (isinstance(pages, bool) or not isinstance(pages, int) or pages < 0):
             raise ValueError(f"prefix_pages: expected an integer >= 0 or None, got {pages!r}")
         self._prompts, self._codec, self._decoder, self._pages = prompts, codec, decoder, pages
@@ -110,7 +109,7 @@ class PrefixCache:
 
     # -- contexts -----------------------------------------------------------------------------------------------
 
-    def branch(self, name: str, tokens: Sequence[int]) -> Branch:
+    def branch(self, name: str, tokens: Sequence[int]) -> ContextBranch:
         """A new branch with the first ``tokens`` of a prompt from template ``name``, as many as are cached.
 
         At least one token remains to be computed, because the first draw needs its logits.
@@ -207,7 +206,7 @@ class PrefixCache:
             return 0
         return common(other.opening.tokens[: len(tokens) - 1], tokens[:-1])
 
-    def _fork(self, match: _Match) -> Branch:
+    def _fork(self, match: _Match) -> ContextBranch:
         """A branch of the tokens: whole chunks in place, the begun one as a copy, or not at all without free pages."""
         cache = self._decoder.cache
         if self._decoder.states is not None:  # nothing is copied but a state; results are equal up to rounding
@@ -238,7 +237,9 @@ class PrefixCache:
             self.heads.pin(tokens, self._prefill(tokens, None if pinned is None else pinned.branch, shared, marks))
         self.heads.pinned[tokens].users.add(self)
 
-    def _prefill(self, tokens: Tokens, source: Branch | None, shared: int, marks: Collection[int]) -> Branch:
+    def _prefill(
+        self, tokens: Tokens, source: ContextBranch | None, shared: int, marks: Collection[int]
+    ) -> ContextBranch:
         """A branch of these tokens, the first ``shared`` of them a fork of ``source``. Kept heads make room."""
         cache = self._decoder.cache
         branch = cache.root() if source is None else cache.fork(source, cache.forkable(source, shared))

@@ -15,7 +15,7 @@ from asyncthink.protocol.messages import Question, check_text
 from asyncthink.protocol.prompts import PromptFormat, worker_template
 
 if TYPE_CHECKING:
-    from asyncthink_kernels.cache import TreeCache
+    from asyncthink.model.contract import BranchCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def check_templates(prompts: PromptFormat, options: Options) -> None:
             )
 
 
-def check_length(prompt: Sequence[int], name: str, cache: TreeCache, max_length: int | None) -> None:
+def check_length(prompt: Sequence[int], name: str, cache: BranchCache, max_length: int | None) -> None:
     """Raises ValueError if the cache, or the model's positions, cannot hold the prompt and another token."""
     capacity = cache.num_pages * cache.page_size
     if len(prompt) >= capacity:

@@ -18,7 +18,7 @@ from asyncthink.episode.wishes import Begin, Call, Feed, Fork, Release, Splice, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asyncthink_kernels.cache import TreeCache
+    from asyncthink.model.contract import BranchCache
 
 
 class Prefixes(Protocol):
@@ -43,7 +43,7 @@ class EpisodeRun:
         core: the state machine of the episode.
         cache: has the branches.
         prefixes: heads of contexts in that cache.
-        bytes_per_token: of K and V, in all layers.
+        bytes_per_token: of K and V that a fork reads in place, in all layers; 0 where forks copy.
         toolbox: carries out calls of tools.
         first: added to the number of an agent and to its count of draws, where random numbers depend on them.
     """
@@ -51,7 +51,7 @@ class EpisodeRun:
     def __init__(
         self,
         core: EpisodeCore,
-        cache: TreeCache,
+        cache: BranchCache,
         prefixes: Prefixes,
         bytes_per_token: int,
         toolbox: Toolbox | None = None,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from asyncthink.engine.guided import GuidedLogits
 from asyncthink.engine.jobs import Job, Participant
@@ -37,7 +36,7 @@ from asyncthink.episode.options import Aggregate, AnswerForm, Context, Guide, Jo
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.recorder import Listener
 from asyncthink.episode.records import Episode, Event, TokenEvent
-from asyncthink.model.decoder import Decoder
+from asyncthink.model.contract import ModelSource
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import Question, turns
 from asyncthink.protocol.prompts import PromptFormat
@@ -73,6 +72,8 @@ class ForkJoinSampler:
         pack: on a CPU, run linear layers on packed copies of their weights; None: for 32 MiB of weights and more.
         weights, lm_head: "int8" or "int4": on a CPU, run linear layers on weights in 8 or 4 bits, the last one in 8
             (see :class:`asyncthink.model.decoder.Decoder`).
+        fallback: None: a model that cannot run on the paged cache runs on its own caches, with a RuntimeWarning that
+            says what forks copy (:func:`asyncthink.model.choice.decoder_for`); False: it is refused; True: on its own.
         progress: called with a phrase before each stage of loading a model.
 
     Raises:
@@ -80,7 +81,7 @@ class ForkJoinSampler:
             does not support, options outside their range, a depth above 1 with prompts that have no templates for
             workers that may fork. Also arguments without effect: ``device``, ``dtype``,
             ``revision`` with a live module; these and ``page_size``, ``num_pages``, ``graphs``, ``compile``, ``pack``,
-            ``weights``, ``lm_head`` with a Decoder.
+            ``weights``, ``lm_head``, ``fallback`` with a Decoder.
 
     A seed makes an episode reproducible in any batch, whatever the cache holds: every agent has its own random stream,
     the attention of a branch is bitwise independent of the other branches, and a prompt whose head was computed before
@@ -103,7 +104,7 @@ class ForkJoinSampler:
 
     def __init__(
         self,
-        model: str | Path | nn.Module | Decoder,
+        model: ModelSource,
         tokenizer: Any = None,
         *,
         prompts: PromptFormat | None = None,
@@ -130,12 +131,13 @@ class ForkJoinSampler:
         pack: bool | None = None,
         weights: str | None = None,
         lm_head: str | None = None,
+        fallback: bool | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         self.options = Options(mode, pool, context, join, aggregate, answer, guide, forks, depth)
         sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
         sizes |= {"graphs": graphs, "compile": compile, "pack": pack, "weights": weights}
-        sizes |= {"lm_head": lm_head}
+        sizes |= {"lm_head": lm_head, "fallback": fallback}
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
         default = default_prompts(self.options.guide)
         opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress, default=default)
@@ -368,7 +370,8 @@ class ForkJoinSampler:
         if not isinstance(question, str):
             core.episode.meta["messages"] = [dict(message) for message in question]
         first = request.origin.agent, request.origin.position
-        return EpisodeRun(core, self.cache, self.prefixes, self.decoder.storage.bytes_per_token, self.toolbox, first)
+        shared = 0 if self.decoder.forks_copy else self.decoder.storage.bytes_per_token
+        return EpisodeRun(core, self.cache, self.prefixes, shared, self.toolbox, first)
 
     def _check_options(self, options: Options) -> None:
         if options.join not in self.decoder.join_modes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from asyncthink.engine.jobs import Job, Participant
 
 if TYPE_CHECKING:
-    from asyncthink_kernels.cache import TreeCache
+    from asyncthink.model.contract import BranchCache
 
 Work = list[tuple[Job, Participant, int]]
 
@@ -36,7 +36,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, cache: TreeCache, evictable: Callable[[], int], *, max_rows: int = 1024, max_episodes: int = 64
+        self, cache: BranchCache, evictable: Callable[[], int], *, max_rows: int = 1024, max_episodes: int = 64
     ) -> None:
         if max_rows < 1 or max_episodes < 1:
             raise ValueError(f"max_rows, max_episodes: expected at least 1, got {max_rows}, {max_episodes}")

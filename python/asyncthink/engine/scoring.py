@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from asyncthink.engine.sampler import ForkJoinSampler
-from asyncthink_kernels.cache import Branch, OutOfPages, StepPlan
+from asyncthink.model.contract import ContextBranch
+from asyncthink_kernels.cache import OutOfPages
 
 _ROWS = 256  # of a pass: their logits are [256, V]
 
@@ -51,7 +52,7 @@ def score(sampler: ForkJoinSampler, tokens: Sequence[int]) -> Scores:
     return scores
 
 
-def _plan(sampler: ForkJoinSampler, branch: Branch, count: int) -> StepPlan:
+def _plan(sampler: ForkJoinSampler, branch: ContextBranch, count: int) -> Any:
     while True:
         try:
             return sampler.cache.plan([(branch, count)])

@@ -24,8 +24,10 @@ class EngineStats:
         head_pages: pages that heads see, pinned ones included.
         evictions: heads that were given up for room, of all samplers of the decoder.
         free_pages, num_pages: of the cache.
-        passes: forward passes; where layers are recurrent, a step takes one for each number of new tokens.
+        passes: forward passes; where layers are recurrent, a step takes one for each number of new tokens, and on a
+            fallback decoder one for each branch.
         state_bytes_copied: recurrent states that forks copied, and snapshots of contexts that went on.
+        kv_bytes_copied: K and V that forks copied, on a fallback decoder; elsewhere they read their parent's.
         free_states, num_states: slots of recurrent states; 0 without such layers.
 
     >>> stats = EngineStats(prompt_tokens=400, prefix_tokens=300)
@@ -50,6 +52,7 @@ class EngineStats:
     num_pages: int = 0
     passes: int = 0
     state_bytes_copied: int = 0
+    kv_bytes_copied: int = 0
     free_states: int = 0
     num_states: int = 0
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from asyncthink_kernels.cache import Branch, TreeCache
+    from asyncthink.model.contract import BranchCache, ContextBranch
 
 #: The tokens that a thread sees of its own stretch: all of them.
 WHOLE = sys.maxsize
@@ -61,7 +61,7 @@ class Stretch:
         self.tokens: list[int] = []
         self.logprobs: list[float | None] = []
         self.joins: list[Joined] = []
-        self.branch: Branch | None = None
+        self.branch: ContextBranch | None = None
         self.reader: Claim | None = None
         self.needed = 0
         self.users: dict[object, int] = {}
@@ -138,15 +138,15 @@ class Stretch:
 class Stretches:
     """The K/V of all stretches in one cache, least recently used first. Callers hold the decoder's gate.
 
-    ``version`` is the decoder's :meth:`Decoder.weights_version`.
+    ``version`` is the decoder's :meth:`BranchDecoder.weights_version`.
     """
 
-    def __init__(self, cache: TreeCache, version: Callable[[], int]) -> None:
+    def __init__(self, cache: BranchCache, version: Callable[[], int]) -> None:
         self.cache = cache
         self._version, self._computed_under = version, version()
         self.kept: OrderedDict[Stretch, None] = OrderedDict()
 
-    def keep(self, stretch: Stretch, branch: Branch) -> None:
+    def keep(self, stretch: Stretch, branch: ContextBranch) -> None:
         """Give a stretch its branch."""
         stretch.branch = branch
         self.kept[stretch] = None

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from asyncthink.engine.jobs import Participant
-    from asyncthink_kernels.cache import Branch
+    from asyncthink.model.contract import ContextBranch
 
 
 class Prefixes(Protocol):
     """Computed heads of contexts."""
 
-    def branch(self, name: str, tokens: Sequence[int]) -> Branch:
+    def branch(self, name: str, tokens: Sequence[int]) -> ContextBranch:
         """A new branch with the first of ``tokens``, as many as are computed; at least one is not."""
         ...
 
@@ -41,7 +41,7 @@ class Reader:
         self.mask: Bits | None = None
 
     @property
-    def branch(self) -> Branch:
+    def branch(self) -> ContextBranch:
         assert self.stretch.branch is not None
         return self.stretch.branch
 

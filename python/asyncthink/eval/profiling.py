@@ -20,7 +20,7 @@ from torch.profiler import profile as torch_profile
 from asyncthink.engine.labels import PREFIX, label
 from asyncthink.engine.sampler import ForkJoinSampler
 from asyncthink.engine.sampling import SamplingParams
-from asyncthink.model.decoder import Decoder
+from asyncthink.model.contract import BranchDecoder
 from asyncthink.protocol.prompts import PromptFormat
 
 PARTS = {
@@ -82,7 +82,7 @@ def _parents(event: Any) -> Iterable[Any]:
         yield event
 
 
-def profile(decoder: Decoder, tokenizer: Any, *, agents: int, prefix: int, tokens: int) -> dict[str, Any]:
+def profile(decoder: BranchDecoder, tokenizer: Any, *, agents: int, prefix: int, tokens: int) -> dict[str, Any]:
     """Let ``agents`` agents behind one prompt of at least ``prefix`` words decode ``tokens`` steps, twice.
 
     Returns:

@@ -17,6 +17,7 @@ from asyncthink.model.files import load_network
 from asyncthink.model.hook import DecoderError
 from asyncthink.model.quantized import check_choice
 
+DECODERS = (Decoder, FallbackDecoder)
 Progress = Callable[[str], None] | None
 
 

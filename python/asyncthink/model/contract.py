@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -87,11 +87,34 @@ class BranchStorage(Protocol):
     def dtype(self) -> torch.dtype: ...
 
 
+class Copied(NamedTuple):
+    """What a step copies so that the branch at this ``place`` in its work can go on."""
+
+    place: int
+    kv_bytes: int
+    state_bytes: int
+
+
 class BranchDecoder(Protocol):
-    """A causal language model that decodes branches. One thread at a time, which holds :attr:`gate`."""
+    """A causal language model that decodes branches. One thread at a time, which holds :attr:`gate`.
+
+    ``forks_copy``: a fork has K and V of its own; else it reads its parent's.
+    """
 
     why_device: str
     why_dtype: str | None
+
+    @property
+    def forks_copy(self) -> bool: ...
+    @property
+    def states(self) -> Any: ...
+    def copied(self, plan: Any) -> Sequence[Copied]:
+        """The copies that a plan of the cache makes."""
+        ...
+
+    def counts(self) -> dict[str, int]:
+        """Fields of ``EngineStats`` that this decoder counts: passes, copied bytes, states."""
+        ...
 
     @property
     def cache(self) -> BranchCache: ...

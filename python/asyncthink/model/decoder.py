@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from asyncthink.model.attention import PagedAttention, Step
 from asyncthink.model.checks import check_kind, padding_token, vocabulary
 from asyncthink.model.compiled import CompiledModel
+from asyncthink.model.contract import Copied
 from asyncthink.model.cuda_graphs import CaptureError, CudaRecorder, Rerun, StepGraphs
 from asyncthink.model.explain import explain
 from asyncthink.model.files import Network, load_network
@@ -103,6 +104,7 @@ class Decoder:
     recorded: RecordedSteps | None = None
     max_length: int | None = None
     states: StateStorage | None = None
+    forks_copy = False
     cache: TreeCache
     _refreshes = 0
     why_device: str = "where the live model is"
@@ -316,6 +318,20 @@ class Decoder:
             self.linears.forget()
         if self.recorded is not None:
             self.recorded.clear()
+
+    def copied(self, plan: StepPlan | StatefulPlan) -> list[Copied]:
+        """What this plan copies: recurrent states, of forks that go on."""
+        if self.states is None or not isinstance(plan, StatefulPlan):
+            return []
+        return [Copied(place, 0, self.states.bytes_per_state) for place in plan.copied]
+
+    def counts(self) -> dict[str, int]:
+        """Of a model with recurrent layers: forward passes, copied bytes, and slots of states."""
+        if self.states is None:
+            return {}
+        stats, size = self.cache.stats, self.states.bytes_per_state
+        held = {"free_states": self.cache.free_states, "num_states": self.states.num_states}
+        return {"passes": stats.passes, "state_bytes_copied": stats.states_copied * size, **held}
 
     def join(self, dst: Branch, src: Branch, start: int, stop: int, mode: str) -> None:
         """Continue ``dst`` with tokens [start, stop) of ``src``'s context without computing them again.

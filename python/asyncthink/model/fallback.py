@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from asyncthink.model.auto_dtype import dtype_name
 from asyncthink.model.checks import check_servable, probe_tokens, text_config, vocabulary
+from asyncthink.model.contract import Copied
 from asyncthink.model.copied_branch import CopiedBranch, CopiedPlan
 from asyncthink.model.copied_cache import CopiedCache
 from asyncthink.model.copied_step import run_step
@@ -81,6 +82,7 @@ class FallbackDecoder:
     torch.Size([1, 250880])
     """
 
+    forks_copy = True
     graphs = None
     states = None
     compiled = False
@@ -169,6 +171,18 @@ class FallbackDecoder:
         self._check_weights()
         self._check_step(tokens, plan, rows)
         return run_step(self.cache, self._calls, plan, tokens.tolist(), rows)
+
+    def copied(self, plan: CopiedPlan) -> list[Copied]:
+        """The caches that this plan copied."""
+        return [Copied(place, *self._bytes(1, tokens)) for place, tokens in plan.copied]
+
+    def counts(self) -> dict[str, int]:
+        """Calls of the model, and the bytes of all copies."""
+        kv_bytes, state_bytes = self._bytes(self.cache.stats.copies, self.cache.stats.tokens_copied)
+        return {"passes": self._calls.count, "kv_bytes_copied": kv_bytes, "state_bytes_copied": state_bytes}
+
+    def _bytes(self, copies: int, tokens: int) -> tuple[int, int]:
+        return tokens * self.storage.bytes_per_token, copies * self.storage.state_bytes
 
     def refresh(self) -> None:
         """After a change of the model: forget all packed weights. Release the branches that it computed before.

@@ -44,6 +44,7 @@ class OwnCalls:
 
     def __init__(self, hooked: HookedModel, feed: str) -> None:
         self.hooked, self.feed = hooked, feed
+        self.count = 0  # of calls
         self.device = next(hooked.model.parameters()).device
         self._keeps_logits = "logits_to_keep" in inspect.signature(hooked.model.forward).parameters
         self._stateful = bool(getattr(hooked.model, "_is_stateful", False))
@@ -77,6 +78,7 @@ class OwnCalls:
             if self.hooked.linears is not None:
                 more.enter_context(self.hooked.linears.patched())
             output = self.hooked.model(input_ids=ids, return_dict=True, **keywords)
+        self.count += 1
         logits: Tensor = output.logits[0]
         if self.feed == WHOLE:
             return None, logits[len(logits) - keep :]

@@ -117,6 +117,7 @@ def _counters(stats: ServiceStats) -> Iterable[Metric]:
             "Of these and of resumed contexts, tokens whose K/V were copied",
             engine.copied_tokens,
         ),
+        "kv_copied_bytes": ("K and V that forks copied", engine.kv_bytes_copied),
         "state_copied_bytes": ("Recurrent states that forks copied", engine.state_bytes_copied),
         "evictions": ("Heads given up for room", engine.evictions),
         "preemptions": ("Episodes paused for room", engine.preemptions),
