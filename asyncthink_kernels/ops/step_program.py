@@ -21,6 +21,10 @@ from asyncthink_kernels import dispatch
 _Angles = Sequence[tuple[Tensor, Tensor, bool] | None]
 
 
+PARTS = ("linear", "append", "attention", "rows")
+"""What the time of a program is told apart by; rows: norms, rotations, gates and sums."""
+
+
 def native() -> Any | None:
     """The backend that runs programs, or None: not built, or another backend is named."""
     return dispatch.find_native()
@@ -51,6 +55,11 @@ class NativeProgram:
 
     def __len__(self) -> int:
         return len(self._program)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of all runs so far, by :data:`PARTS`."""
+        return dict(zip(PARTS, self._program.seconds, strict=True))
 
     def _append(self, op: str, *args: Any) -> None:
         getattr(self._program, op)(*args)

@@ -1,8 +1,9 @@
-"""asyncthink's Decoder with its defaults, or compiled: forks share the prefix, a step is one packed pass."""
+"""asyncthink's Decoder, by default with its defaults: forks share the prefix, a step is one packed pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,11 @@ CHUNK = 1024  # rows of one step of the prefill, as the sampler's
 
 
 class Ours:
-    def __init__(self, model: nn.Module, longest: int, *, compile: bool = False, weights: str | None = None) -> None:
-        self.note = (
-            "compiled: ours with compile=True; what torch.compile takes at first is not timed." if compile else ""
-        )
+    def __init__(self, model: nn.Module, longest: int, **options: Any) -> None:
+        """``options`` are those of the Decoder."""
+        self.note = "What torch.compile takes at first is not timed." if options.get("compile") else ""
         pages = longest // 16 + MOST_BRANCHES * (NEW // 16 + 2)
-        self.decoder = Decoder(model, num_pages=pages, compile=compile, weights=weights)
+        self.decoder = Decoder(model, num_pages=pages, **options)
         self.root: Branch | None = None
         self.branches: list[Branch] = []
 

@@ -57,9 +57,10 @@ inline void bind_step_program(py::module_& module) {
                             layer);
            })
       .def("__len__", &StepProgram::size)
+      .def_property_readonly("seconds", &StepProgram::seconds)
       .def(
           "run",
-          [](const StepProgram& self, const View& slots, const std::vector<View>& plan, const View& workspace,
+          [](StepProgram& self, const View& slots, const std::vector<View>& plan, const View& workspace,
              const std::vector<std::optional<std::tuple<View, View, bool>>>& angles) {
             StepInputs inputs = {.slots = slots,
                                  .items = plan.at(0),

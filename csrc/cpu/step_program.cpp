@@ -1,6 +1,7 @@
 #include "cpu/step_program.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "cpu/step_rows.h"
 #include "cpu/threads.h"
@@ -8,7 +9,7 @@
 namespace atk {
 namespace {
 
-constexpr int64_t kBytesPerDraw = 64 << 10;  // less is computed faster than a thread wakes
+constexpr int64_t kBytesPerDraw = 16 << 10;  // as float32; less is computed faster than a thread wakes
 
 // fn(t, h) for T x H rows of I elements.
 template <class Fn>
@@ -27,7 +28,7 @@ char* row_of(const View& view, int64_t t, int64_t h = 0) {
 void StepProgram::norm(const RmsNorm& a) {
   const Sizes sizes = a.check();
   const int64_t T = sizes["T"], H = sizes["H"], I = sizes["I"];
-  ops_.push_back([=](const StepInputs&) {
+  append(StepPart::rows, [=](const StepInputs&) {
     const auto kernel = step_row_kernels().of(a.x.dtype).norm;
     for_rows(T, H, I, [&](int64_t t, int64_t h) {
       kernel(row_of(a.x, t, h), a.weight.data, row_of(a.y, t, h), I, a.eps, a.lanes);
@@ -38,7 +39,7 @@ void StepProgram::norm(const RmsNorm& a) {
 void StepProgram::rotate(const Rotate& a) {
   const Sizes sizes = a.check();
   const int64_t T = sizes["T"], H = sizes["H"], D = sizes["D"];
-  ops_.push_back([=](const StepInputs&) {
+  append(StepPart::rows, [=](const StepInputs&) {
     const auto kernel = step_row_kernels().of(a.x.dtype).rotate;
     for_rows(T, H, D, [&](int64_t t, int64_t h) {
       kernel(row_of(a.x, t, h), row_of(a.cos, t), row_of(a.sin, t), row_of(a.y, t, h), D);
@@ -49,7 +50,7 @@ void StepProgram::rotate(const Rotate& a) {
 void StepProgram::gate(const Gate& a) {
   const Sizes sizes = a.check();
   const int64_t T = sizes["T"], I = sizes["I"];
-  ops_.push_back([=](const StepInputs&) {
+  append(StepPart::rows, [=](const StepInputs&) {
     const auto kernel = step_row_kernels().of(a.gate.dtype).gate;
     for_rows(T, 1, I, [&](int64_t t, int64_t) {
       kernel(row_of(a.gate, t), row_of(a.up, t), a.table.data, row_of(a.y, t), I);
@@ -60,7 +61,7 @@ void StepProgram::gate(const Gate& a) {
 void StepProgram::add(const Add& a) {
   const Sizes sizes = a.check();
   const int64_t T = sizes["T"], I = sizes["I"];
-  ops_.push_back([=](const StepInputs&) {
+  append(StepPart::rows, [=](const StepInputs&) {
     const auto kernel = step_row_kernels().of(a.a.dtype).add;
     for_rows(T, 1, I, [&](int64_t t, int64_t) { kernel(row_of(a.a, t), row_of(a.b, t), row_of(a.y, t), I); });
   });
@@ -68,14 +69,14 @@ void StepProgram::add(const Add& a) {
 
 void StepProgram::linears(std::vector<PackedLinear> layers) {
   for (const PackedLinear& layer : layers) layer.check();
-  ops_.push_back([layers = std::move(layers)](const StepInputs&) {
+  append(StepPart::linear, [layers = std::move(layers)](const StepInputs&) {
     packed_linears(layers.data(), static_cast<int64_t>(layers.size()));
   });
 }
 
 void StepProgram::quantized_linears(std::vector<QuantizedLinear> layers, const View& workspace) {
   for (const QuantizedLinear& layer : layers) layer.check();
-  ops_.push_back([layers = std::move(layers), workspace](const StepInputs&) {
+  append(StepPart::linear, [layers = std::move(layers), workspace](const StepInputs&) {
     atk::quantized_linears(layers.data(), static_cast<int64_t>(layers.size()), workspace);
   });
 }
@@ -83,8 +84,10 @@ void StepProgram::quantized_linears(std::vector<QuantizedLinear> layers, const V
 void StepProgram::attention(const View& k, const View& v, const Attention& a, int64_t layer) {
   Sizes sizes;
   a.check(sizes, "T");
-  ops_.push_back([=](const StepInputs& in) {
+  append(StepPart::append, [=](const StepInputs& in) {
     append_kv({.k = k, .v = v, .k_cache = a.k_cache, .v_cache = a.v_cache, .slots = in.slots});
+  });
+  append(StepPart::attention, [=](const StepInputs& in) {
     TreeAttention call{a,           in.items,  in.pages,     in.entries,  in.row_ptr,
                        in.positions, in.shifts, std::nullopt, std::nullopt};
     if (!in.angles.empty() && in.angles.at(layer)) {
@@ -95,8 +98,14 @@ void StepProgram::attention(const View& k, const View& v, const Attention& a, in
   });
 }
 
-void StepProgram::run(const StepInputs& inputs) const {
-  for (const auto& op : ops_) op(inputs);
+void StepProgram::run(const StepInputs& inputs) {
+  auto before = std::chrono::steady_clock::now();
+  for (const auto& [part, work] : ops_) {
+    work(inputs);
+    const auto after = std::chrono::steady_clock::now();
+    seconds_[static_cast<int>(part)] += std::chrono::duration<double>(after - before).count();
+    before = after;
+  }
 }
 
 }  // namespace atk

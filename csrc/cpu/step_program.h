@@ -2,6 +2,7 @@
 // neither Python nor the reading of tensors' sizes. What differs between steps (the plan) comes with each run.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <vector>
 
@@ -23,6 +24,10 @@ struct StepInputs {
   std::vector<std::optional<StepAngles>> angles;         // of each attention layer; empty: none has any
 };
 
+// What a run's time is told apart by.
+enum class StepPart { linear, append, attention, rows };
+constexpr int kStepParts = 4;
+
 class StepProgram {
  public:
   // Each appends an op. Arguments are checked here, once; their memory must stay where it is.
@@ -36,10 +41,16 @@ class StepProgram {
   void attention(const View& k, const View& v, const Attention& a, int64_t layer);
 
   int64_t size() const { return static_cast<int64_t>(ops_.size()); }
-  void run(const StepInputs& inputs) const;
+  void run(const StepInputs& inputs);
+  // Of all runs so far, by StepPart.
+  const std::array<double, kStepParts>& seconds() const { return seconds_; }
 
  private:
-  std::vector<std::function<void(const StepInputs&)>> ops_;
+  using Work = std::function<void(const StepInputs&)>;
+  void append(StepPart part, Work work) { ops_.emplace_back(part, std::move(work)); }
+
+  std::vector<std::pair<StepPart, Work>> ops_;
+  std::array<double, kStepParts> seconds_ = {};
 };
 
 }  // namespace atk

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
@@ -37,11 +37,13 @@ PARTS = {
 }
 """Key in the result -> what a table calls it."""
 
+PARTS_OF_PROGRAMS = ("linear", "append", "attention")
+"""What a recorded step (:mod:`asyncthink.model.recorded`) tells apart by itself."""
+
 _STEP = f"{PREFIX}step"
 _EVENTS = {
     "aten::linear": "linear",
     "asyncthink::packed_linear": "linear",
-    "mkldnn::_linear_pointwise": "linear",  # what a packed layer runs outside of compiled code
     "asyncthink::tree_attention": "attention",
     "asyncthink::append_kv": "append",
     f"{PREFIX}model": "transformers",
@@ -49,7 +51,7 @@ _EVENTS = {
 } | {f"{PREFIX}{part}": part for part in ("plan", "schedule", "guide", "draw", "parse")}
 """Name of an event -> the part that its own time belongs to."""
 
-_WARM = 3  # steps before any is timed
+_WARM = 5  # steps before any is timed: more than it takes to record one
 
 
 def own_times(events: Iterable[Any], counted: list[bool]) -> dict[str, float]:
@@ -106,12 +108,18 @@ def profile(decoder: BranchDecoder, tokenizer: Any, *, agents: int, prefix: int,
     sampler = ForkJoinSampler(
         decoder, tokenizer, prompts=prompts, mode="sequential", max_rows=max(1024, agents), max_episodes=agents
     )
-    plain = [seconds for seconds, counted in _steps(sampler, agents, tokens) if counted]
+    plain = [step.seconds for step in _steps(sampler, agents, tokens) if step.counted]
     with torch_profile(activities=[ProfilerActivity.CPU]) as profiler:
-        watched = [counted for _, counted in _steps(sampler, agents, tokens)]
+        steps = list(_steps(sampler, agents, tokens))
+    watched = [step.counted for step in steps]
     if not plain or not any(watched):
         raise ValueError(f"agents ended within {_WARM} steps: nothing to time")
-    parts = {part: ms / sum(watched) for part, ms in own_times(profiler.events(), watched).items()}
+    total = own_times(profiler.events(), watched)
+    for part in PARTS_OF_PROGRAMS:  # a recorded step's ops are no events, but in the time of the model
+        native = 1e3 * sum(step.native[part] for step in steps if step.counted)
+        total[part] += native
+        total["transformers"] -= native
+    parts = {part: ms / sum(watched) for part, ms in total.items()}
     whole = sum(parts.values())
     ms = 1e3 * statistics.median(plain)
     return {
@@ -126,20 +134,31 @@ def profile(decoder: BranchDecoder, tokenizer: Any, *, agents: int, prefix: int,
     }
 
 
-def _steps(sampler: ForkJoinSampler, agents: int, tokens: int) -> list[tuple[float, bool]]:
-    """Seconds of each step, and whether it counts: all agents decode in it, and it is none of the first few."""
-    steps: list[tuple[float, bool]] = []
+class _Timed(NamedTuple):
+    """One step. ``counted``: all agents decode in it, and it is none of the first few. ``native``: of a program."""
+
+    seconds: float
+    counted: bool
+    native: dict[str, float]
+
+
+def _steps(sampler: ForkJoinSampler, agents: int, tokens: int) -> list[_Timed]:
+    steps: list[_Timed] = []
     decoding = 0
+    recorded = sampler.decoder.recorded
     with ExitStack() as stack:
         for seed in range(agents):
             params = SamplingParams(max_tokens=tokens + _WARM + 1, seed=seed)
             stack.enter_context(sampler.stream("5", params))
         while decoding < tokens + _WARM and not sampler.scheduler.idle:
+            before = {} if recorded is None else recorded.seconds
             start = time.perf_counter()
             with label("step"):
                 rows = sampler.step()
             seconds = time.perf_counter() - start
+            after = {} if recorded is None else recorded.seconds
+            native = {part: after.get(part, 0.0) - before.get(part, 0.0) for part in PARTS_OF_PROGRAMS}
             whole = rows == agents and all(len(run.agents) == 1 for run in sampler.scheduler.running)
             decoding += whole
-            steps.append((seconds, whole and decoding > _WARM))
+            steps.append(_Timed(seconds, whole and decoding > _WARM, native))
     return steps

@@ -19,7 +19,7 @@ from torch import Tensor
 from asyncthink.model.attention import Step
 from asyncthink.model.patterns import ADD, GATE, NORM, ROTATE, fused
 from asyncthink.model.recorder import ATTENTION, Call, Recording, Register
-from asyncthink_kernels.ops.step_program import NativeProgram, lanes_of_sums
+from asyncthink_kernels.ops.step_program import PARTS, NativeProgram, lanes_of_sums
 
 _PACKED = torch.ops.asyncthink.packed_linear.default
 _QUANTIZED = torch.ops.asyncthink.quantized_linear.default
@@ -35,9 +35,22 @@ class StepProgram:
         builder.build()
         self._logits = builder.tensors[recording.logits]
         self._work: list[Callable[[], object] | NativeProgram] = builder.work
+        used = {register for call in builder.calls for register in call.registers}
+        self._constants = [tensor for register, tensor in recording.constants.items() if register in used]
+        self._where = [tensor.data_ptr() for tensor in self._constants]
         self.native = sum(len(each) for each in self._work if isinstance(each, NativeProgram))
         self.others = sum(not isinstance(each, NativeProgram) for each in self._work)
         del self._builder
+
+    def in_place(self) -> bool:
+        """Whether the weights still lie where the program reads them."""
+        return [tensor.data_ptr() for tensor in self._constants] == self._where
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of all runs so far, in native ops, by :data:`asyncthink_kernels.ops.step_program.PARTS`."""
+        native = [work.seconds for work in self._work if isinstance(work, NativeProgram)]
+        return {part: sum(each[part] for each in native) for part in PARTS}
 
     def run(self, step: Step, **inputs: Tensor) -> Tensor:
         """input_ids, position_ids [1,T] and logits_to_keep [N] of this step -> logits [N,V], valid until the next."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
+from torch.utils.hooks import RemovableHandle
 
 from asyncthink.model.attention import PagedAttention, Step
 from asyncthink.model.checks import one_line
@@ -26,7 +26,7 @@ from asyncthink.model.hook import HookedModel
 from asyncthink.model.lowering import StepProgram
 from asyncthink.model.quantized import QuantizedLinear
 from asyncthink.model.recorder import NotRecordableError, Recording, record
-from asyncthink_kernels.ops.step_program import native
+from asyncthink_kernels.ops.step_program import PARTS, native
 
 MAX_ROWS = 64
 """Largest recorded step, in rows. In bigger steps Python costs little."""
@@ -42,9 +42,9 @@ _KNOWN = ("torch.nn.", "transformers.")  # where classes of modules come from wh
 class RecordedSteps:
     """Runs steps by programs where it can; :meth:`step` gives None where the model itself has to run.
 
-    A program reads weights where they lie. It is given up when the model changes: a module or parameter in the place of
-    another one, a hook, an attribute more or less on a module. Changes of another kind (the values of a config) need
-    :meth:`clear`, as CUDA graphs do.
+    A program reads weights where they lie. It is given up when they are moved and when the model changes: a module or
+    parameter in the place of another one, a hook, an attribute more or less on a module. Changes of another kind (the
+    values of a config) need :meth:`clear`, as CUDA graphs do.
     """
 
     def __init__(self, hooked: HookedModel, attention: PagedAttention) -> None:
@@ -60,6 +60,12 @@ class RecordedSteps:
     def programs(self) -> tuple[StepProgram, ...]:
         """Those that serve now, the latest used last."""
         return tuple(self._programs.values())
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What the programs that serve now have spent so far, by :data:`asyncthink_kernels.ops.step_program.PARTS`."""
+        spent = [program.seconds for program in self._programs.values()]
+        return {part: sum(each[part] for each in spent) for part in PARTS}
 
     def clear(self) -> None:
         """Forget all programs, and record again."""
@@ -82,7 +88,9 @@ class RecordedSteps:
                 return run(step, rows)
         key = len(step.tokens), len(rows)
         program = self._programs.get(key)
-        if program is not None:
+        if program is not None and not program.in_place():  # weights lie elsewhere now
+            self.clear()
+        elif program is not None:
             self._programs.move_to_end(key)
             return self._replayed(program, step, rows)
         self._seen[key] += 1
@@ -145,27 +153,28 @@ class RecordedSteps:
 
 
 class _State:
-    """What a program takes for granted of a model, so that a change is noticed: a few microseconds a step."""
+    """What a program takes for granted of a model, so that a change is noticed.
+
+    Every step looks at all modules, in memory that the weights have just driven out of the caches: so it looks at as
+    little as will do.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
-        tables: Any = [getattr(module, name) for module in modules for name in ("_modules", "_parameters", "_buffers")]
-        self._tables: list[dict[str, Any]] = tables
+        named = ("_modules", "_parameters", "_buffers")
+        tables: list[dict[str, Any]] = [getattr(module, name) for module in modules for name in named]
+        self._tables = [table for table in tables if table]
         self._attributes = [module.__dict__ for module in modules]
-        self._hooks: list[dict[Any, Any]] = [getattr(module, name) for module in modules for name in _HOOKS]
-        self._hooks += [getattr(torch_module, f"_global{name}") for name in _HOOKS]
+        self._hooks = RemovableHandle.next_id  # hooks of any module count it up
         self._held = list(_values(self._tables))
-        self._weights = [each for each in self._held if isinstance(each, Tensor)]
-        self._where = [weight.data_ptr() for weight in self._weights]
         self._sizes = [list(map(len, dicts)) for dicts in (self._tables, self._attributes)]
 
     def is_same(self) -> bool:
-        """Whether modules, parameters, attributes and hooks are those that were, where they were."""
+        """Whether modules, parameters and attributes are those that were, and no hook is new."""
         return (
-            not any(self._hooks)
+            self._hooks == RemovableHandle.next_id
             and [list(map(len, dicts)) for dicts in (self._tables, self._attributes)] == self._sizes
             and all(map(operator.is_, _values(self._tables), self._held))
-            and [weight.data_ptr() for weight in self._weights] == self._where
         )
 
 
