@@ -1,8 +1,9 @@
 """`pytest bench/ --benchmark` times; without the flag every bench runs once and only its result is checked.
 
-`--quick` keeps the cells that a bench names by `@pytest.mark.quick`, `--peers a,b` the peers of these names, `--results
-FOLDER` also writes the tables there. Timings mean something on an idle machine only: before the first one it is looked
-at, and what others used of it stands below each table.
+`--quick` keeps the cells that a bench names by `@pytest.mark.quick`, `--peers a,b` the peers of these names,
+`--results FOLDER` also writes the tables there. `--isa avx2`, with `ATEN_CPU_CAPABILITY=avx2` set, is what a processor
+without AVX-512 does. Timings mean something on an idle machine only: before the first one it is looked at, and what
+others used of it stands below each table.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import datetime
 import gc
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ import torch
 import contest as contests
 import machine
 import peers as all_peers
+from asyncthink_kernels.backends import native
 from clock import Clock
 from limits import measured
 
@@ -39,6 +42,7 @@ class Table:
         self.rows: list[dict[str, str | float]] = []
         self.notes: list[str] = []
         self.more: dict[str, object] = {}  # for the JSON file alone
+        self.shares: list[contests.Share] = []
         self.summary: Callable[[list[dict[str, str | float]]], str] | None = None  # of all rows, a line below them
 
     def add(self, row: dict[str, str | float]) -> None:
@@ -71,6 +75,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="the fewest cells of each bench: all benches in two minutes")
     parser.addoption("--budget", type=float, default=math.inf, help="seconds after which no new cell of an op begins")
     parser.addoption("--cells", default="quick", help="of bench_tree_grid.py: quick, all, or a regular expression")
+    parser.addoption("--isa", metavar="NAME", help="force our instruction set: scalar, avx2, avx512, avx512bf16")
     parser.addoption("--peers", metavar="NAME,NAME", help=f"compare with these only: {', '.join(all_peers.known())}")
 
 
@@ -78,6 +83,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "quick(**cells): the values of parameters that --quick keeps")
     config.stash[TABLES] = {}
     config.stash[DEADLINE] = time.monotonic() + config.getoption("--budget")
+    if config.getoption("--isa"):
+        narrow(config.getoption("--isa"))
     text = config.getoption("--peers")
     try:
         config.stash[PEERS] = None if text is None else all_peers.chosen(text)
@@ -85,6 +92,20 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     if not config.getoption("--benchmark"):
         config.option.benchmark_disable = True
+
+
+def narrow(isa: str) -> None:
+    """Our kernels as on a processor without wider sets. torch reads what it may use when it is imported."""
+    told = os.environ.get("ATEN_CPU_CAPABILITY")
+    if isa == "avx2" and told != "avx2":
+        raise pytest.UsageError(f"--isa avx2: expected ATEN_CPU_CAPABILITY=avx2 for torch's own kernels, got {told}")
+    cpu = native.load("_cpu")
+    if cpu is None:
+        raise pytest.UsageError("--isa: expected the native module _cpu, which was not built")
+    try:
+        cpu.set_isa(isa)
+    except ValueError as error:
+        raise pytest.UsageError(f"--isa: {error}") from None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -187,12 +208,11 @@ def contest(
             contests.check(cell, failures)
             if not timed:
                 return None
-            limits = measured(contests.CLOCK)
             seconds = contests.QUICK_SECONDS if quick else contests.SECONDS
             times, notes = contests.timed(cell, contests.CLOCK, seconds, failures)
-            table.add(made := contests.row(cell, times, limits))
-            table.more["limits"] = dataclasses.asdict(limits)
-            for note in (contests.limits_note(), *notes):
+            table.add(made := contests.row(cell, times, measured(contests.CLOCK)))
+            table.shares.append(contests.share(cell, made, times))
+            for note in notes:
                 table.note(note)
             return made
         finally:
@@ -210,16 +230,34 @@ def lost(clock: Clock) -> None:
         pytest.exit(f"the device was lost: {error}", returncode=3)
 
 
+def settle(tables: Iterable[Table]) -> None:
+    """Shares of the limit, when all has run: of the best that a probe or a call reached in any table."""
+    shares = [(table, share) for table in tables for share in table.shares]
+    if not shares:
+        return
+    limits = measured(contests.CLOCK)
+    for _, share in shares:
+        limits = share.raise_limits(limits)
+    for table, share in shares:
+        share.settle(limits)
+        table.more["limits"] = dataclasses.asdict(limits)
+        table.note(contests.limits_note(limits))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    folder, others = config.getoption("--results"), config.stash.get(OTHERS, None)
+    folder, others, isa = config.getoption("--results"), config.stash.get(OTHERS, None), config.getoption("--isa")
     idle = "" if others is None else machine.note(others.before, others.since())
+    settle(config.stash[TABLES].values())
     for table in (table for table in config.stash[TABLES].values() if table.rows):
         table.note(idle)
+        if isa:
+            table.note(f"Our kernels ran with {isa} alone, torch's with {os.environ.get('ATEN_CPU_CAPABILITY')}.")
         terminalreporter.write_line(f"\n{table.title}\n\n{table.markdown()}")
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
             (Path(folder) / f"{table.title}.md").write_text(table.markdown(), encoding="utf-8")
             made = {"date": datetime.date.today().isoformat(), "machine": machine.device(), "torch": torch.__version__}
+            made |= {"isa": isa} if isa else {}
             data = made | {"rows": table.rows, "notes": table.lines_below()} | table.more
             (Path(folder) / f"{table.title}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     if idle:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -142,6 +142,23 @@ def prepared(cell: Cell, clock: Clock, call: Call) -> Ready:
     return ready
 
 
+@dataclass(frozen=True)
+class Share:
+    """A row whose share of the limit is known when the run has ended: the limit is the best that anybody reached."""
+
+    row: dict[str, str | float]
+    cell: Cell
+    fastest: float  # seconds, ours or a peer's
+
+    def raise_limits(self, limits: Limits) -> Limits:
+        cell = self.cell
+        return limits.raised_by(self.fastest, cell.read, cell.operations, cell.dtype, cell.written)
+
+    def settle(self, limits: Limits) -> None:
+        least = limits.seconds(self.cell.read, self.cell.operations, self.cell.dtype, self.cell.written)
+        self.row["% of limit"] = 100 * 1e6 * least / float(self.row["median us"])
+
+
 def row(cell: Cell, times: Mapping[str, Mapping[str, Spread]], limits: Limits) -> dict[str, str | float]:
     """The cell's line of the table; a ratio above 1 says that the peer takes longer."""
     counted, others = times[""], {way: found for way, found in times.items() if way}
@@ -164,12 +181,31 @@ def row(cell: Cell, times: Mapping[str, Mapping[str, Spread]], limits: Limits) -
     return made | cell.more | {"device": machine.device(), "threads": machine.threads()}
 
 
-def limits_note() -> str:
+def share(cell: Cell, made: dict[str, str | float], times: Mapping[str, Mapping[str, Spread]]) -> Share:
+    """What is left to say of a row when the run has ended."""
+    return Share(made, replace(cell, **_FORGOTTEN), min(spread.median for spread in times[""].values()))
+
+
+def _nothing(part: int) -> None: ...
+
+
+_FORGOTTEN: dict[str, Any] = {"ours": _nothing, "peers": {}, "variants": {}, "memory": (), "verify": None}
+
+
+def limits_note(limits: Limits) -> str:
     """What the shares in a table are of."""
-    x = measured(CLOCK)
-    if math.isinf(x.f32):
-        return f"Limit measured in this run: {x.copy / 1e9:.0f} GB/s copied, L2 flushed; torch {torch.__version__}."
+    probes = measured(CLOCK)
+    if math.isinf(probes.f32):
+        return (
+            f"Limit measured in this run: {probes.copy / 1e9:.0f} GB/s copied, L2 flushed; torch {torch.__version__}."
+        )
+    told = f"Limits of this run, the best that a probe or anybody's call reached: {_rates(limits)}"
+    told += f" (the probes alone: {_rates(probes)})" if limits != probes else ""
+    return f"{told}; torch {torch.__version__}."
+
+
+def _rates(x: Limits) -> str:
     return (
-        f"Limits measured in this run: {x.bandwidth / 1e9:.1f} GB/s read, {x.copy / 1e9:.1f} GB/s copied, "
-        f"{x.bf16 / 1e9:.0f} GFLOP/s bfloat16, {x.f32 / 1e9:.0f} GFLOP/s float32; torch {torch.__version__}."
+        f"{x.bandwidth / 1e9:.1f} GB/s read, {x.copy / 1e9:.1f} GB/s copied, "
+        f"{x.bf16 / 1e9:.0f} GFLOP/s bfloat16, {x.f32 / 1e9:.0f} GFLOP/s float32"
     )

@@ -1,6 +1,8 @@
 """What this machine can do, measured: the most bytes it reads or copies and operations it computes in a second.
 
-The probes (limits.cpp) are compiled for this machine when first asked for, with the compiler that built the package.
+The probes (limits.cpp) are compiled for this machine when first asked for, with the compiler that built the package. A
+processor shares its caches, power and memory with others, so it may do more in one second than in another. Where a call
+of the run was faster than the probes, what it reached is the limit of the whole run: no share is above 100%.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from asyncthink_kernels.backends import native
 from clock import Clock, GpuClock, in_turn
 
 GPU_BYTES = 1 << 30  # read by a copy, and as many written
@@ -29,7 +32,14 @@ TRIALS = 5
 
 @dataclass(frozen=True)
 class Limits:
-    """Per second, of all threads torch uses together, best of several trials."""
+    """Per second, of all threads torch uses together, the best that was seen.
+
+    >>> probes = Limits(bandwidth=10.0, copy=10.0, bf16=200.0, f32=100.0)
+    >>> probes.seconds(20, 150, torch.float32)
+    2.0
+    >>> probes.raised_by(1.0, 20, 150, torch.float32)  # who did it in one second saw more of both
+    Limits(bandwidth=20.0, copy=20.0, bf16=200.0, f32=150.0)
+    """
 
     bandwidth: float  # bytes read
     copy: float  # bytes read and bytes written, as many of each
@@ -41,9 +51,27 @@ class Limits:
 
         Each byte written goes with one that is read at the speed of a copy; what else is read is read as if alone.
         """
-        peak = self.bf16 if dtype == torch.bfloat16 else self.f32
-        moving = 2 * bytes_written / self.copy + max(bytes_read - bytes_written, 0) / self.bandwidth
-        return max(moving, operations / peak)
+        return max(self._moving(bytes_read, bytes_written), operations / self._peak(dtype))
+
+    def raised_by(
+        self, seconds: float, bytes_read: int, operations: int, dtype: torch.dtype, bytes_written: int = 0
+    ) -> Limits:
+        """These limits, but what a call that took ``seconds`` for that work reached where it is more.
+
+        A GPU's limit stays what it is called: the bandwidth of a large copy.
+        """
+        if math.isinf(self.f32):
+            return self
+        faster = max(self._moving(bytes_read, bytes_written) / seconds, 1.0)
+        moved = replace(self, bandwidth=self.bandwidth * faster, copy=self.copy * faster)
+        computed = max(self._peak(dtype), operations / seconds)
+        return replace(moved, bf16=computed) if dtype == torch.bfloat16 else replace(moved, f32=computed)
+
+    def _peak(self, dtype: torch.dtype) -> float:
+        return self.bf16 if dtype == torch.bfloat16 else self.f32
+
+    def _moving(self, bytes_read: int, bytes_written: int) -> float:
+        return 2 * bytes_written / self.copy + max(bytes_read - bytes_written, 0) / self.bandwidth
 
 
 @cache
@@ -82,9 +110,12 @@ def _processor() -> Limits:
 
 def _probes() -> ctypes.CDLL:
     """Calls through ctypes release the interpreter's lock, so the threads really run at once."""
+    cpu = native.load("_cpu")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "limits.so"
-        flags = ["-O3", "-std=c++20", "-march=native", "-shared", "-fPIC"]
+        narrow = cpu is not None and cpu.isa() == "avx2"  # forced: what the machine could do beyond it does not count
+        machine = "-march=x86-64-v3" if narrow else "-march=native"
+        flags = ["-O3", "-std=c++20", machine, "-shared", "-fPIC"]
         source = Path(__file__).with_suffix(".cpp")
         subprocess.run([os.environ.get("CXX", "c++"), *flags, str(source), "-o", str(library)], check=True)
         probes = ctypes.CDLL(str(library))

@@ -82,7 +82,7 @@ def roofline_picture(data: dict[str, Any], path: Path) -> bool:
             x, y = [row["GFLOP/s"] / row["GB/s"] for row in mine], [row["GFLOP/s"] for row in mine]
             axis.loglog(x, y, marker, color=color, alpha=0.8, label=f"{dtype}, {branches} branches")
     axis.set(xlabel="operations a byte (each K/V byte read once)", ylabel="GFLOP/s")
-    axis.set_title("tree attention; lines: the limits that the probes found")
+    axis.set_title("tree attention; lines: the best that a probe or a call reached in the run")
     for one, ticks in ((axis.set_xticks, (0.5, 1, 2, 5, 10, 20, 50, 100, 200)), (axis.set_yticks, (50, 100, 200, 400))):
         one(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()

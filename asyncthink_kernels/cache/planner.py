@@ -1,8 +1,8 @@
 """Builds a step's plan from the branches' segments, and advances it in place while nothing but lengths changes.
 
 Letters: B branches in the work, M segments, G groups (a segment's part of one chunk), T rows, I items, E entries,
-W pages of a chunk. A group is seen by a run of consecutive rows of its branch, so sorting is done over groups, which
-are few, and a long prefill only expands them.
+W pages of a chunk. A group is seen by a run of consecutive rows of its branch. Only segments are sorted: groups are
+made in the order of items, and entries are written run by run, so that a plan costs little more than its own memory.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 
 from .node import NodeTable, spans
 from .pages import IntArray
-from .plan import END, LENGTH, StepPlan
+from .plan import BEGIN, END, LENGTH, PARTIAL, ROW, SHIFT, StepPlan
 
 Int32Array = npt.NDArray[np.int32]
-NO_LIMIT = np.iinfo(np.int32).max // 2
+LONG_RUN = 64  # entries a group, on average: from here on the runs of groups are written one by one
 
 
 @dataclass(frozen=True)
@@ -32,59 +32,121 @@ class Tails:
 
 
 @dataclass(frozen=True)
+class _Segments:
+    """All segments of the work, in the order of branches, [M] int32 each."""
+
+    node: Int32Array
+    start: Int32Array
+    stop: Int32Array
+    shift: Int32Array
+    branch: Int32Array
+    begin: Int32Array  # chunks [begin, end) of the node
+    end: Int32Array
+    rank: Int32Array  # of the first chunk's partial, within the branch
+    tails: IntArray  # [B] int64, the index of each branch's tail
+
+    @classmethod
+    def of(cls, fixed: list[IntArray], tails: Tails, chunk: int) -> _Segments:
+        """`fixed` [*, 4] (node, start, stop, shift) of each branch, and then its tail."""
+        per_branch = np.fromiter(map(len, fixed), dtype=np.int64, count=len(fixed)) + 1
+        last = np.cumsum(per_branch) - 1
+        table = np.empty((4, int(last[-1]) + 1), dtype=np.int32)
+        is_fixed = np.ones(table.shape[1], dtype=np.bool_)
+        is_fixed[last] = False
+        table[:, is_fixed] = np.concatenate(fixed).T
+        zero = np.zeros_like(tails.node)
+        table[:, last] = (tails.node, zero, tails.before + tails.count, zero)
+        node, start, stop, shift = table
+        begin, end = start // chunk, (stop + chunk - 1) // chunk
+        before = np.cumsum(end - begin, dtype=np.int32) - (end - begin)
+        branch = np.repeat(np.arange(len(fixed), dtype=np.int32), per_branch)
+        rank = before - before[np.concatenate([[0], last[:-1] + 1])][branch]
+        return cls(node, start, stop, shift, branch, begin, end, rank, tails=last)
+
+
+@dataclass(frozen=True)
 class _Groups:
-    """Parts [lo, hi) of chunks that branches see, in branch order, [G] int64 each."""
+    """Parts of chunks that branches see, in the order of items and in each of branches, [G] int32 each."""
 
-    branch: IntArray
-    rank: IntArray  # index within the branch
-    node: IntArray
-    chunk: IntArray
-    lo: IntArray
-    hi: IntArray
-    shift: IntArray
-    limit: IntArray  # row j of the branch sees no token from limit + j on
-    first_row: IntArray  # first row of the branch that sees anything of it
+    segment: Int32Array
+    chunk: Int32Array
+    starts: IntArray  # [I] int64: the first group of each item
+    first_item: IntArray  # [nodes] int64: of each node that is seen, by its place among them
+    place: IntArray  # [M] int64: of each segment's node among those that are seen
 
 
-def _groups(fixed: list[IntArray], tails: Tails, chunk: int) -> _Groups:
-    """Cut all segments, `fixed` [*, 4] (node, start, stop, shift) a branch and then its tail, at chunk boundaries."""
-    per_branch = np.fromiter(map(len, fixed), dtype=np.int64, count=len(fixed)) + 1
-    tail_at = np.cumsum(per_branch) - 1
-    segments = np.empty((int(tail_at[-1]) + 1, 4), dtype=np.int64)
-    is_tail = np.zeros(len(segments), dtype=np.bool_)
-    is_tail[tail_at] = True
-    segments[~is_tail] = np.concatenate(fixed)
-    segments[is_tail] = np.stack(
-        [tails.node, np.zeros_like(tails.node), tails.before + tails.count, np.zeros_like(tails.node)], axis=1
-    )
-    branch_of_segment = np.repeat(np.arange(len(fixed)), per_branch)
-
-    node, start, stop, shift = segments.T
-    chunks = (stop + chunk - 1) // chunk - start // chunk
-    of = np.repeat(np.arange(len(segments)), chunks)
-    at = (start // chunk)[of] + spans(chunks)
-    branch = branch_of_segment[of]
-    groups_per_branch = np.bincount(branch, minlength=len(fixed))
-    reach = tails.before[branch] - at * chunk
-    return _Groups(
-        branch=branch,
-        rank=spans(groups_per_branch),
-        node=node[of],
-        chunk=at,
-        lo=np.maximum(start[of] - at * chunk, 0),
-        hi=np.minimum(stop[of] - at * chunk, chunk),
-        shift=shift[of],
-        limit=np.where(is_tail[of], reach + 1, NO_LIMIT),
-        first_row=np.where(is_tail[of], np.maximum(-reach, 0), 0),
-    )
+def _spans(counts: Int32Array) -> Int32Array:
+    """As `spans`, in int32: the arrays of a plan are large enough for memory to count."""
+    ends = np.cumsum(counts, dtype=np.int32)
+    return np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - counts, counts)
 
 
-def _distinct_shifts(shift: IntArray) -> tuple[IntArray, IntArray]:
-    """Distinct shifts, 0 first and then ascending, and the index of each group's shift."""
+def _groups(segments: _Segments) -> _Groups:
+    """Of each node every chunk times every segment that sees the node, without those that do not see the chunk."""
+    order = np.argsort(segments.node, kind="stable").astype(np.int32)
+    node = segments.node[order]
+    first = np.flatnonzero(np.concatenate([[True], node[1:] != node[:-1]]))  # segments of each node, in `order`
+    number = np.diff(np.append(first, len(order))).astype(np.int32)
+    low = np.minimum.reduceat(segments.begin[order], first)
+    pairs = (np.maximum.reduceat(segments.end[order], first) - low) * number
+    index = _spans(pairs)
+    width = np.repeat(number, pairs)
+    chunk = index // width
+    segment = index - chunk * width
+    segment += np.repeat(first.astype(np.int32), pairs)
+    segment = order[segment]
+    chunk += np.repeat(low, pairs)
+    seen = (chunk >= segments.begin[segment]) & (chunk < segments.end[segment])
+    if not seen.all():
+        segment, chunk = segment[seen], chunk[seen]
+    of = segments.node[segment]
+    starts = np.flatnonzero(np.concatenate([[True], (of[1:] != of[:-1]) | (chunk[1:] != chunk[:-1])]))
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.repeat(np.arange(len(first)), number)
+    return _Groups(segment, chunk, starts, np.searchsorted(of[starts], node[first]), place)
+
+
+def _distinct_shifts(shift: Int32Array) -> tuple[Int32Array, Int32Array]:
+    """Distinct shifts, 0 first and then ascending, and the index of each segment's shift."""
+    zero = np.zeros(1, dtype=np.int32)
     if not shift.any():
-        return np.zeros(1, dtype=np.int64), np.zeros_like(shift)
+        return zero, np.zeros_like(shift)
     others = np.unique(shift[shift != 0])
-    return np.concatenate([[0], others]), np.where(shift == 0, 0, np.searchsorted(others, shift) + 1)
+    return np.concatenate([zero, others]), np.where(shift == 0, 0, np.searchsorted(others, shift) + 1).astype(np.int32)
+
+
+def _runs(segments: _Segments, groups: _Groups, chunk: int) -> Int32Array:
+    """Each group's first entry [G, 5]: begin, end, and its partial's rank in its row. Row and shift are to come."""
+    of, first = groups.segment, groups.chunk * chunk
+    runs = np.empty((len(of), 5), dtype=np.int32)
+    runs[:, BEGIN] = np.maximum(segments.start[of] - first, 0)
+    runs[:, END] = np.minimum(segments.stop[of] - first, chunk)
+    runs[:, PARTIAL] = segments.rank[of] + groups.chunk - segments.begin[of]
+    return runs
+
+
+def _entries(runs: Int32Array, counts: Int32Array, ends: IntArray, row_ptr: Int32Array) -> Int32Array:
+    """Entries [E, 5] of `counts[g]` rows a group, in order: the row rises, what else `runs` [G, 5] says stays."""
+    total = int(ends[-1])
+    if total == len(runs):
+        entries = runs
+        entries[:, PARTIAL] += row_ptr[entries[:, ROW]]
+        return entries
+    if total >= LONG_RUN * len(runs):
+        entries = np.empty((total, 5), dtype=np.int32)
+        rows, last = np.arange(len(row_ptr), dtype=np.int32), 0
+        for run, end in zip(runs.tolist(), ends.tolist(), strict=True):
+            mine, first, stop = entries[last:end], run[ROW], run[ROW] + end - last
+            mine[:, ROW] = rows[first:stop]
+            mine[:, BEGIN : SHIFT + 1] = run[BEGIN : SHIFT + 1]
+            mine[:, PARTIAL] = row_ptr[first:stop]
+            mine[:, PARTIAL] += run[PARTIAL]
+            last = end
+        return entries
+    entries = np.repeat(runs, counts, axis=0)
+    entries[:, ROW] += _spans(counts)
+    entries[:, PARTIAL] += row_ptr[entries[:, ROW]]
+    return entries
 
 
 class LivePlan:
@@ -93,50 +155,59 @@ class LivePlan:
     def __init__(self, nodes: NodeTable, fixed: list[IntArray], tails: Tails) -> None:
         """Plan the step in which the nodes of `tails`, already extended, have grown."""
         self._nodes = nodes
-        groups = _groups(fixed, tails, nodes.chunk)
-        order = np.argsort(groups.node * (int(groups.chunk.max()) + 1) + groups.chunk, kind="stable")
-        node, chunk = groups.node[order], groups.chunk[order]
-        starts = np.flatnonzero(np.concatenate([[True], (node[1:] != node[:-1]) | (chunk[1:] != chunk[:-1])]))
-        item_of_group = np.empty_like(order)
-        item_of_group[order] = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(order))))
-        self._table_rows = nodes.rows_of(node[starts], chunk[starts])
+        chunk = nodes.chunk
+        segments = _Segments.of(fixed, tails, chunk)
+        groups = _groups(segments)
+        starts, branch = groups.starts, segments.branch[groups.segment]
+        node = segments.node[groups.segment[starts]].astype(np.int64)
+        chunk_of_item = groups.chunk[starts].astype(np.int64)
+        self._table_rows = nodes.rows_of(node, chunk_of_item)
         self._pages = nodes.table[self._table_rows].astype(np.int32).reshape(-1)
 
-        row_begin = np.cumsum(tails.count) - tails.count
-        step = spans(tails.count)  # row's index within its branch
-        offset = np.repeat(tails.before, tails.count) + step  # row's own token within its tail node
-        last_group = np.cumsum(np.bincount(groups.branch)) - 1
-        tail_chunks = (tails.before + tails.count - 1) // nodes.chunk
-        first_tail_rank = groups.rank[last_group] - tail_chunks
-        seen = np.repeat(first_tail_rank, tails.count) + offset // nodes.chunk + 1  # partials of each row
+        offset = np.repeat(tails.before, tails.count) + spans(tails.count)  # row's own token within its tail node
+        seen = np.repeat(segments.rank[segments.tails], tails.count) + offset // chunk + 1  # partials of each row
         self._row_ptr = np.concatenate([[0], np.cumsum(seen)]).astype(np.int32)
         self._positions = (np.repeat(tails.base, tails.count) + offset).astype(np.int32)
-        tail_items = item_of_group[np.repeat(last_group - tail_chunks, tails.count) + offset // nodes.chunk]
-        self._slots = self._slots_of(tail_items, offset % nodes.chunk)
+        tail_begin = groups.first_item[groups.place[segments.tails]]  # item of each tail node's first chunk
+        tail_items = np.repeat(tail_begin, tails.count) + offset // chunk
+        self._slots = self._slots_of(tail_items, offset % chunk)
 
-        shifts, shift_index = _distinct_shifts(groups.shift)
-        self._shifts = shifts.astype(np.int32)
-        rows_of_group = (tails.count[groups.branch] - groups.first_row)[order]
-        entry_end = np.cumsum(rows_of_group)
-        self._entries = self._expand(groups, order, rows_of_group, row_begin, shift_index)
+        self._shifts, shift_index = _distinct_shifts(segments.shift)
+        own = np.flatnonzero(np.isin(groups.segment, segments.tails))  # groups of tails, seen from their first row on
+        skipped = np.zeros(len(branch), dtype=np.int32)
+        skipped[own] = np.maximum(groups.chunk[own] * chunk - tails.before[branch[own]], 0)
+        counts = tails.count[branch].astype(np.int32) - skipped  # rows of each group
+        entry_end = np.cumsum(counts, dtype=np.int64)
+        runs = _runs(segments, groups, chunk)
+        runs[:, ROW] = ((np.cumsum(tails.count) - tails.count)[branch] + skipped).astype(np.int32)
+        runs[:, SHIFT] = shift_index[groups.segment]
+        high = runs[:, END].copy()
+        self._entries = _entries(runs, counts, entry_end, self._row_ptr)
+
         self._items = np.empty((len(starts), 6), dtype=np.int32)
-        ends = np.append(starts[1:], len(order)) - 1
+        edges = np.append(starts, len(branch))
+        entry_edges = np.concatenate([[0], entry_end])[edges]
         columns = (
             np.arange(len(starts)) * nodes.width,
             0,
-            np.maximum.reduceat(groups.hi[order], starts),
-            nodes.position[node[starts]] + chunk[starts] * nodes.chunk,
-            (entry_end - rows_of_group)[starts],
-            entry_end[ends],
+            np.maximum.reduceat(high, starts),
+            nodes.position[node] + chunk_of_item * chunk,
+            entry_edges[:-1],
+            entry_edges[1:],
         )
         for column, values in enumerate(columns):
             self._items[:, column] = values
 
-        place = np.empty_like(order)
-        place[order] = entry_end - 1
+        # Each row's own token is the last that it sees: the end of its entry in its own chunk.
+        entry_of = np.empty(len(starts), dtype=np.int64)  # by item of a tail: the end of its owner's entries
+        group_items = np.repeat(np.arange(len(starts)), np.diff(edges))
+        entry_of[group_items[own]] = entry_end[own]
+        rows_behind = np.repeat(np.cumsum(tails.count), tails.count) - np.arange(len(offset))
+        self._entries[entry_of[tail_items] - rows_behind, END] = offset % chunk + 1
+
         self._tail_nodes = tails.node
-        self._tail_items = item_of_group[last_group]
-        self._own_entries = place[last_group]  # with one row a branch: the entry of that row and its own chunk
+        self._tail_items = tail_begin + (tails.before + tails.count - 1) // chunk
+        self._own_entries = entry_of[self._tail_items] - 1  # with one row a branch: of that row and its own chunk
         new = (
             not tails.before.any() and not any(map(len, fixed)) and tails.count.max() > 1
         )  # a plan of one row a branch may be advanced
@@ -153,25 +224,6 @@ class LivePlan:
             fresh=tuple(tails.count.tolist()) if new else None,
         )
         self.plan.check_if_asked()
-
-    def _expand(
-        self, groups: _Groups, order: IntArray, counts: IntArray, row_begin: IntArray, shift_index: IntArray
-    ) -> Int32Array:
-        """Entries [E, 5]: group by group in item order, one for each of the `counts` rows that see it."""
-        first = groups.first_row[order]
-        step = (np.repeat(first, counts) + spans(counts)).astype(np.int32)
-
-        def spread(values: IntArray) -> Int32Array:
-            return np.repeat(values[order].astype(np.int32), counts)
-
-        rows = spread(row_begin[groups.branch]) + step
-        entries = np.empty((len(rows), 5), dtype=np.int32)
-        entries[:, 0] = rows
-        entries[:, 1] = spread(groups.lo)
-        entries[:, 2] = np.minimum(spread(groups.hi), spread(groups.limit) + step)
-        entries[:, 3] = spread(shift_index)
-        entries[:, 4] = self._row_ptr[rows] + spread(groups.rank)
-        return entries
 
     def _slots_of(self, items: IntArray, offset: IntArray) -> IntArray:
         """Slots of the tokens at `offset` within `items`."""

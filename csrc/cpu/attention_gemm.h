@@ -71,8 +71,7 @@ inline void gemm_block(const GemmOperands& x, int64_t column) {
     for (int j = 0; j < NR; ++j) acc[i][j] = x.c_scale ? mul(scale, load(c + i * x.c_stride + j * W)) : scale;
   }
   const float* b = x.b + column;
-  for (int64_t k = 0; k < x.k; ++k, b += x.b_stride) {
-    ahead.step(MR * NR);
+  const auto add_products = [&](int64_t k) __attribute__((always_inline)) {
     Vec columns[NR];
 #pragma GCC unroll 4
     for (int j = 0; j < NR; ++j) columns[j] = load(b + j * W);
@@ -82,7 +81,15 @@ inline void gemm_block(const GemmOperands& x, int64_t column) {
 #pragma GCC unroll 4
       for (int j = 0; j < NR; ++j) acc[i][j] = Math::multiply_add(a, columns[j], acc[i][j]);
     }
+    b += x.b_stride;
+  };
+  int64_t k = 0;
+  for (; k + 2 <= x.k; k += 2) {  // two at a time: what the loop itself takes is no small part of a narrow block
+    ahead.step(2 * MR * NR);
+    add_products(k);
+    add_products(k + 1);
   }
+  if (k < x.k) add_products(k);
 #pragma GCC unroll 6
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4

@@ -12,7 +12,7 @@
 
 namespace atk::ATK_ISA {
 
-constexpr int64_t kTransposeCost = 6 * W;  // of a W x W block, in vector operations
+constexpr int64_t kTransposeCost = 4 * W;  // of a W x W block, in vector operations
 constexpr int64_t kZipCost = 3;            // of a Vec of V
 constexpr int kMaxTile = 64;               // tokens of a K/V tile: those a row sees are bits of one uint64_t
 
@@ -54,10 +54,56 @@ inline int64_t round_up(int64_t n, int64_t multiple) {
   return ceil_div(n, multiple) * multiple;
 }
 
+#if defined(ATK_LANES)
+// Whether K's rows become columns as they are loaded. float16 has no such way: its dwords do not widen lane by lane.
+template <class Storage>
+inline bool loads_columns(int64_t D) {
+  return !std::is_same_v<Storage, f16> && D * static_cast<int64_t>(sizeof(Storage)) % (16 * kChunks) == 0;
+}
+
+// The K of W tokens from element d on, kChunks x 16 bytes of each: f(i, column) for each dword i of the product.
+template <class Storage, class Fn>
+inline __attribute__((always_inline)) void each_column(const Storage* const* rows, int64_t d, const Fn& f) {
+  constexpr bool widens = sizeof(Storage) == 2 && kPerDword<Storage> == 1;
+  Vec r[kChunks][4];
+  load_lanes(reinterpret_cast<const char* const*>(rows), d * static_cast<int64_t>(sizeof(Storage)), r);
+#pragma GCC unroll 4
+  for (int c = 0; c < kChunks; ++c) {
+    transpose_lanes(r[c]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (widens) {
+        Vec even, odd;
+        widen_pairs(r[c][i], even, odd);
+        f(8 * c + 2 * i, even);
+        f(8 * c + 2 * i + 1, odd);
+      } else {
+        f(4 * c + i, r[c][i]);
+      }
+    }
+  }
+}
+
+template <class Storage>
+constexpr int64_t kColumnElements = 16 * kChunks / sizeof(Storage);  // of a row, that each_column takes
+#endif
+
 // rows[t]: K of token t, for `tokens` (a multiple of W) tokens; packed [dwords(D), tile].
 template <class Storage>
 inline void pack_k(const Storage* const* rows, int tokens, int64_t D, int64_t tile, float* packed, Ahead& ahead) {
   const int64_t depth = dwords<Storage>(D);
+#if defined(ATK_LANES)
+  if (loads_columns<Storage>(D)) {
+    for (int token = 0; token < tokens; token += W) {
+      for (int64_t d = 0; d < D; d += kColumnElements<Storage>) {
+        float* const to = packed + d / kPerDword<Storage> * tile + token;
+        each_column(rows + token, d, [&](int i, Vec column) { store(to + i * tile, column); });
+        ahead.step(kTransposeCost * kColumnElements<Storage> / (W * kPerDword<Storage>));
+      }
+    }
+    return;
+  }
+#endif
   for (int token = 0; token < tokens; token += W) {
     for (int64_t d = 0; d < depth; d += W) {
       Vec block[W];
@@ -81,10 +127,14 @@ inline void pack_k(const Storage* const* rows, int tokens, int64_t D, int64_t ti
 // rows[t]: V of token t, for `tokens` (even) tokens; packed [dwords(tokens), Dv rounded up to W].
 template <class Storage>
 inline void pack_v(const Storage* const* rows, int tokens, int64_t Dv, float* packed, Ahead& ahead) {
+  const int64_t whole = Dv / W * W;
   for (int token = 0; token < tokens; ++token) {
     ahead.step(kZipCost * Dv / W);
-    for (int64_t d = 0; d < Dv; d += W, packed += W)
-      store(packed, Operand<Storage>::load_dwords(rows[token] + d, Dv - d));
+    for (int64_t d = 0; d < whole; d += W, packed += W)
+      store(packed, Operand<Storage>::load_dwords(rows[token] + d, W));
+    if (whole == Dv) continue;
+    store(packed, Operand<Storage>::load_dwords(rows[token] + whole, Dv - whole));
+    packed += W;
   }
 }
 

@@ -46,12 +46,12 @@ struct Logits {
 
 // Turns the scores s [tokens] of a row into probabilities 2^(logit - row.max), packed as Math's dwords into p, where
 // `visible` has their bit, and into exact zeros elsewhere, whatever the score. Returns the factor by which the row's
-// earlier output has to be scaled.
-template <class Math>
-inline float softmax(const Logits& logits, float* s, uint64_t visible, int tokens, RowState& row, float* p) {
+// earlier output has to be scaled. `whole`: all bits are set, and none is looked at.
+template <class Math, bool whole>
+inline float softmax_of(const Logits& logits, float* s, uint64_t visible, int tokens, RowState& row, float* p) {
   Vec top = splat(kNothing);
   for (int t = 0; t < tokens; t += W) {
-    const Vec x = select(visible >> t, logits(load(s + t)), splat(kNothing));
+    const Vec x = whole ? logits(load(s + t)) : select(visible >> t, logits(load(s + t)), splat(kNothing));
     store(s + t, x);
     top = max(top, x);
   }
@@ -61,7 +61,8 @@ inline float softmax(const Logits& logits, float* s, uint64_t visible, int token
   row.max = new_max;
   Vec sum = mul(alpha, load(row.sums));
   const auto probability = [&](int t) {
-    const Vec x = select(visible >> t, exp2(sub(load(s + t), shift)), splat(0.0f));
+    const Vec x =
+        whole ? exp2(sub(load(s + t), shift)) : select(visible >> t, exp2(sub(load(s + t), shift)), splat(0.0f));
     sum = add(sum, x);
     return x;
   };
@@ -76,6 +77,13 @@ inline float softmax(const Logits& logits, float* s, uint64_t visible, int token
   }
   store(row.sums, sum);
   return first_lane(alpha);
+}
+
+template <class Math>
+inline float softmax(const Logits& logits, float* s, uint64_t visible, int tokens, RowState& row, float* p) {
+  const bool whole = visible == bits_between(0, tokens);
+  return whole ? softmax_of<Math, true>(logits, s, visible, tokens, row, p)
+               : softmax_of<Math, false>(logits, s, visible, tokens, row, p);
 }
 
 }  // namespace atk::ATK_ISA

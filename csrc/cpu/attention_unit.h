@@ -4,6 +4,7 @@
 // second.
 #pragma once
 
+#include "cpu/attention_few.h"
 #include "cpu/attention_result.h"
 #include "cpu/attention_scratch.h"
 
@@ -25,10 +26,14 @@ class Unit {
         depth_(dwords<Storage>(problem.D)),
         columns_(round_up(problem.Dv, W)),
         tile_(tile_tokens(depth_)),
+#if defined(ATK_LANES)
+        few_(serves_few<Storage>(M_, problem.D, problem.Dv)),
+#endif
         at_(block, problem, unit),
         now_(at_.tiles),
         next_(at_.tiles + 1),
-        rows_(at_.tiles + 2) {}
+        rows_(at_.tiles + 2) {
+  }
 
   void run() {
     __builtin_memset(at_.zeros, 0, (x_.D > x_.Dv ? x_.D : x_.Dv) * sizeof(Storage));
@@ -129,6 +134,12 @@ class Unit {
     look_ahead(tokens);
     for (int64_t h = 0; h < heads_; ++h) {
       select_head(h, seen.any, tokens);
+#if defined(ATK_LANES)
+      if (few_ && seen.any == seen.all) {
+        few_rows(h, tokens);
+        continue;
+      }
+#endif
       pack_k(rows_->k, tokens, x_.D, tile_, at_.k, ahead_);
       pack_v(rows_->v, tokens, x_.Dv, at_.v, ahead_);
       if (seen.any == seen.all || all_finite(tokens))
@@ -164,8 +175,8 @@ class Unit {
 
   // Spreads the next tile's rows, all heads of a token at once, over the vector operations of this tile.
   void look_ahead(int64_t tokens) {
-    const int64_t packing =
-        tokens / W * ceil_div(depth_, W) * kTransposeCost + kZipCost * dwords<Storage>(tokens) * columns_ / W;
+    const int64_t zipping = (few_ ? 1 : kZipCost) * dwords<Storage>(tokens) * columns_ / W;
+    const int64_t packing = tokens / W * ceil_div(depth_, W) * kTransposeCost + zipping;
     const int64_t products = M_ * tokens / W * depth_ + M_ * columns_ / W * dwords<Storage>(tokens);
     const int64_t k_width = (heads_ - 1) * x_.k_layout.head_stride + x_.D;
     const int64_t v_width = (heads_ - 1) * x_.v_layout.head_stride + x_.Dv;
@@ -182,22 +193,9 @@ class Unit {
     uint64_t any = 0;
     for (int64_t m = begin; m < end; ++m) any |= at_.visible[m];
     if (!any) return;
-    gemm<Math>(rows,
-               {.a = at_.q + (h * M_ + begin) * depth_,
-                .b = at_.k,
-                .c = at_.s,
-                .a_stride = depth_,
-                .b_stride = tile_,
-                .c_stride = tile_,
-                .k = depth_,
-                .c_scale = nullptr,
-                .ahead = &ahead_},
-               tokens);
+    scores(at_.q + (h * M_ + begin) * depth_, rows, tokens);
     float alpha[kMaxRows];
-    const Logits logits(x_.scale, x_.softcap);
-    for (int i = 0; i < rows; ++i)
-      alpha[i] = softmax<Math>(logits, at_.s + i * tile_, at_.visible[begin + i], tokens, at_.rows[h * M_ + begin + i],
-                               at_.p + i * tile_);
+    probabilities(h, begin, rows, tokens, alpha);
     gemm<Math>(rows,
                {.a = at_.p,
                 .b = at_.v,
@@ -209,6 +207,50 @@ class Unit {
                 .c_scale = alpha,
                 .ahead = &ahead_},
                columns_);
+  }
+
+#if defined(ATK_LANES)
+  // All rows of a head where they are few, and see the same tokens: V is not packed, and K neither where a block of it
+  // and the rows' sums are held in registers together.
+  void few_rows(int64_t h, int tokens) {
+    static_assert(kFewRows <= kMaxRows);
+    const float* const q = at_.q + h * M_ * depth_;
+    float alpha[kMaxRows];
+    if constexpr (kChunks == 1) {
+      pack_k(rows_->k, tokens, x_.D, tile_, at_.k, ahead_);
+      scores(q, static_cast<int>(M_), tokens);
+    }
+    with_few(static_cast<int>(M_), [&](auto count) {
+      constexpr int rows = decltype(count)::value;
+      if constexpr (kChunks > 1) few_scores<Storage, rows>(rows_->k, tokens, x_.D, q, at_.s, tile_, ahead_);
+      probabilities(h, 0, rows, tokens, alpha);
+      few_values<Storage, rows>(rows_->v, tokens, x_.Dv, at_.p, tile_, alpha, at_.o + h * M_ * columns_, columns_,
+                                ahead_);
+    });
+  }
+#endif
+
+  // s [rows, tokens] = q [rows, D] times the packed K.
+  void scores(const float* q, int rows, int tokens) {
+    gemm<Math>(rows,
+               {.a = q,
+                .b = at_.k,
+                .c = at_.s,
+                .a_stride = depth_,
+                .b_stride = tile_,
+                .c_stride = tile_,
+                .k = depth_,
+                .c_scale = nullptr,
+                .ahead = &ahead_},
+               tokens);
+  }
+
+  // The scores of rows [begin, begin + rows) become probabilities; alpha [rows]: what their outputs are scaled by.
+  void probabilities(int64_t h, int64_t begin, int rows, int tokens, float* alpha) {
+    const Logits logits(x_.scale, x_.softcap);
+    for (int i = 0; i < rows; ++i)
+      alpha[i] = softmax<Math>(logits, at_.s + i * tile_, at_.visible[begin + i], tokens, at_.rows[h * M_ + begin + i],
+                               at_.p + i * tile_);
   }
 
   void write(int64_t h, int64_t m) const {
@@ -236,6 +278,7 @@ class Unit {
   const AttentionUnit* const following_;
   const Entry* const first_;
   const int64_t entries_, group_, M_, depth_, columns_, tile_;
+  const bool few_ = false;
   int64_t first_seen_, last_seen_;
   const Scratch<Storage> at_;
   TileRows<Storage>*now_, *next_, *const rows_;

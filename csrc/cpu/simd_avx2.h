@@ -114,4 +114,30 @@ inline void transpose(Vec (&r)[W]) {
   for (int i = 0; i < W; ++i) r[i] = t[i];
 }
 
+// Rows become columns as they are loaded, 16 bytes of each of W rows at a time: load_lanes puts the 16 bytes of row
+// 4 L + j into 128-bit lane L of r[.][j], transpose_lanes makes r[.][i] the dword i of the 16 bytes, of all rows.
+#define ATK_LANES 1
+constexpr int kChunks = 1;  // of 16 bytes: more would take all registers
+
+inline void load_lanes(const char* const* rows, int64_t offset, Vec (&r)[kChunks][4]) {
+  const auto at = [&](int row) { return _mm_loadu_ps(reinterpret_cast<const float*>(rows[row] + offset)); };
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) r[0][j] = _mm256_insertf128_ps(_mm256_castps128_ps256(at(j)), at(j + 4), 1);
+}
+
+inline void transpose_lanes(Vec (&r)[4]) {
+  const Vec a = _mm256_unpacklo_ps(r[0], r[1]), b = _mm256_unpackhi_ps(r[0], r[1]);
+  const Vec c = _mm256_unpacklo_ps(r[2], r[3]), d = _mm256_unpackhi_ps(r[2], r[3]);
+  r[0] = _mm256_shuffle_ps(a, c, 0x44);
+  r[1] = _mm256_shuffle_ps(a, c, 0xee);
+  r[2] = _mm256_shuffle_ps(b, d, 0x44);
+  r[3] = _mm256_shuffle_ps(b, d, 0xee);
+}
+
+// The even and the odd of two bfloat16 in each dword, as floats.
+inline void widen_pairs(Vec x, Vec& even, Vec& odd) {
+  even = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 16));
+  odd = _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(-65536)));
+}
+
 }  // namespace atk::ATK_ISA

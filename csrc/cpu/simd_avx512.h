@@ -5,6 +5,7 @@
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #else
@@ -114,6 +115,42 @@ inline void transpose(Vec (&r)[W]) {
     r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
     r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd);
   }
+}
+
+// Rows become columns as they are loaded, 16 bytes of each of W rows at a time: load_lanes puts the 16 bytes of row
+// 4 L + j into 128-bit lane L of r[.][j], transpose_lanes makes r[.][i] the dword i of the 16 bytes, of all rows. Loads
+// and inserts do what 512-bit loads would need a second half of shuffles for.
+#define ATK_LANES 1
+constexpr int kChunks = 4;  // of 16 bytes: all of a cache line, which may be gone from the first-level cache thereafter
+
+inline void load_lanes(const char* const* rows, int64_t offset, Vec (&r)[kChunks][4]) {
+  const auto at = [&](int row, int chunk) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(rows[row] + offset + 16 * chunk));
+  };
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j)
+#pragma GCC unroll 4
+    for (int c = 0; c < kChunks; ++c) {
+      Vec x = _mm512_castps128_ps512(at(j, c));
+      x = _mm512_insertf32x4(x, at(j + 4, c), 1);
+      x = _mm512_insertf32x4(x, at(j + 8, c), 2);
+      r[c][j] = _mm512_insertf32x4(x, at(j + 12, c), 3);
+    }
+}
+
+inline void transpose_lanes(Vec (&r)[4]) {
+  const Vec a = _mm512_unpacklo_ps(r[0], r[1]), b = _mm512_unpackhi_ps(r[0], r[1]);
+  const Vec c = _mm512_unpacklo_ps(r[2], r[3]), d = _mm512_unpackhi_ps(r[2], r[3]);
+  r[0] = _mm512_shuffle_ps(a, c, 0x44);
+  r[1] = _mm512_shuffle_ps(a, c, 0xee);
+  r[2] = _mm512_shuffle_ps(b, d, 0x44);
+  r[3] = _mm512_shuffle_ps(b, d, 0xee);
+}
+
+// The even and the odd of two bfloat16 in each dword, as floats.
+inline void widen_pairs(Vec x, Vec& even, Vec& odd) {
+  even = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 16));
+  odd = _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(-65536)));
 }
 
 #if defined(__AVX512BF16__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -139,6 +140,29 @@ def test_a_cell_on_the_clock_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "ours without a graph: RuntimeError: no capture",
         "peer without a graph: RuntimeError: no capture",
     ]
+
+
+def test_no_share_of_the_limit_is_above_the_whole() -> None:
+    """A call that beats the probes raises the limit of the whole run, of its dtype's operations or of all bytes."""
+    x, none = torch.ones(4), contest.Failures(tolerant=False)
+    cells = [
+        contest.Cell("bytes", torch.float32, lambda part: 2 * x, {}, 1, 4 << 30, 1 << 30),
+        contest.Cell("work", torch.float32, lambda part: 2 * x, {"peer": lambda part: x + x}, 1, 8, 0, 1 << 50),
+        contest.Cell("little", torch.float32, lambda part: 2 * x, {}, 1, 8, 0, 8),
+    ]
+    shares, found = list[contest.Share](), LIMITS
+    for cell in cells:
+        times = contest.timed(cell, CpuClock(), 0.0, none)[0]
+        shares.append(contest.share(cell, contest.row(cell, times, LIMITS), times))
+        assert shares[-1].cell.peers == {}, "nothing of the cell is held"
+        found = shares[-1].raise_limits(found)
+    for share in shares:
+        share.settle(found)
+    assert found.f32 > LIMITS.f32 and found.bandwidth == found.copy > LIMITS.copy and found.bf16 == LIMITS.bf16
+    assert shares[0].row["% of limit"] == pytest.approx(100)
+    assert 0 < shares[1].row["% of limit"] <= 100.001 and 0 < shares[2].row["% of limit"] < 1
+    gpu = limits.Limits(1e9, 1e9, math.inf, math.inf)
+    assert gpu.raised_by(1e-9, 1 << 30, 1, torch.float32) == gpu
 
 
 def test_a_cell_on_the_clock_of_a_cpu_has_no_other_columns() -> None:

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncthink_kernels.cache import Branch, OutOfPages, StepPlan, TreeCache
-from asyncthink_kernels.cache.planner import LivePlan
+from asyncthink_kernels.cache import Branch, OutOfPages, StepPlan, TreeCache, planner
 from call_count import calls_made
 from plan_reader import assert_row_sees, assert_same_plan, read_plan
 
@@ -255,6 +254,6 @@ def test_the_plans_of_a_cache_are_checked_when_asked(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("ASYNCTHINK_CHECK")
     assert cache.plan(work) is plan
     monkeypatch.setenv("ASYNCTHINK_CHECK", "1")
-    monkeypatch.setattr(LivePlan, "_expand", lambda *_: plan.entries.numpy())
+    monkeypatch.setattr(planner, "_entries", lambda *_: plan.entries.numpy())
     with pytest.raises(ValueError, match=r"entries \(row\) must be in \[0, 1\), got 1"):
         cache.plan([(cache.root(), 1)])
