@@ -45,21 +45,27 @@ def largest_difference(decoder: Decoder) -> float:
     """Largest relative difference from the model's own logits: an organizer, a worker, its worker, another episode."""
     model, cache = decoder.model, decoder.cache
     decoder.storage.poison()
+    if decoder.states is not None:
+        decoder.states.poison()
     trunk, own, worker, below = (context(model, count, seed) for seed, count in enumerate((24, 8, 12, 6)))
     root, other = cache.root(), cache.root()
     (first,) = feed(decoder, (root, trunk[:11]))
-    second, episode = feed(decoder, (root, trunk[11:]), (other, own))
+    second, episode = feed(decoder, (root, trunk[11:21]), (other, own))
+    cache.snapshot(root)  # where recurrent layers have a state, it is kept for a fork that comes later
+    (third,) = feed(decoder, (root, trunk[21:]))
     child = cache.fork(root, at=21)
-    organizer, forked = feed(decoder, (root, own[:3]), (child, worker[:7]))
+    organizer, begun = feed(decoder, (root, own[:3]), (child, worker[:5]))
+    cache.snapshot(child)
+    (forked,) = feed(decoder, (child, worker[5:7]))
     grandchild = cache.fork(child, at=26)
-    parts = [organizer], [forked], []
+    parts = [organizer], [begun, forked], []
     for i in range(5):
         work = (root, own[3 + i : 4 + i]), (child, worker[7 + i : 8 + i]), (grandchild, below[i : i + 1])
         for part, logits in zip(parts, feed(decoder, *work), strict=True):
             part.append(logits)
     (joined,) = feed(decoder, (root, worker))  # an exact join
     pairs = [
-        (torch.cat([first, second, *parts[0], joined]), alone(model, torch.cat([trunk, own, worker]))),
+        (torch.cat([first, second, third, *parts[0], joined]), alone(model, torch.cat([trunk, own, worker]))),
         (episode, alone(model, own)),
         (torch.cat(parts[1]), alone(model, torch.cat([trunk[:21], worker]))[21:]),
         (torch.cat(parts[2]), alone(model, torch.cat([trunk[:21], worker[:5], below[:5]]))[26:]),
