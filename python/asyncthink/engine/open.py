@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from asyncthink.engine.saved_prompts import saved_prompts
-from asyncthink.model.choice import DECODERS, decoder_for, load_decoder
-from asyncthink.model.contract import BranchDecoder, ModelSource
+from asyncthink.model.choice import DECODERS, ModelSource, decoder_for, load_decoder
+from asyncthink.model.contract import BranchDecoder
 from asyncthink.model.files import load_tokenizer
 from asyncthink.protocol.chat import prompts_for
 from asyncthink.protocol.prompts import FILE_NAME, ORGANIZE, DefaultPrompts, PromptFormat

@@ -207,6 +207,7 @@ def _install(model: PreTrainedModel) -> str | None:
         with evaluating(model):
             batch = forked(model)
             expected = run_rows(model, batch).logits
+            assert expected is not None
             install(model, ATTENTION)
             if not _probe(model):
                 raise ValueError(f"{type(model).__name__} does not call the attention that it was given")
@@ -252,7 +253,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def run_packed(model: nn.Module, rows: PackedAttention, **options: Any) -> Any:
+def run_packed(model: Any, rows: PackedAttention, **options: Any) -> Any:
     """The output of a model, or of its base model, for a packed batch."""
     batch = rows.batch
     if model.config._attn_implementation != ATTENTION:  # it could not be installed
