@@ -59,6 +59,8 @@ def open_model(
     elif isinstance(model, nn.Module):
         _refuse(fixed, "a live model, which stays as it is where it lies")
         decoder = decoder_for(model, progress=progress, **given)
+    elif not isinstance(model, (str, Path)):
+        raise ValueError(f"model: expected a path, a live module or a decoder, got {type(model).__name__}")
     else:  # the weights come last, because they may take minutes
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(model, revision)
         saved = saved_prompts(model, revision) if prompts is None else None

@@ -18,7 +18,7 @@ from asyncthink.model.hook import DecoderError
 from asyncthink.model.quantized import check_choice
 
 DECODERS = (Decoder, FallbackDecoder)
-ModelSource = str | Path | nn.Module | Decoder | FallbackDecoder
+ModelSource = str | Path | nn.Module | BranchDecoder
 """What a sampler decodes with: a path or hub id, a live module, or a decoder."""
 
 Progress = Callable[[str], None] | None
