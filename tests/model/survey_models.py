@@ -151,6 +151,8 @@ def build(kind: str, **changes: Any) -> nn.Module:
         for name, parameter in model.named_parameters():
             if name.endswith("q_norm.weight"):  # else some have attention so sharp that rounding grows
                 parameter *= len(parameter) ** -0.5
+            elif name.endswith(("states_scale", "residual_scale")):
+                continue  # ones, by which what layers add counts
             elif parameter.ndim >= 2 or "norm" not in name.lower():
                 nn.init.normal_(parameter, std=0.1)
     return model.eval()
