@@ -1,6 +1,6 @@
 """What a fork copies: the recurrent state of each causal-LM type, at the size of the type's default config.
 
-``python bench/state_bytes.py [TYPE ...]`` prints a table. Models are made on torch's meta device, so nothing is
+``python bench/state_bytes.py [TYPE ...]`` prints a table. Models are made of torch's fake tensors, so nothing is
 computed: the layers of transformers' own cache give the shapes. Experts are made few, as they have no state.
 """
 
@@ -10,6 +10,7 @@ import sys
 from types import SimpleNamespace
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -34,9 +35,9 @@ def row(kind: str) -> str | None:
     config = default_config(kind)
     if not has_states(SimpleNamespace(config=config)):
         return None
-    with torch.device("meta"):
+    with FakeTensorMode(allow_non_fake_inputs=True):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    layout = StateLayout(HookedModel(model), kind)
+        layout = StateLayout(HookedModel(model), kind)
     states = len({key.layer for key in layout.shapes})
     kinds = sorted({key.kind for key in layout.shapes})
     cells = (f"`{kind}`", f"{states} of {len(layout.cache())}", layout.attention_layers, " and ".join(kinds))
