@@ -266,7 +266,7 @@ class StatefulCache(TreeCache):
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
-    def _add(self, fixed: tuple[object, ...]) -> Branch:  # type: ignore[override]
+    def _add(self, fixed: tuple[object, ...]) -> Branch:
         branch = super()._add(fixed)  # type: ignore[arg-type]
         self._states[branch.id] = BranchState(length=0 if not branch.length else -1)
         return branch
@@ -336,7 +336,7 @@ class StatefulCache(TreeCache):
                 key = (turn, fresh, 1 if len(several) > 1 else count)
                 groups.setdefault(key, []).append((state.slot, first + turn, branch))
             first += count
-        passes = []
+        passes: list[RowPass] = []
         for turn, fresh, count in sorted(groups, key=lambda key: key[0]):
             members = sorted(groups[turn, fresh, count], key=lambda member: member[0])
             if passes:

@@ -127,22 +127,22 @@ def test_equal_prompts_at_once_wait_for_the_first(hybrid: Parts) -> None:
 
 
 @pytest.mark.parametrize("states", [3, 5])
-def test_without_slots_episodes_take_turns(parts: Parts, states: int) -> None:
+def test_without_slots_episodes_take_turns(hybrid: Parts, states: int) -> None:
     """Out of states is an ordinary event: the newest episode gives its own back and goes on later."""
-    plenty = build(parts).generate(["q"] * 6, [PARAMS.with_seed(k) for k in range(6)])
-    s = build(parts, states=states)
+    plenty = build(hybrid).generate(["q"] * 6, [PARAMS.with_seed(k) for k in range(6)])
+    s = build(hybrid, states=states)
     episodes = s.generate(["q"] * 6, [PARAMS.with_seed(k) for k in range(6)])
     assert_same_draws(episodes, plenty)
     assert any(episode.finish != "out_of_pages" for episode in episodes)
     assert states == 3 or s.engine.stats.preemptions, "with 3 slots they run one by one"
-    assert_plain(parts[0], episodes)
+    assert_plain(hybrid[0], episodes)
     finish(s)
 
 
-def test_without_pages_episodes_take_turns(parts: Parts) -> None:
+def test_without_pages_episodes_take_turns(hybrid: Parts) -> None:
     questions = ["q" * k for k in range(1, 7)]
-    plenty = build(parts).generate(questions, [PARAMS.with_seed(k) for k in range(6)])
-    s = build(parts, pages=6)
+    plenty = build(hybrid).generate(questions, [PARAMS.with_seed(k) for k in range(6)])
+    s = build(hybrid, pages=6)
     episodes = s.generate(questions, [PARAMS.with_seed(k) for k in range(6)])
     assert s.engine.stats.preemptions
     assert_same_draws(episodes, plenty)
@@ -157,11 +157,10 @@ def test_a_guide_and_nested_forks(hybrid: Parts) -> None:
     finish(s)
 
 
-@pytest.mark.parametrize("states", [6, 64])
-def test_threads_fork_rewind_join_and_score(parts: Parts, states: int) -> None:
+def test_threads_fork_rewind_join_and_score(parts: Parts) -> None:
     """Every thought is what the model draws behind the same tokens, whatever was forked, cut back or given up."""
     model, _ = parts
-    s = build(parts, states=states)
+    s = build(parts, states=6)
     greedy = SamplingParams(temperature=0.0, max_tokens=5)
 
     def check(thread: Any) -> None:

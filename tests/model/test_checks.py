@@ -25,7 +25,7 @@ _SLIDING = {**_GROUPED, "sliding_window": 4, "use_sliding_window": True, "max_wi
 _EXPERTS = {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 32}
 
 IGNORED = "ignores the attention implementation it is given, so it cannot run on ours"
-RECURRENT = "has recurrent layers, which would mix the branches packed into one step"
+RECURRENT = "has recurrent layers whose states do not go through transformers' cache"
 LAYERS = "has layers that are neither full nor sliding attention: "
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -34,10 +34,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mpt", {}, IGNORED),
     ("falcon", {}, IGNORED),
     ("gpt_neo", _NEO, IGNORED),
-    ("mamba", {}, RECURRENT),
     ("recurrent_gemma", {"num_hidden_layers": 3, **_GROUPED}, RECURRENT),
-    ("qwen3_next", {"num_hidden_layers": 4, **_GROUPED, **_EXPERTS}, RECURRENT),
-    ("lfm2", {"layer_types": ["conv", "full_attention"], **_GROUPED}, LAYERS + "conv"),
     ("llama4_text", {"intermediate_size_mlp": 64, **_GROUPED, **_EXPERTS}, LAYERS + "chunked_attention"),
     ("rwkv", {"attention_hidden_size": 64}, RECURRENT),
     ("diffllama", _GROUPED, "must call attention exactly once in each of its 2 layers, got 4 calls from 2 modules"),

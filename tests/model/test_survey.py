@@ -38,15 +38,6 @@ def alone(model: nn.Module, tokens: Tensor) -> Tensor:
         return model(input_ids=tokens[None]).logits[0].float()
 
 
-def fork(decoder: BranchDecoder, branch: Any, at: int, context: Tensor) -> Any:
-    """A branch with the first ``at`` tokens of a context; what no kept state covers is computed again."""
-    cache = decoder.cache
-    child = cache.fork(branch, cache.forkable(branch, at))
-    if child.length < at:
-        feed(decoder, (child, context[child.length : at]))
-    return child
-
-
 def largest_difference(decoder: BranchDecoder) -> float:
     """Largest relative difference from the model's own logits: an organizer, a worker, its worker, another episode."""
     model, cache = decoder.model, decoder.cache
@@ -57,18 +48,22 @@ def largest_difference(decoder: BranchDecoder) -> float:
     trunk, own, worker, below = (context(model, count, seed) for seed, count in enumerate((24, 8, 12, 6)))
     root, other = cache.root(), cache.root()
     (first,) = feed(decoder, (root, trunk[:11]))
-    second, episode = feed(decoder, (root, trunk[11:]), (other, own))
-    child = fork(decoder, root, 21, trunk)
-    organizer, forked = feed(decoder, (root, own[:3]), (child, worker[:7]))
-    grandchild = fork(decoder, child, 26, torch.cat([trunk[:21], worker]))
-    parts = [organizer], [forked], []
+    second, episode = feed(decoder, (root, trunk[11:21]), (other, own))
+    cache.snapshot(root)  # where recurrent layers have a state, it is kept for a fork that comes later
+    (third,) = feed(decoder, (root, trunk[21:]))
+    child = cache.fork(root, at=21)
+    organizer, begun = feed(decoder, (root, own[:3]), (child, worker[:5]))
+    cache.snapshot(child)
+    (forked,) = feed(decoder, (child, worker[5:7]))
+    grandchild = cache.fork(child, at=26)
+    parts = [organizer], [begun, forked], []
     for i in range(5):
         work = (root, own[3 + i : 4 + i]), (child, worker[7 + i : 8 + i]), (grandchild, below[i : i + 1])
         for part, logits in zip(parts, feed(decoder, *work), strict=True):
             part.append(logits)
     (joined,) = feed(decoder, (root, worker))  # an exact join
     pairs = [
-        (torch.cat([first, second, *parts[0], joined]), alone(model, torch.cat([trunk, own, worker]))),
+        (torch.cat([first, second, third, *parts[0], joined]), alone(model, torch.cat([trunk, own, worker]))),
         (episode, alone(model, own)),
         (torch.cat(parts[1]), alone(model, torch.cat([trunk[:21], worker]))[21:]),
         (torch.cat(parts[2]), alone(model, torch.cat([trunk[:21], worker[:5], below[:5]]))[26:]),

@@ -26,7 +26,7 @@ from asyncthink.train.packing import IGNORED, Row, pack
 from asyncthink.train.rows import rows
 from asyncthink.train.sft import SFTConfig, train_sft
 from asyncthink.train.tokenizer import build_tokenizer
-from asyncthink.train.trace_rows import REASON
+from asyncthink.train.trace_rows import STATES
 from scripted import PROMPTS
 from tiny_hybrids import alone, taught_hybrid, tiny_hybrid
 from toy_task import Counting
@@ -55,7 +55,7 @@ CONTEXTS = [[5, 6, 7, 8, 9], [5, 6, 3, 9, 4], [5, 6, 3, 9, 4, 11, 12]]
 @pytest.mark.parametrize("family", ["qwen3_5", "mamba2"])
 def test_a_tree_gets_the_logits_and_gradients_of_its_traces(family: str) -> None:
     model = tiny_hybrid(family)
-    assert use_packed_attention(model) == REASON
+    assert STATES in (use_packed_attention(model) or "")
     batch = pack([TREE, TREE[:1]], 100)
     logits = logits_of(model, batch)[0]
     expected = [alone(model, torch.tensor(context)) for context in CONTEXTS]
@@ -147,7 +147,7 @@ def train(tmp_path: Path, cold: int, steps: int) -> list[dict[str, float]]:
 
 def test_a_run_of_both_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(train(tmp_path, cold=4, steps=1)) == 1
-    assert capsys.readouterr().out.count(REASON) == 2
+    assert capsys.readouterr().out.count(STATES) == 2
 
 
 @pytest.mark.slow

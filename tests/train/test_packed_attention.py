@@ -249,8 +249,6 @@ def test_rows_do_not_leak(seed: int) -> None:
 
 
 def test_what_cannot_be_trained_is_refused() -> None:
-    with pytest.raises(ValueError, match="s_aux"):
-        use_packed_attention(tiny("gpt_oss"))
     dropping = tiny("qwen3", attention_dropout=0.1).train()
     use_packed_attention(dropping)
     assert all(module.training for module in dropping.modules())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from asyncthink.engine.saved_prompts import saved_prompts
-from asyncthink.model.choice import DECODERS, decoder_for, load_decoder
-from asyncthink.model.contract import BranchDecoder, ModelSource
+from asyncthink.model.choice import DECODERS, ModelSource, decoder_for, load_decoder
+from asyncthink.model.contract import BranchDecoder
 from asyncthink.model.files import load_tokenizer
 from asyncthink.protocol.chat import prompts_for
 from asyncthink.protocol.prompts import FILE_NAME, ORGANIZE, DefaultPrompts, PromptFormat
@@ -59,6 +60,8 @@ def open_model(
     elif isinstance(model, nn.Module):
         _refuse(fixed, "a live model, which stays as it is where it lies")
         decoder = decoder_for(model, progress=progress, **given)
+    elif not isinstance(model, (str, Path)):
+        raise ValueError(f"model: expected a path, a live module or a decoder, got {type(model).__name__}")
     else:  # the weights come last, because they may take minutes
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(model, revision)
         saved = saved_prompts(model, revision) if prompts is None else None

@@ -36,7 +36,7 @@ from asyncthink.episode.options import Aggregate, AnswerForm, Context, Guide, Jo
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.recorder import Listener
 from asyncthink.episode.records import Episode, Event, TokenEvent
-from asyncthink.model.contract import ModelSource
+from asyncthink.model.choice import ModelSource
 from asyncthink.protocol.codec import Codec
 from asyncthink.protocol.messages import Question, turns
 from asyncthink.protocol.prompts import PromptFormat

@@ -140,7 +140,7 @@ class Step:
             sinks = None if sinks is None else sinks.to(self.attention.accumulate_dtype)
             out = tree_attention(q, k_cache, v_cache, self.plan, **options, sinks=sinks, **self.rotations[layer])
         self.calls += 1
-        return out.unflatten(0, (B, n))
+        return out.view(B, n, *out.shape[1:])
 
     def _flash(self, q: Tensor, v: Tensor, sinks: Tensor | None) -> Callable[..., Tensor] | None:
         """flash-attn for a layer of this step, where it can compute it."""

@@ -18,6 +18,9 @@ from asyncthink.model.hook import DecoderError
 from asyncthink.model.quantized import check_choice
 
 DECODERS = (Decoder, FallbackDecoder)
+ModelSource = str | Path | nn.Module | BranchDecoder
+"""What a sampler decodes with: a path or hub id, a live module, or a decoder."""
+
 Progress = Callable[[str], None] | None
 
 

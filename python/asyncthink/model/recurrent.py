@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import (
     CacheLayerMixin,
@@ -90,7 +90,9 @@ class StateLayout:
         layers = DynamicCache(config=text_config(hooked.model)).layers
         wrong = sorted({type(layer).__name__ for layer in layers if type(layer) not in _SERVED})
         if wrong:
-            raise DecoderError(f"{kind} has layers whose cache is not known here: {', '.join(wrong)}")
+            raise DecoderError(
+                f"{kind} has layers that are neither full nor sliding attention nor recurrent: {', '.join(wrong)}"
+            )
         self._layers = [(type(layer), getattr(layer, "number_of_states", 0)) for layer in layers]
         self.attention_layers = sum(isinstance(layer, DynamicLayer) for layer in layers)
         self.shapes = self._probe(hooked, kind)
@@ -117,14 +119,18 @@ class StateLayout:
             try:
                 hooked.call_rows(cache, tokens, torch.arange(_PROBE, device=device)[None], None)
             except Exception as error:
-                raise DecoderError(f"{kind} does not run on transformers' own cache: {one_line(error)}") from error
+                raise DecoderError(
+                    f"{kind} has recurrent layers that do not run on transformers' own cache: {one_line(error)}"
+                ) from error
         shapes = {key: (state.shape[1:], state.dtype) for key, state in states(cache).items() if state.shape[0] == 1}
         if len(shapes) != len(states(cache)) or not shapes:
-            raise DecoderError(f"{kind} does not keep its recurrent states in transformers' cache, one for each row")
+            raise DecoderError(
+                f"{kind} has recurrent layers whose states do not go through transformers' cache, one for each row"
+            )
         return shapes
 
 
-def has_states(model: nn.Module) -> bool:
+def has_states(model: Any) -> bool:
     """Whether transformers' cache for this model keeps recurrent states in some layer."""
     try:
         layers = DynamicCache(config=text_config(model)).layers

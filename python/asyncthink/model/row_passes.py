@@ -91,7 +91,7 @@ def check_row_fork(hooked: HookedModel, layers: Layers, layout: StateLayout, kin
             f"(relative difference {worst:.1e}, expected at most {limit:.1e}): it keeps something that is not in its "
             "cache, or its attention or its positions work in a way that is not known here"
         )
-    raise DecoderError(f"{kind} {why}")
+    raise DecoderError(f"{kind} has recurrent layers and {why}")
 
 
 def _forked(

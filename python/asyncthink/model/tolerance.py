@@ -20,11 +20,11 @@ def limit(dtype: torch.dtype, one: Tensor, other: Tensor) -> float:
     least = TOLERANCE[dtype]
     if dtype.itemsize != 2:
         return least
-    return max(least, 0.5 * ((one - other).norm() / one.norm()).item())
+    return max(least, 0.5 * float((one - other).norm() / one.norm()))
 
 
 def difference(got: Tensor, expected: Tensor) -> float:
     """The largest relative difference of a row of logits [*,V]; infinite where one is not finite."""
     if not bool(got.isfinite().all()):
         return float("inf")
-    return ((got - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
+    return float(((got - expected).norm(dim=-1) / expected.norm(dim=-1)).max())

@@ -18,12 +18,14 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
+from asyncthink.model.checks import one_line
 from asyncthink.model.recurrent import has_states
-from asyncthink.model.registry import HARMLESS, install, register
+from asyncthink.model.registry import HARMLESS, configs_of, install, register
 from asyncthink.model.rotary import NotRotaryError, Rotary, find_rotaries
+from asyncthink.model.tolerance import difference, limit
 from asyncthink.train.packed_flex import block_mask, flex
 from asyncthink.train.packing import Batch, Limits, Span, limits
-from asyncthink.train.trace_rows import REASON, run_rows
+from asyncthink.train.trace_rows import STATES, forked, require_causal, run_rows
 
 ATTENTION = "asyncthink_rows"
 """The name of our attention over packed rows."""
@@ -175,26 +177,50 @@ def attend_rows(
 def use_packed_attention(model: PreTrainedModel, moves: bool = False) -> str | None:
     """Make ``model`` attend by rows. With ``moves`` batches may hold ``append`` joins.
 
-    A model with recurrent layers keeps its own attention and runs one row a trace (:mod:`.trace_rows`); then this
-    returns a sentence that says so.
+    A model that cannot be packed (recurrent layers, attention or masks of its own, attention sinks) keeps its own
+    attention and runs one row a trace (:mod:`.trace_rows`); then this returns a sentence with the reason.
 
-    The model is run once on a few tokens. Raises ValueError when it ignores the choice, or uses what packed attention
-    does not support (attention sinks, dropout, masks of its own), and with ``moves`` when a cached K cannot be moved
-    (:class:`asyncthink.model.rotary.NotRotaryError` says why), as it never can beside recurrent layers.
+    The model is run on a few tokens: packed rows must get its own logits. Raises ValueError for a model that is not
+    causal, and with ``moves`` when a cached K cannot be moved (:class:`asyncthink.model.rotary.NotRotaryError` says
+    why), as it never can where rows are not packed.
     """
-    if has_states(model):
+    reason = STATES if has_states(model) else _install(model)
+    if reason is not None:
         if moves:
-            raise NotRotaryError(f"{type(model).__name__} has recurrent layers: expected exact joins alone")
-        return REASON
-    register(ATTENTION, attend_rows)
-    install(model, ATTENTION)
-    seen = _probe(model)
-    if not seen:
-        raise ValueError(f"model: {type(model).__name__} does not call the attention that it was given")
+            raise NotRotaryError(f"{type(model).__name__} cannot be packed, as {reason}: expected exact joins alone")
+        require_causal(model)
+        return f"rows: one a trace, as {reason}; shared prefixes run again"
     if moves:
-        layers, keys, values = zip(*seen, strict=True)
+        layers, keys, values = zip(*_probe(model), strict=True)
         for layer, rotary in zip(layers, find_rotaries(model, keys, values, _PROBED), strict=True):
             layer.asyncthink_rotary = rotary
+    return None
+
+
+@torch.no_grad()
+def _install(model: PreTrainedModel) -> str | None:
+    """Give the model our attention -> None; or the reason why that is impossible, and the model is as it was."""
+    configs = configs_of(model)
+    before = [config._attn_implementation for config in configs]
+    register(ATTENTION, attend_rows)
+    try:
+        with evaluating(model):
+            batch = forked(model)
+            expected = run_rows(model, batch).logits
+            assert expected is not None
+            install(model, ATTENTION)
+            if not _probe(model):
+                raise ValueError(f"{type(model).__name__} does not call the attention that it was given")
+            got = run_packed(model, PackedAttention(batch)).logits
+        apart = difference(got[0].float(), expected[0].float())
+        most = limit(got.dtype, expected[0, -1], expected[0, 0])
+        if not apart <= most:
+            raise ValueError(f"{type(model).__name__} gives packed rows other logits (relative difference {apart:.1e})")
+    except Exception as error:
+        for config, attention in zip(configs, before, strict=True):
+            config._attn_implementation_internal = attention
+        reason = str(error).splitlines()[0] if isinstance(error, ValueError) else one_line(error)
+        return reason.removeprefix("model: ").removeprefix("training: ")
     return None
 
 
@@ -227,9 +253,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def run_packed(model: nn.Module, rows: PackedAttention, **options: Any) -> Any:
+def run_packed(model: Any, rows: PackedAttention, **options: Any) -> Any:
     """The output of a model, or of its base model, for a packed batch."""
     batch = rows.batch
-    if has_states(model):
+    if model.config._attn_implementation != ATTENTION:  # it could not be installed
         return run_rows(model, batch, **options)
     return model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, asyncthink_rows=rows, **options)

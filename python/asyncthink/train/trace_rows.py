@@ -1,4 +1,4 @@
-"""A packed batch run one row a trace: for models whose recurrent layers would mix the rows of one sequence.
+"""A packed batch run one row a trace: for models that would mix the rows of one sequence, as by recurrent layers.
 
 Each row of the batch is a sequence of its own, prefix and all, so a shared prefix is computed once for each row that
 sees it. Rows are padded at their end, which changes nothing before it in a model that looks back only.
@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asyncthink.model.checks import probe_tokens
+from asyncthink.model.tolerance import difference, limit
 from asyncthink.train.packing import Batch, Span
 
-REASON = "rows: one a trace, as the recurrent layers of this model would mix packed rows; shared prefixes run again"
+STATES = "the recurrent layers of this model would mix packed rows"
 _WASTE = 1.25  # computed tokens for each token of a group, at most
 
 
@@ -32,7 +34,7 @@ class RowsOutput:
 def run_rows(model: nn.Module, batch: Batch, **options: Any) -> RowsOutput:
     """The output of a model, or of its base model, for a batch. Raises ValueError for one with ``append`` joins."""
     if batch.moved_to.numel():
-        raise ValueError("batch: expected exact joins alone for a model with recurrent layers, got moved tokens")
+        raise ValueError("batch: expected exact joins alone for a model that runs one row a trace, got moved tokens")
     parts: dict[str, dict[int, Tensor]] = {"logits": {}, "last_hidden_state": {}}
     for group in _groups(batch.spans):
         contexts = [_context(batch.tokens[0], batch.spans[number]) for number in group]
@@ -69,3 +71,30 @@ def _context(tokens: Tensor, span: Span) -> Tensor:
 
 def _in_order(made: dict[int, Tensor]) -> Tensor | None:
     return torch.cat([made[number] for number in sorted(made)])[None] if made else None
+
+
+def forked(model: nn.Module) -> Batch:
+    """A small batch on the model's device: a parent, and a child that sees the first three tokens of it."""
+    device = next(model.parameters()).device
+    tokens = torch.tensor([probe_tokens(model, 11)], device=device)
+    positions = torch.tensor([[*range(7), *range(3, 7)]], device=device)
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    return Batch(tokens, positions, tokens, (Span(0, 7), Span(7, 11, ((0, 3),))), nothing, nothing)
+
+
+@torch.no_grad()
+def require_causal(model: nn.Module) -> None:
+    """Raises ValueError where the model's logits of a token depend on those behind it."""
+    training = model.training
+    model.eval()
+    try:
+        tokens = forked(model).tokens[:, :7]
+        whole, head = (model(input_ids=part, use_cache=False).logits[0].float() for part in (tokens, tokens[:, :4]))
+    finally:
+        model.train(training)
+    apart = difference(head, whole[:4])
+    if not apart <= limit(next(model.parameters()).dtype, whole[-1], whole[0]):
+        raise ValueError(
+            f"model: {type(model).__name__} is not causal: logits of a token depend on those behind it "
+            f"(relative difference {apart:.1e})"
+        )
