@@ -143,6 +143,9 @@ def steps(folder: Path, work: Path, branches: Sequence[int], only: Sequence[str]
         "ours bfloat16": lambda: Ours(model, longest),
         "ours int8": lambda: Ours(model, longest, weights="int8"),
         "ours int4": lambda: Ours(model, longest, weights="int4"),
+        "eager bfloat16": lambda: Ours(model, longest, record=False),
+        "eager int8": lambda: Ours(model, longest, record=False, weights="int8"),
+        "eager int4": lambda: Ours(model, longest, record=False, weights="int4"),
         "compiled bfloat16": lambda: Ours(model, longest, compile=True),
         "compiled int8": lambda: Ours(model, longest, compile=True, weights="int8"),
         "compiled int4": lambda: Ours(model, longest, compile=True, weights="int4"),
@@ -180,7 +183,7 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(map(str, ROWS)))
     parser.add_argument("--branches", default="1,4,8")
     parser.add_argument("--seconds", type=float, default=0.3)
-    parser.add_argument("--engines", default="ours,llama", help="parts of names: ours, compiled, llama, int8, ...")
+    parser.add_argument("--engines", default="ours,llama", help="parts of names: ours, eager, compiled, llama, ...")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.what == "layers":

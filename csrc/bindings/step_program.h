@@ -9,20 +9,14 @@ namespace atk {
 inline void bind_step_program(py::module_& module) {
   py::class_<StepProgram>(module, "step_program")
       .def(py::init<>())
-      .def("norm",
-           [](StepProgram& self, const View& x, const View& weight, const View& y, float eps, int lanes) {
-             self.norm({.x = x, .y = y, .weight = weight, .eps = eps, .lanes = lanes});
-           })
-      .def("rotate",
-           [](StepProgram& self, const View& x, const View& cos, const View& sin, const View& y) {
-             self.rotate({.x = x, .y = y, .cos = cos, .sin = sin});
-           })
-      .def("gate",
-           [](StepProgram& self, const View& gate, const View& up, const View& table, const View& y) {
-             self.gate({.gate = gate, .up = up, .y = y, .table = table});
-           })
-      .def("add", [](StepProgram& self, const View& a, const View& b,
-                     const View& y) { self.add({.a = a, .b = b, .y = y}); })
+      .def("norm", [](StepProgram& self, const View& x, const View& weight, const View& y, float eps,
+                      int lanes) { self.norm({.x = x, .y = y, .weight = weight, .eps = eps, .lanes = lanes}); })
+      .def("rotate", [](StepProgram& self, const View& x, const View& cos, const View& sin,
+                        const View& y) { self.rotate({.x = x, .y = y, .cos = cos, .sin = sin}); })
+      .def("gate", [](StepProgram& self, const View& gate, const View& up, const View& table,
+                      const View& y) { self.gate({.gate = gate, .up = up, .y = y, .table = table}); })
+      .def("add",
+           [](StepProgram& self, const View& a, const View& b, const View& y) { self.add({.a = a, .b = b, .y = y}); })
       .def("linears",
            [](StepProgram& self, const View& x, const std::vector<std::tuple<View, OptionalView, View>>& parts) {
              std::vector<PackedLinear> layers;
@@ -36,13 +30,12 @@ inline void bind_step_program(py::module_& module) {
               const View& workspace) {
              std::vector<QuantizedLinear> layers;
              for (const auto& [quants, scales, mins, bias, out] : parts)
-               layers.push_back(
-                   {.x = x, .quants = quants, .scales = scales, .mins = mins, .bias = bias, .out = out});
+               layers.push_back({.x = x, .quants = quants, .scales = scales, .mins = mins, .bias = bias, .out = out});
              self.quantized_linears(std::move(layers), workspace);
            })
       .def("attention",
-           [](StepProgram& self, const View& q, const View& k, const View& v, const View& k_cache,
-              const View& v_cache, const View& out, const View& lse, float scale, std::optional<int64_t> window,
+           [](StepProgram& self, const View& q, const View& k, const View& v, const View& k_cache, const View& v_cache,
+              const View& out, const View& lse, float scale, std::optional<int64_t> window,
               std::optional<float> softcap, const OptionalView& sinks, int64_t layer) {
              const AttentionOptions options = {
                  .scale = scale, .window = window.value_or(0), .softcap = softcap.value_or(0.0f), .interleaved = false};
@@ -72,10 +65,10 @@ inline void bind_step_program(py::module_& module) {
                                  .workspace = workspace,
                                  .angles = {}};
             for (const auto& one : angles)
-              inputs.angles.push_back(one ? std::optional<StepAngles>({.cos = std::get<0>(*one),
-                                                                       .sin = std::get<1>(*one),
-                                                                       .interleaved = std::get<2>(*one)})
-                                          : std::nullopt);
+              inputs.angles.push_back(
+                  one ? std::optional<StepAngles>(
+                            {.cos = std::get<0>(*one), .sin = std::get<1>(*one), .interleaved = std::get<2>(*one)})
+                      : std::nullopt);
             const py::gil_scoped_release unlocked;
             self.run(inputs);
           },

@@ -7,7 +7,7 @@
 namespace atk {
 namespace {
 
-constexpr int64_t kRowsPerItem = 64;         // with I inputs each, they stay in the second cache
+constexpr int64_t kRowsPerItem = 64;          // with I inputs each, they stay in the second cache
 constexpr int64_t kDrawsPerThread = 4;        // at least, so that threads end together
 constexpr int64_t kBytesPerDraw = 128 << 10;  // of weights: long enough runs for the processor's prefetching
 

@@ -9,7 +9,7 @@ namespace atk::ATK_ISA {
 namespace {
 
 constexpr int kBlock = kPackedBlock;
-constexpr int kColumns = 2;           // Vecs of outputs side by side
+constexpr int kColumns = 2;             // Vecs of outputs side by side
 constexpr int kRows = W == 16 ? 8 : 4;  // rows that share a loaded weight: as many as the registers hold
 constexpr int64_t kAhead = 8192;        // bytes of weights that are asked for before they are read
 

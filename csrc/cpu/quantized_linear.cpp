@@ -52,29 +52,26 @@ void quantized_linears(const QuantizedLinear* layers, int64_t count, const View&
   const int64_t size = element_size(x.dtype);
   const QuantRows rows = rows_in(workspace, T, G);
   const int zero = zero_point(layers[0], layers[0].quants.shape[2]);
-  parallel_for(T, kRowsPerDraw, [&](int64_t t) {
-    kernels.quantize(x.as<const char>() + t * x.strides[0] * size, I, rows, t, zero);
-  });
+  parallel_for(T, kRowsPerDraw,
+               [&](int64_t t) { kernels.quantize(x.as<const char>() + t * x.strides[0] * size, I, rows, t, zero); });
 
   const int64_t chunks = (T + kRowsPerItem - 1) / kRowsPerItem;
   const int64_t fair = (blocks * chunks + 4 * num_threads() - 1) / (4 * num_threads());
-  parallel_for(
-      blocks * chunks, std::min(std::max<int64_t>(kBytesPerDraw / largest, 1), fair), [&](int64_t item) {
-        const QuantizedLinear* a = layers;
-        int64_t n = item % blocks;
-        for (; n >= a->quants.shape[0]; ++a) n -= a->quants.shape[0];
-        const int64_t t = item / blocks * kRowsPerItem, first = n * kQuantBlock, B = a->quants.shape[2];
-        const int64_t groups = n * G * kQuantBlock;
-        const QuantBlock block = {.quants = a->quants.as<const uint8_t>() + n * G * B * 4 * kQuantBlock,
-                                  .scales = a->scales.as<const f16>() + groups,
-                                  .mins = a->mins ? a->mins->as<const f16>() + groups : nullptr,
-                                  .bias = a->bias ? a->bias->as<const float>() + first : nullptr,
-                                  .outputs = static_cast<int>(std::min(kQuantBlock, a->out.shape[1] - first))};
-        const auto multiply =
-            a->mins ? kernels.multiply4_offset : B == 8 ? kernels.multiply8 : kernels.multiply4;
-        char* out = a->out.as<char>() + (t * a->out.strides[0] + first) * size;
-        multiply(rows, t, std::min(kRowsPerItem, T - t), block, out, a->out.strides[0]);
-      });
+  parallel_for(blocks * chunks, std::min(std::max<int64_t>(kBytesPerDraw / largest, 1), fair), [&](int64_t item) {
+    const QuantizedLinear* a = layers;
+    int64_t n = item % blocks;
+    for (; n >= a->quants.shape[0]; ++a) n -= a->quants.shape[0];
+    const int64_t t = item / blocks * kRowsPerItem, first = n * kQuantBlock, B = a->quants.shape[2];
+    const int64_t groups = n * G * kQuantBlock;
+    const QuantBlock block = {.quants = a->quants.as<const uint8_t>() + n * G * B * 4 * kQuantBlock,
+                              .scales = a->scales.as<const f16>() + groups,
+                              .mins = a->mins ? a->mins->as<const f16>() + groups : nullptr,
+                              .bias = a->bias ? a->bias->as<const float>() + first : nullptr,
+                              .outputs = static_cast<int>(std::min(kQuantBlock, a->out.shape[1] - first))};
+    const auto multiply = a->mins ? kernels.multiply4_offset : B == 8 ? kernels.multiply8 : kernels.multiply4;
+    char* out = a->out.as<char>() + (t * a->out.strides[0] + first) * size;
+    multiply(rows, t, std::min(kRowsPerItem, T - t), block, out, a->out.strides[0]);
+  });
 }
 
 }  // namespace atk

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kGroup = kQuantGroup, kBlock = kQuantBlock, kTile = QuantRows::kTile;
 constexpr int kRows = W == 16 ? 8 : 4;  // rows that share a loaded weight: as many as the registers hold
-constexpr int64_t kAhead = 1024;          // of weights, times their bits: bytes that are asked for before they are read
+constexpr int64_t kAhead = 1024;        // of weights, times their bits: bytes that are asked for before they are read
 constexpr float kSmallest = 1e-30f;     // a group whose largest number is smaller counts as zeros
 
 template <class T>

@@ -52,9 +52,8 @@ void StepProgram::gate(const Gate& a) {
   const int64_t T = sizes["T"], I = sizes["I"];
   append(StepPart::rows, [=](const StepInputs&) {
     const auto kernel = step_row_kernels().of(a.gate.dtype).gate;
-    for_rows(T, 1, I, [&](int64_t t, int64_t) {
-      kernel(row_of(a.gate, t), row_of(a.up, t), a.table.data, row_of(a.y, t), I);
-    });
+    for_rows(T, 1, I,
+             [&](int64_t t, int64_t) { kernel(row_of(a.gate, t), row_of(a.up, t), a.table.data, row_of(a.y, t), I); });
   });
 }
 
@@ -88,8 +87,8 @@ void StepProgram::attention(const View& k, const View& v, const Attention& a, in
     append_kv({.k = k, .v = v, .k_cache = a.k_cache, .v_cache = a.v_cache, .slots = in.slots});
   });
   append(StepPart::attention, [=](const StepInputs& in) {
-    TreeAttention call{a,           in.items,  in.pages,     in.entries,  in.row_ptr,
-                       in.positions, in.shifts, std::nullopt, std::nullopt};
+    TreeAttention call{a,         in.items,     in.pages,    in.entries, in.row_ptr, in.positions,
+                       in.shifts, std::nullopt, std::nullopt};
     if (!in.angles.empty() && in.angles.at(layer)) {
       const StepAngles& angles = *in.angles[layer];
       call.cos = angles.cos, call.sin = angles.sin, call.options.interleaved = angles.interleaved;

@@ -18,10 +18,10 @@ struct StepAngles {
 
 // What a run is given.
 struct StepInputs {
-  View slots;                                            // [T] int64
+  View slots;                                              // [T] int64
   View items, pages, entries, row_ptr, positions, shifts;  // the plan's, see common/attention.h
-  View workspace;                                        // float32, for attention
-  std::vector<std::optional<StepAngles>> angles;         // of each attention layer; empty: none has any
+  View workspace;                                          // float32, for attention
+  std::vector<std::optional<StepAngles>> angles;           // of each attention layer; empty: none has any
 };
 
 // What a run's time is told apart by.

@@ -63,6 +63,8 @@ class Decoder:
         linears: the packed linear layers (:class:`asyncthink.model.linear.PackedLinears`), the quantized ones
             (:class:`asyncthink.model.quantized.QuantizedLinears`), or None.
         graphs: the captured decode steps (:class:`.cuda_graphs.StepGraphs`); None: every step runs eagerly.
+        recorded: the recorded steps (:class:`.recorded.RecordedSteps`), which say why if there are none; None: on a GPU,
+            and where they are not wanted.
         max_length: the longest context: the rows of the model's position table, or the length at which its RoPE changes
             (dynamic, longrope). None: no limit, as RoPE is computed beyond ``max_position_embeddings`` too.
 
@@ -83,6 +85,8 @@ class Decoder:
             step compiles (seconds to minutes). So does the first step with linked keys, and the first from static
             buffers; other sizes never do. If torch cannot compile the model, the first step raises torch's own error.
             Logits may differ from uncompiled ones by rounding, and flash-attn is not used.
+        record: on a CPU, run decode steps of sizes that come again without the model's Python, with the same bits
+            (:mod:`asyncthink.model.recorded`). Not beside ``compile``.
         pack: on a CPU, run linear layers on packed copies of their weights, which doubles their memory and reads them
             at full bandwidth (:mod:`asyncthink.model.linear`). None: for 32 MiB of weights and more, if the copies fit
             into half of the free memory. Decoders of one model share the copies. Weights changed in place are packed

@@ -43,9 +43,11 @@ class LinearCopies(ABC):
 
     nbytes: int
     """Of all copies."""
+    _watched: tuple[str, ...] = ("weight",)
 
     def __init__(self, modules: Sequence[nn.Linear], forwards: Sequence[Callable[[Tensor], Tensor]]) -> None:
         self._modules = list(modules)
+        self._tables = [module._parameters for module in modules]
         # Made once: a compiled pass identifies a layer by its forward, and must not see another when weights change.
         self._forwards = list(forwards)
         self.forget()
@@ -53,6 +55,7 @@ class LinearCopies(ABC):
     def forget(self) -> None:
         """Copy all weights again in the next pass."""
         self._sources: list[_Source] = [None] * len(self._modules)
+        self._copied: tuple[list[int], ...] | None = None
 
     @abstractmethod
     def tensors(self) -> Iterator[Tensor]:
@@ -83,11 +86,26 @@ class LinearCopies(ABC):
 
         A module whose weight is no plain parameter any more runs its own forward.
         """
-        for number, module in enumerate(self._modules):  # every step runs this for every layer
+        state = self._state()
+        if state is not None and state == self._copied:
+            return
+        for number, module in enumerate(self._modules):
             source = self._source(module)
             if source != self._sources[number]:
                 self._copy(number, module._parameters.get("weight"))
                 self._sources[number] = source
+        self._copied = state
+
+    def _state(self) -> tuple[list[int], ...] | None:
+        """Of all weights, in a few microseconds: which they are, where they lie, how often they changed.
+
+        None where torch does not count changes (inference tensors): then each layer is asked.
+        """
+        weights: list[Any] = [table.get(name) for table in self._tables for name in self._watched]
+        weights = [weight for weight in weights if weight is not None]
+        if any(map(Tensor.is_inference, weights)):
+            return None
+        return list(map(id, weights)), [weight.data_ptr() for weight in weights], [w._version for w in weights]
 
     def _source(self, module: nn.Linear) -> _Source:
         weight = module._parameters.get("weight")

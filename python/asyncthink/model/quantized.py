@@ -86,6 +86,8 @@ class QuantizedLinears(LinearCopies):
             quantized before, or no linear layer that could be.
     """
 
+    _watched = ("weight", "bias")
+
     def __init__(
         self,
         model: nn.Module,
@@ -127,7 +129,7 @@ class QuantizedLinears(LinearCopies):
         for name, layer in zip(self.names, self.layers, strict=True):
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, layer)
-        self._modules, self._forwards, self._sources = [], [], []
+        self._modules, self._forwards, self._sources, self._tables = [], [], [], []
 
     @property
     def replaced(self) -> bool:
