@@ -1,8 +1,9 @@
 """One fork-join episode end to end, and what of a step is neither linear layer nor attention.
 
-`pytest bench/bench_fork_join.py --benchmark` runs a Qwen3-0.6B-shaped model with random weights (bfloat16): a prompt of
-512 tokens, an organizer and 4 workers of 64 forced tokens each, 4 joins. Without the flag a tiny model of the same kind
-runs the same episode and only its records are checked.
+`pytest bench/bench_fork_join.py --benchmark` runs a model of random weights (bfloat16) in the shape of Qwen3-0.6B, on a
+GPU in that of Qwen3-4B, whose decode steps are CUDA graphs: a prompt of 512 tokens, an organizer and 4 workers of 64
+forced tokens each, 4 joins. Without the flag a tiny model of the same kind runs the same episode and only its records
+are checked. On a GPU an episode before the timed one captures the graphs.
 
 Outside of the model's forward pass lie scheduling, planning, drawing, parsing and records. The goal is 5% of a step.
 """
@@ -22,6 +23,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from asyncthink import ForkJoinSampler, PromptFormat, SamplingParams
 from asyncthink.engine.agent import Agent
 from asyncthink.engine.run import EpisodeRun
+from contest import CLOCK, DEVICE
 
 WORKERS, TOKENS = 4, 64
 PROMPTS = PromptFormat(
@@ -52,16 +54,21 @@ class ForcedSampler(ForkJoinSampler):
     def script(self) -> None:
         texts = {"organizer": ORGANIZER, "worker": WORKER}
         self.forced = {role: self.codec.encode([(text, True)]) for role, text in texts.items()}
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.steps = 0
+        self.count()
         self._forward = self.decoder.forward
         self.decoder.forward = self._timed  # type: ignore[method-assign]
         self._step = self.engine.step
         self.engine.step = self._timed_step  # type: ignore[method-assign]
 
+    def count(self) -> None:
+        """From nothing."""
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.steps = 0
+
     def _timed(self, *args: object) -> Tensor:
         start = time.perf_counter()
         logits = self._forward(*args)  # type: ignore[arg-type]
+        CLOCK.synchronize()
         self.seconds["forward"] += time.perf_counter() - start
         return logits
 
@@ -82,28 +89,38 @@ class ForcedSampler(ForkJoinSampler):
         ]
 
 
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
+    "Qwen3-0.6B": {"vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+                   "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128},
+    "Qwen3-4B": {"vocab_size": 151_936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+                 "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128},
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def model(request: pytest.FixtureRequest) -> Qwen3ForCausalLM:
-    timed = request.config.getoption("--benchmark")
+def shape(request: pytest.FixtureRequest) -> str:
+    if not request.config.getoption("--benchmark"):
+        return "tiny"
+    return "Qwen3-4B" if DEVICE.type == "cuda" else "Qwen3-0.6B"
+
+
+@pytest.fixture(scope="module")
+def model(shape: str) -> Qwen3ForCausalLM:
     torch.manual_seed(0)
-    shape = (
-        {"vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
-         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
-        if timed
-        else {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-    )  # fmt: skip
-    config = Qwen3Config(**shape, tie_word_embeddings=True, max_position_embeddings=4096)
-    torch.set_default_dtype(torch.bfloat16 if timed else torch.float32)
+    config = Qwen3Config(**SHAPES[shape], tie_word_embeddings=True, max_position_embeddings=4096)
+    torch.set_default_dtype(torch.float32 if shape == "tiny" else torch.bfloat16)
     try:
-        return Qwen3ForCausalLM(config).eval()
+        with DEVICE:
+            return Qwen3ForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.quick(join=["append"])
 @pytest.mark.parametrize("join", ["exact", "append", "link"])
-def test_episode(benchmark, table, model, join):
+def test_episode(benchmark, table, model, shape, join):
     sampler = ForcedSampler(
         model, word_tokenizer(model.config.vocab_size), prompts=PROMPTS, pool=WORKERS + 1, join=join, num_pages=512
     )
@@ -111,17 +128,21 @@ def test_episode(benchmark, table, model, join):
     question = "word " * 256
 
     def run() -> None:
+        sampler.count()
         (episode,) = sampler.generate([question], SamplingParams(temperature=1.0))
         assert episode.answer == "done"
         assert episode.format_errors == []
         assert (episode.forks, episode.joins) == (WORKERS, WORKERS)
         sampler.episode = episode
 
-    benchmark.pedantic(run, rounds=1, iterations=1, warmup_rounds=0)
+    benchmark.pedantic(run, rounds=1, iterations=1, warmup_rounds=int(DEVICE.type == "cuda"))
     seconds, episode = sampler.seconds, sampler.episode
     outside = seconds["step"] - seconds["forward"]
     figures = {
+        "model": shape,
         "join": join,
+        "CUDA graphs": "yes" if DEVICE.type == "cuda" and sampler.decoder.graphs is not None else "no",
+        "episode s": seconds["step"],
         "steps": sampler.steps,
         "tokens": episode.total_tokens,
         "critical path": episode.critical_path_tokens,

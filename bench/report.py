@@ -18,7 +18,12 @@ BENCH = Path(__file__).parent
 GPU_HOW = """\
 # Results on a GPU
 
-`bash bench/gpu.sh` builds, tests and benches in under ten minutes, without a network, and writes this page.
+`bash bench/gpu.sh` builds, tests and benches in under ten minutes, without a network, and writes this page. With
+`--quick` it takes under eight: one architecture, the tests that use the GPU, the tables that decide the goals; it then
+names the commands of what it left out. With `--dry-run` it prints what it would do.
+
+`fork_join` is one episode of a model of random weights in the shape of Qwen3-4B, bfloat16, with CUDA graphs of its
+decode steps: an organizer and 4 workers behind a prompt of 512 tokens. The host waits for the logits of every step.
 
 A cell of `tree_grid` is one layer's attention of one decoding step: `heads/kv heads`, then the tree as `nodes of each
 level|tokens of each node`, one new token for each leaf, bfloat16, head_dim 128, pages of 16 tokens; `~` means leaves of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import weakref
@@ -25,6 +26,7 @@ import clock  # noqa: E402
 import contest  # noqa: E402
 import limits  # noqa: E402
 from clock import CpuClock, GpuClock, Spread, in_turn  # noqa: E402
+from grid import cells  # noqa: E402
 
 LIMITS = limits.Limits(1e9, 1e9, 1e12, 1e12)
 
@@ -215,6 +217,41 @@ def test_without_a_gpu_nothing_is_touched(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "no GPU here: nothing was built, tested or measured\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench", "nvidia-smi"]
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_dry_run_says_what_the_script_would_do_and_touches_nothing(tmp_path: Path, quick: bool) -> None:
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "gpu.sh").write_text((ROOT / "bench" / "gpu.sh").read_text())
+    command = ["bash", str(tmp_path / "bench" / "gpu.sh"), "--dry-run", *(["--quick"] if quick else []), "a folder"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["bench", "bench/gpu.sh"]
+    stages = re.findall(r"^(\w+) +(\d+) s  (.*)$", done.stdout, re.MULTILINE)
+    names = [name for name, _, _ in stages]
+    others = [] if quick else ["memcheck", "racecheck"]
+    expected = ["wheels", "build", "compile", "tests", *others, "bench", "episode", "page"]
+    assert sorted(names) == sorted(expected) and names[:2] == expected[:2] and names[-3:] == expected[-3:]
+    ends = {name: int(seconds) for name, seconds, _ in stages}
+    assert ends["build"] + ends["tests"] < ends["bench"] < ends["episode"], "what came before leaves time to bench"
+    assert ends["episode"] + ends["page"] <= (480 if quick else 600)
+    assert "a\\ folder" in stages[0][2]
+    named = {path for _, _, text in stages for path in shlex.split(text) if path.startswith(("tests/", "bench/bench_"))}
+    assert len(named) > 4 and all((ROOT / path).exists() for path in named)
+    assert ("Left out:" in done.stdout) == quick == ("--tool racecheck" in done.stdout.partition("Left out:")[2])
+
+
+def test_the_cells_that_decide_are_cells() -> None:
+    text = (ROOT / "bench" / "gpu.sh").read_text()
+    (deciding,) = re.findall(r"^deciding='(.*)'$", text, re.MULTILINE)
+    found = [(cell.name, cell.bytes(2) / 1e6) for cell in cells.chosen(deciding)]
+    assert len(found) == 9 and {name.partition(" ")[0] for name, _ in found} == {"32/8"}
+    assert {size >= 50 for _, size in found} == {True, False} and any(15 <= size < 50 for _, size in found)
+
+
+def test_a_wish_that_the_script_does_not_know_is_named() -> None:
+    command = ["bash", str(ROOT / "bench" / "gpu.sh"), "--fast"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "--fast: expected --quick, --dry-run or a folder of wheels\n")
 
 
 def test_the_tests_and_benches_that_the_script_names_exist() -> None:
