@@ -5,6 +5,9 @@ GPU in that of Qwen3-4B, whose decode steps are CUDA graphs: a prompt of 512 tok
 forced tokens each, 4 joins. Without the flag a tiny model of the same kind runs the same episode and only its records
 are checked. On a GPU an episode before the timed one captures the graphs.
 
+llama.cpp (the extra `[peers]`) runs the same episode beside ours: same weights and tokens, an agent a sequence, a fork
+a sequence copy, exact joins. Its K and V are float16. Without the flag its logits must be ours.
+
 Outside of the model's forward pass lie scheduling, planning, drawing, parsing and records. The goal is 5% of a step.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +26,10 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from asyncthink import ForkJoinSampler, PromptFormat, SamplingParams
 from asyncthink.engine.agent import Agent
+from asyncthink.engine.prompting import texts_for
 from asyncthink.engine.run import EpisodeRun
+from asyncthink.episode.core import EpisodeCore
+from asyncthink.episode.records import Episode
 from contest import CLOCK, DEVICE
 
 WORKERS, TOKENS = 4, 64
@@ -49,11 +56,16 @@ def word_tokenizer(size: int) -> PreTrainedTokenizerFast:
 
 
 class ForcedSampler(ForkJoinSampler):
-    """Draws as always, then takes the script's token instead; keeps the time of each part of a step."""
+    """Draws as always, then takes the script's token instead; keeps the time of each part of a step.
 
-    def script(self) -> None:
+    Where it is not timed it keeps the logits, too.
+    """
+
+    def script(self, timed: bool) -> None:
+        self.timed = timed
         texts = {"organizer": ORGANIZER, "worker": WORKER}
         self.forced = {role: self.codec.encode([(text, True)]) for role, text in texts.items()}
+        self.kept: dict[tuple[int, int], Tensor] = {}  # by agent and position
         self.count()
         self._forward = self.decoder.forward
         self.decoder.forward = self._timed  # type: ignore[method-assign]
@@ -80,6 +92,9 @@ class ForcedSampler(ForkJoinSampler):
         return rows
 
     def _draw(self, logits: Tensor, runs: Sequence[EpisodeRun], agents: Sequence[Agent]) -> list[tuple[int, float]]:
+        if not self.timed:
+            for agent, row in zip(agents, logits, strict=True):
+                self.kept[agent.trace.agent, agent.trace.decoded] = row
         start = time.perf_counter()
         drawn = super()._draw(logits, runs, agents)
         self.seconds["draw"] += time.perf_counter() - start
@@ -118,22 +133,32 @@ def model(shape: str) -> Qwen3ForCausalLM:
         torch.set_default_dtype(torch.float32)
 
 
+QUESTION = "word " * 256
+
+
+def made(model: Qwen3ForCausalLM, join: str, timed: bool) -> ForcedSampler:
+    tokenizer = word_tokenizer(model.config.vocab_size)
+    sampler = ForcedSampler(model, tokenizer, prompts=PROMPTS, pool=WORKERS + 1, join=join, num_pages=512)
+    sampler.script(timed)
+    return sampler
+
+
+def checked(episode: Episode) -> Episode:
+    assert episode.answer == "done"
+    assert episode.format_errors == []
+    assert (episode.forks, episode.joins) == (WORKERS, WORKERS)
+    return episode
+
+
 @pytest.mark.quick(join=["append"])
 @pytest.mark.parametrize("join", ["exact", "append", "link"])
 def test_episode(benchmark, table, model, shape, join):
-    sampler = ForcedSampler(
-        model, word_tokenizer(model.config.vocab_size), prompts=PROMPTS, pool=WORKERS + 1, join=join, num_pages=512
-    )
-    sampler.script()
-    question = "word " * 256
+    sampler = made(model, join, benchmark.enabled)
 
     def run() -> None:
         sampler.count()
-        (episode,) = sampler.generate([question], SamplingParams(temperature=1.0))
-        assert episode.answer == "done"
-        assert episode.format_errors == []
-        assert (episode.forks, episode.joins) == (WORKERS, WORKERS)
-        sampler.episode = episode
+        (episode,) = sampler.generate([QUESTION], SamplingParams(temperature=1.0))
+        sampler.episode = checked(episode)
 
     benchmark.pedantic(run, rounds=1, iterations=1, warmup_rounds=int(DEVICE.type == "cuda"))
     seconds, episode = sampler.seconds, sampler.episode
@@ -156,3 +181,45 @@ def test_episode(benchmark, table, model, shape, join):
     benchmark.extra_info |= figures
     if benchmark.enabled:
         table.add(figures)
+
+
+def test_episode_in_llama_cpp(benchmark, table, model, engines, tmp_path: Path):
+    if "llama.cpp" not in engines:
+        pytest.skip('llama.cpp: not asked for, or not installed (pip install -e ".[peers]")')
+    from engines.llama_cpp_episode import LlamaCppEpisode, forced
+    from engines.llama_cpp_wheel import LlamaCppWheel
+    from gguf_files import write_gguf
+
+    sampler, kept = made(model, "exact", timed=False), dict[tuple[int, int], Tensor]()
+    request = sampler.request(QUESTION, SamplingParams(temperature=1.0))
+    path, wide = tmp_path / "model.gguf", not benchmark.enabled
+    write_gguf(model, path, "F32" if wide else "BF16")
+    engine = LlamaCppWheel(path, 2048, model.config.vocab_size, wide=wide)
+    path.unlink()  # it stays mapped
+    peer, draw = LlamaCppEpisode(engine), forced(sampler.forced, None if benchmark.enabled else kept)
+
+    def core() -> EpisodeCore:
+        texts = texts_for(sampler.codec, PROMPTS)
+        return EpisodeCore(QUESTION, request.prompt, request.params, request.options, texts, max_length=2048)
+
+    def run() -> float:
+        begun = time.perf_counter()
+        peer.episode = checked(peer.run(core(), draw))
+        return time.perf_counter() - begun
+
+    try:
+        seconds = benchmark.pedantic(run, rounds=1, iterations=1, warmup_rounds=0)
+    finally:
+        engine.close()
+    if not benchmark.enabled:
+        (ours,) = sampler.generate([QUESTION], request.params)
+        assert [trace.tokens for trace in checked(ours).traces] == [trace.tokens for trace in peer.episode.traces]
+        assert kept.keys() == sampler.kept.keys()
+        for place, logits in kept.items():
+            torch.testing.assert_close(logits, sampler.kept[place], rtol=1e-4, atol=1e-4)
+        return
+    table.add({
+        "join": "llama.cpp, exact", "steps": peer.steps, "tokens": peer.episode.total_tokens,
+        "critical path": peer.episode.critical_path_tokens, "episode s": seconds, "step ms": 1e3 * seconds / peer.steps,
+    })  # fmt: skip
+    table.note(engine.note)

@@ -98,11 +98,12 @@ def make(dtype: torch.dtype, timed: bool, ways: bool, peers: list[str], folder: 
     if "transformers" in peers:
         engines["transformers"] = HuggingFace(model)
     if "llama.cpp" in peers:
-        from engines.llama_cpp_peer import LlamaCpp, write_gguf
+        from engines.llama_cpp_wheel import LlamaCppWheel
+        from gguf_files import write_gguf
 
-        path = folder / "model.gguf"
-        write_gguf(model, path)
-        engines["llama.cpp"] = LlamaCpp(path, longest, model.config.vocab_size, dtype)
+        path, wide = folder / "model.gguf", dtype == torch.float32
+        write_gguf(model, path, "F32" if wide else "BF16")
+        engines["llama.cpp"] = LlamaCppWheel(path, longest, model.config.vocab_size, wide=wide)
         path.unlink()  # it stays mapped
     return Field(engines, timed)
 

@@ -178,7 +178,11 @@ PEERS: dict[str, dict[str, Callable[..., Any]]] = {
     "copy_pages": {"index_copy": pages_index_copy, "index_put": pages_index_put},
 }
 #: Whole engines, by the bench that runs them.
-ENGINES = {"generation": ("transformers", "llama.cpp"), "continuous": ("continuous batching",)}
+ENGINES = {
+    "generation": ("transformers", "llama.cpp"),
+    "fork_join": ("llama.cpp",),
+    "continuous": ("continuous batching",),
+}
 #: Peers that no CPU runs, with their ops; `bash bench/gpu.sh` compares with them.
 GPU_ONLY = {"flashinfer": ("tree_attention", "paged_attention")}
 
@@ -191,7 +195,7 @@ def missing(name: str) -> str | None:
     if name in GPU_ONLY:
         installed = importlib.util.find_spec(name) is not None
         return f"{'installed' if installed else 'not installed'}; runs on a GPU only, see bench/gpu.sh"
-    if name == "llama.cpp" and not (importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf")):
+    if name == "llama.cpp" and not (importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("gguf")):
         return 'not installed: pip install -e ".[peers]"'
     if name == "compiled" and shutil.which(os.environ.get("CXX", "c++")) is None:
         return "no C++ compiler"

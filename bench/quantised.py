@@ -29,7 +29,7 @@ from asyncthink_kernels.quantized import quantize
 from engines import Engine
 from engines.ours import Ours
 from quantised_layers import layers
-from shuffled import load, write_gguf
+from shuffled import load
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = (1, 2, 4, 8, 16, 64, 256)
@@ -41,8 +41,9 @@ BITS = {"BF16": "16", "Q8_0": "8.5", "Q4_1": "5", "Q4_0": "4.5"}
 def peer_files(model: Any, work: Path, kinds: Sequence[str]) -> dict[str, Path]:
     """GGUF files of the model, written once; none where llama.cpp or gguf is missing."""
     try:
-        import gguf  # noqa: F401
         import xllamacpp  # noqa: F401
+
+        from gguf_files import write_gguf
     except ImportError as error:
         print(f"without llama.cpp: {error}")
         return {}

@@ -1,4 +1,4 @@
-"""A llama model with its channels in another order, and as a GGUF file.
+"""A llama model with its channels in another order.
 
 Published weights may come from a file of 4 bits already, which flatters formats of 4 bits. The same channels in another
 order (residual stream, the middle of each MLP, each head's values) are the same function with the same numbers, but
@@ -48,40 +48,3 @@ def shuffle(model: Any) -> None:
         of_heads = [head * config.head_dim + values for head in range(config.num_attention_heads)]
         attention.v_proj.weight.copy_(attention.v_proj.weight[torch.cat(of_heads[: config.num_key_value_heads])])
         attention.o_proj.weight.copy_(attention.o_proj.weight[:, torch.cat(of_heads)])
-
-
-def write_gguf(model: Any, path: Path, kind: str) -> None:
-    """A llama model without a tokenizer; norms in float32, embeddings (the head) in 8 bits beside 4, as ours."""
-    import gguf
-
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("none")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for parameter, value in model.named_parameters():
-        name = f"{names.get_name(parameter.removesuffix('.weight'))}.weight"
-        weight = value.detach().float()
-        if ".attn_q." in name or ".attn_k." in name:
-            heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
-            weight = weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-        numbers = weight.contiguous().numpy()
-        if weight.ndim == 1:
-            writer.add_tensor(name, numbers)
-            continue
-        chosen = "Q8_0" if kind.startswith("Q4") and name in ("token_embd.weight", "output.weight") else kind
-        quantization = gguf.GGMLQuantizationType[chosen]
-        writer.add_tensor(name, gguf.quantize(numbers, quantization), raw_dtype=quantization)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()

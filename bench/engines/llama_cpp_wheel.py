@@ -1,8 +1,9 @@
 """llama.cpp from the wheel of xllamacpp, which needs no build: its C functions through ctypes.
 
 The wheel brings no headers, so parameters are changed where this version has them; the defaults it returns are compared
-with what is expected there. As in :mod:`.llama_cpp_peer`: one K/V buffer for all sequences, flash attention off, prefix
-shared by sequence copies, K and V in float16.
+with what is expected there. Its best on a CPU, as measured: one K/V buffer for all sequences ("unified"), flash
+attention off. Sequences share what they begin with without a copy. K and V are float16, as is its default, and float32
+where the weights are.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from engines import MOST_BRANCHES, NEW
 
 VERSION = "2026.10.11549"
+F32, F16 = 0, 1  # of ggml_type
 BATCH = 2048  # rows of a prefill's call
 Params = ctypes.c_uint8 * 512  # larger than both records: the callee reads its own part
 #: Of llama_context_params: byte offset, type, default, what we set.
@@ -31,6 +33,8 @@ _FIELDS: dict[str, tuple[int, Any, int]] = {
     "n_threads": (28, ctypes.c_int32, 4),
     "n_threads_batch": (32, ctypes.c_int32, 4),
     "flash_attn_type": (52, ctypes.c_int32, -1),
+    "type_k": (104, ctypes.c_int32, F16),
+    "type_v": (108, ctypes.c_int32, F16),
     "kv_unified": (141, ctypes.c_uint8, 0),
 }
 
@@ -80,9 +84,14 @@ _SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
 class LlamaCppWheel:
-    note = f"llama.cpp: wheel of xllamacpp {VERSION}, unified float16 K/V, flash attention off, sequence copies."
+    note = (
+        f"llama.cpp: wheel of xllamacpp {VERSION}, GGUF of the same weights, unified K/V (float16, beside float32 "
+        "weights float32), flash attention off, prefix shared by sequence copies."
+    )
 
-    def __init__(self, path: Path, longest: int, vocabulary: int, *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, longest: int, vocabulary: int, *, threads: int | None = None, wide: bool = False
+    ) -> None:
         if xllamacpp.__version__ != VERSION:
             raise RuntimeError(f"xllamacpp: expected {VERSION}, whose records are known, got {xllamacpp.__version__}")
         self.c = _library()
@@ -101,6 +110,8 @@ class LlamaCppWheel:
                 n_threads=threads,
                 n_threads_batch=threads,
                 flash_attn_type=0,
+                type_k=F32 if wide else F16,
+                type_v=F32 if wide else F16,
                 kv_unified=1,
             ),
         )
@@ -124,7 +135,7 @@ class LlamaCppWheel:
         self.c.llama_memory_seq_rm(self.memory, -1, -1, -1)
         for begin in range(0, len(tokens), BATCH):
             part = tokens[begin : begin + BATCH]
-            self._decode([(token, begin + k, 0) for k, token in enumerate(part)], logits=False)
+            self.decode([(token, begin + k, 0, k == len(part) - 1) for k, token in enumerate(part)])
         self.prefix = len(tokens)
 
     def branch(self, count: int) -> None:
@@ -136,27 +147,28 @@ class LlamaCppWheel:
 
     def step(self, tokens: Sequence[int]) -> Sequence[Tensor]:
         position = self.prefix + self.decoded
-        self._decode([(token, position, 1 + k) for k, token in enumerate(tokens)], logits=True)
+        self.decode([(token, position, 1 + k, True) for k, token in enumerate(tokens)])
         self.decoded += 1
-        return [self._logits(k) for k in range(len(tokens))]
+        return [self.logits(k) for k in range(len(tokens))]
 
     def text(self, tokens: Sequence[int]) -> Tensor:
         """Logits [T, V] of all tokens [T <= BATCH] of a text; forgets everything else."""
         self.c.llama_memory_seq_rm(self.memory, -1, -1, -1)
-        self._decode([(token, k, 0) for k, token in enumerate(tokens)], logits=True)
-        return torch.stack([self._logits(k) for k in range(len(tokens))])
+        self.decode([(token, k, 0, True) for k, token in enumerate(tokens)])
+        return torch.stack([self.logits(k) for k in range(len(tokens))])
 
-    def _logits(self, row: int) -> Tensor:
+    def logits(self, row: int) -> Tensor:
+        """[V], of a row of the last call that asked for them; valid until the next one."""
         values = self.c.llama_get_logits_ith(self.context, row)
         return torch.from_numpy(np.ctypeslib.as_array(values, (self.vocabulary,)))
 
-    def _decode(self, rows: list[tuple[int, int, int]], logits: bool) -> None:
-        """rows: (token, position, sequence)."""
+    def decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> None:
+        """At most BATCH rows: (token, position, sequence, whether its logits are asked for)."""
         batch = self.rows
         batch.n_tokens = len(rows)
-        for k, (token, position, sequence) in enumerate(rows):
+        for k, (token, position, sequence, logits) in enumerate(rows):
             batch.token[k], batch.pos[k], batch.n_seq_id[k], batch.seq_id[k][0] = token, position, 1, sequence
-            batch.logits[k] = logits or k == len(rows) - 1
+            batch.logits[k] = logits
         code = self.c.llama_decode(self.context, batch)
         if code != 0:
             raise RuntimeError(f"llama_decode: expected 0, got {code}")
