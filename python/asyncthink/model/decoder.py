@@ -145,7 +145,7 @@ class Decoder:
         else:
             layers = record_rows(self._hooked, kind, layout.attention_layers, changes_at=changes_at)
         self.max_length = layers.max_length
-        self._ends = model.get_input_embeddings(), model.get_output_embeddings()
+        self._ends = layers.ends or (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
         self._made_for = described(self._ends)
         if weights is not None:
             refuse(model, f"weights={weights!r}")  # before more is computed
@@ -283,7 +283,7 @@ class Decoder:
         self._checks.check(tokens, plan, rows)
         if isinstance(plan, StatefulPlan):
             assert isinstance(self.cache, StatefulCache)
-            logits = self._rows.forward(tokens, plan, rows)
+            logits = self._rows.forward(tokens, plan, rows.cpu())
             self.cache.commit(plan)
             return logits
         if self.graphs is not None and self.graphs.takes(plan, rows):

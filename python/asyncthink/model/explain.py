@@ -36,7 +36,8 @@ def _states(decoder: Any) -> str:
     if decoder.states is None:
         return "no recurrent layers"
     states = decoder.states
-    return f"{states.num_states} slots of {states.bytes_per_state:,} bytes, which a fork copies when it goes on"
+    slots = f"{states.num_states} slots of {states.bytes_per_state:,} bytes, which a fork copies when it goes on"
+    return f"{slots}; a state is continued token by token" if decoder.cache.by_token else slots
 
 
 def _threads(decoder: Any) -> str:

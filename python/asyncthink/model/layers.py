@@ -56,6 +56,11 @@ class Layers:
         )
 
     @property
+    def ends(self) -> tuple[nn.Module, nn.Module] | None:
+        """The first and the last of them; None where there is none."""
+        return (self.calls[0].module, self.calls[-1].module) if self.calls else None
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of K and V in every layer; float32 where there is none."""
         return self.calls[0].key.dtype if self.calls else torch.float32

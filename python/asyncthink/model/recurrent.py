@@ -28,11 +28,17 @@ from asyncthink.model.checks import one_line, probe_tokens, text_config
 from asyncthink.model.hook import DecoderError, HookedModel
 
 _PROBE = 5  # tokens; more than one, because a single one may take another path
-_SERVED = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLayer)
-_SERVED += (LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer)
+_SERVED: tuple[type, ...] = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    DummyLayer,
+)
 
 
-class _NewKeys(CacheLayerMixin):
+class _NewKeys(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """An attention layer that sees the K and V of the pass alone: those before are in the paged cache."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -51,13 +57,13 @@ class _NewKeys(CacheLayerMixin):
         return -1
 
 
-class _NewKeysAndStates(LinearAttentionLayer, _NewKeys):
+class _NewKeysAndStates(LinearAttentionLayer, _NewKeys):  # type: ignore[no-untyped-call,override]
     """A layer with both, one beside the other."""
 
     is_compileable = False
 
     def __init__(self, number_of_states: int) -> None:
-        _NewKeys.__init__(self)
+        _NewKeys.__init__(self)  # type: ignore[no-untyped-call]
         LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
 
 
@@ -72,11 +78,11 @@ class _PassCache(Cache):
 
 
 class StateKey(NamedTuple):
-    """One tensor of a layer: its "conv" or "recurrent" state of this index."""
+    """One tensor of a layer: its "conv" or "recurrent" state of this number."""
 
     layer: int
     kind: str
-    index: int
+    number: int
 
 
 class StateLayout:
@@ -103,11 +109,11 @@ class StateLayout:
         layers: list[Any] = []
         for made, states in self._layers:
             if made is DummyLayer:
-                layers.append(DummyLayer())
+                layers.append(DummyLayer())  # type: ignore[no-untyped-call]
             elif made is LinearAttentionLayer:
                 layers.append(LinearAttentionLayer(number_of_states=states))
             else:
-                layers.append(_NewKeysAndStates(states) if states else _NewKeys())
+                layers.append(_NewKeysAndStates(states) if states else _NewKeys())  # type: ignore[no-untyped-call]
         return _PassCache(layers=layers)
 
     def _probe(self, hooked: HookedModel, kind: str) -> dict[StateKey, tuple[torch.Size, torch.dtype]]:
@@ -185,7 +191,7 @@ class StateStorage:
             return cache, {}
         lent = {key: self._rows(tensor, slots) for key, tensor in self._slots.items()}
         for (number, kind, index), rows in lent.items():
-            layer = cache.layers[number]
+            layer: Any = cache.layers[number]
             getattr(layer, f"{kind}_states")[index] = rows
             getattr(layer, f"is_{kind}_states_initialized")[index] = True
             layer.has_previous_state[index] = True

@@ -121,7 +121,7 @@ def _forked(
         tokens = torch.tensor([token for part in new for token in part], device="cpu")
         parts = passes.forward(tokens, plan, torch.arange(len(tokens), device="cpu")).float()
         cache.commit(plan)
-        for (i, _, _), part in zip(work, parts.split([count for _, _, count in work]), strict=True):
+        for (i, _, _), part in zip(work, torch.split(parts, [count for _, _, count in work]), strict=True):
             logits[i].append(part)
 
     root, other = cache.root(), cache.root()

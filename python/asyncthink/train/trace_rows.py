@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from asyncthink.model.checks import probe_tokens
 from asyncthink.model.tolerance import difference, limit
 from asyncthink.train.packing import Batch, Span
+from asyncthink.train.sharding import is_sharded
 
 STATES = "the recurrent layers of this model would mix packed rows"
 _WASTE = 1.25  # computed tokens for each token of a group, at most
@@ -36,7 +37,9 @@ def run_rows(model: nn.Module, batch: Batch, **options: Any) -> RowsOutput:
     if batch.moved_to.numel():
         raise ValueError("batch: expected exact joins alone for a model that runs one row a trace, got moved tokens")
     parts: dict[str, dict[int, Tensor]] = {"logits": {}, "last_hidden_state": {}}
-    for group in _groups(batch.spans):
+    # Processes that share a model must run it equally often: one pass each, whatever their rows.
+    sharded = any(is_sharded(module) for module in model.modules())
+    for group in [list(range(len(batch.spans)))] if sharded else _groups(batch.spans):
         contexts = [_context(batch.tokens[0], batch.spans[number]) for number in group]
         longest = max(map(len, contexts))
         padded = torch.stack([torch.cat([c, c[-1:].expand(longest - len(c))]) for c in contexts])  # [R, L]
