@@ -57,7 +57,7 @@ class _NewKeys(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return -1
 
 
-class _NewKeysAndStates(LinearAttentionLayer, _NewKeys):  # type: ignore[no-untyped-call,override,misc]
+class _NewKeysAndStates(LinearAttentionLayer, _NewKeys):  # type: ignore[no-untyped-call,override]
     """A layer with both, one beside the other."""
 
     is_compileable = False
