@@ -21,6 +21,7 @@ from asyncthink.engine.labels import PREFIX, label
 from asyncthink.engine.sampler import ForkJoinSampler
 from asyncthink.engine.sampling import SamplingParams
 from asyncthink.model.contract import BranchDecoder
+from asyncthink.model.decoder import Decoder
 from asyncthink.protocol.prompts import PromptFormat
 
 PARTS = {
@@ -145,7 +146,8 @@ class _Timed(NamedTuple):
 def _steps(sampler: ForkJoinSampler, agents: int, tokens: int) -> list[_Timed]:
     steps: list[_Timed] = []
     decoding = 0
-    recorded = sampler.decoder.recorded
+    decoder = sampler.decoder
+    recorded = decoder.recorded if isinstance(decoder, Decoder) else None
     with ExitStack() as stack:
         for seed in range(agents):
             params = SamplingParams(max_tokens=tokens + _WARM + 1, seed=seed)
