@@ -13,6 +13,8 @@ Outside of the model's forward pass lie scheduling, planning, drawing, parsing a
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -143,6 +145,11 @@ def made(model: Qwen3ForCausalLM, join: str, timed: bool) -> ForcedSampler:
     return sampler
 
 
+def median_step(episode: Episode) -> float:
+    """Milliseconds; prompt and joins, whose steps are long, do not weigh."""
+    return 1e3 * statistics.median(after - before for before, after in itertools.pairwise(episode.step_times))
+
+
 def checked(episode: Episode) -> Episode:
     assert episode.answer == "done"
     assert episode.format_errors == []
@@ -172,6 +179,7 @@ def test_episode(benchmark, table, model, shape, join):
         "tokens": episode.total_tokens,
         "critical path": episode.critical_path_tokens,
         "step ms": 1e3 * seconds["step"] / sampler.steps,
+        "median step ms": median_step(episode),
         "outside the model ms": 1e3 * outside / sampler.steps,
         "outside the model %": 100 * outside / seconds["step"],
         "of which drawing %": 100 * seconds["draw"] / seconds["step"],
@@ -221,5 +229,6 @@ def test_episode_in_llama_cpp(benchmark, table, model, engines, tmp_path: Path):
     table.add({
         "join": "llama.cpp, exact", "steps": peer.steps, "tokens": peer.episode.total_tokens,
         "critical path": peer.episode.critical_path_tokens, "episode s": seconds, "step ms": 1e3 * seconds / peer.steps,
+        "median step ms": median_step(peer.episode),
     })  # fmt: skip
     table.note(engine.note)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from asyncthink.episode.core import EpisodeCore
@@ -15,8 +17,9 @@ from asyncthink.episode.records import Episode
 from asyncthink.episode.wishes import Begin, Feed, Fork, Release, Wish
 from engines.llama_cpp_wheel import BATCH, LlamaCppWheel
 
-#: (the core, the number of the agent, its logits [V]) -> its next token and that one's log-probability.
-Draw = Callable[[EpisodeCore, int, Tensor], tuple[int, float]]
+Logits = NDArray[np.float32]  # [V]
+#: (the core, the number of the agent, its logits) -> its next token and that one's log-probability.
+Draw = Callable[[EpisodeCore, int, Logits], tuple[int, float]]
 
 
 class LlamaCppEpisode:
@@ -70,8 +73,8 @@ class LlamaCppEpisode:
             self.lengths[fork.agent] = fork.length
             self.forks.remove(fork)
 
-    def _step(self) -> dict[int, Tensor]:
-        """Compute all that can be; the logits [V] behind the last token of each agent that had some."""
+    def _step(self) -> dict[int, Logits]:
+        """Compute all that can be; the logits behind the last token of each agent that had some."""
         rows = list[tuple[int, int, int, bool]]()
         for agent, tokens in self.pending.items():
             if agent in self.lengths and tokens:
@@ -80,11 +83,11 @@ class LlamaCppEpisode:
                 self.lengths[agent], self.pending[agent] = at + len(tokens), []
         if not rows:
             raise RuntimeError("step: expected tokens to compute, got none")
-        found = dict[int, Tensor]()
+        found = dict[int, Logits]()
         for begin in range(0, len(rows), BATCH):
             part = rows[begin : begin + BATCH]
             self.engine.decode(part)
-            found |= {agent: self.engine.logits(k).clone() for k, (*_, agent, last) in enumerate(part) if last}
+            found |= {agent: self.engine.logits(k).numpy().copy() for k, (*_, agent, last) in enumerate(part) if last}
         self._fork()
         return found
 
@@ -95,12 +98,15 @@ def forced(tokens: dict[str, list[int]], kept: dict[tuple[int, int], Tensor] | N
     ``kept`` gets the logits, by agent and by the tokens that it has drawn.
     """
 
-    def draw(core: EpisodeCore, agent: int, logits: Tensor) -> tuple[int, float]:
+    random = np.random.default_rng(0)
+
+    def draw(core: EpisodeCore, agent: int, logits: Logits) -> tuple[int, float]:
         trace = core.speakers[agent].trace
         if kept is not None:
-            kept[agent, trace.decoded] = logits
-        logprobs = logits.log_softmax(-1)
-        drawn = int(torch.multinomial(logprobs.exp(), 1))
-        return tokens[trace.role][trace.decoded], float(logprobs[drawn])
+            kept[agent, trace.decoded] = torch.from_numpy(logits)
+        # By numpy: torch's threads would spin for a while behind each of its ops, on llama.cpp's cores.
+        below = np.cumsum(np.exp(logits - logits.max()))
+        drawn = int(np.searchsorted(below, random.random() * below[-1]))
+        return tokens[trace.role][trace.decoded], float(logits[drawn] - logits.max() - np.log(below[-1]))
 
     return draw
