@@ -23,7 +23,10 @@ class Lists:
     """Caches that are lists of tokens. Those beyond ``window`` tokens say that they can be cropped, and cannot."""
 
     def __init__(self, crops: bool, window: int) -> None:
-        self.crops, self.window = crops, window
+        self.crops, self.window, self.weights = crops, window, 0
+
+    def version(self) -> int:
+        return self.weights
 
     def copy(self, cache: list[int] | None) -> list[int] | None:
         return None if cache is None else list(cache)
@@ -168,6 +171,18 @@ def test_a_snapshot_gives_way_to_a_step() -> None:
     assert cache.free_pages == 3
     grown(cache, branch, [4, 5])
     assert cache.forkable(branch, 2) == 0
+    assert cache.fork(branch, 2).again == [1, 2]
+
+
+def test_what_other_weights_computed_is_computed_again() -> None:
+    caches = Lists(False, 0)
+    cache = CopiedCache(caches, 64, 1)
+    branch = cache.root()
+    grown(cache, branch, [1, 2])
+    cache.snapshot(branch)
+    grown(cache, branch, [3])
+    assert cache.fork(branch, 2).again == []
+    caches.weights += 1
     assert cache.fork(branch, 2).again == [1, 2]
 
 

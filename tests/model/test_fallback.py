@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from asyncthink import ForkJoinSampler, SamplingParams
+from asyncthink.engine.loaded import LoadedModel
 from asyncthink.engine.scoring import score
 from asyncthink.episode.records import Episode
 from asyncthink.model.choice import decoder_for
@@ -216,6 +218,20 @@ def test_the_caller_chooses(falcon: tuple[nn.Module, Any]) -> None:
         decoder_for(falcon[0], fallback="yes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="join: this model offers exact, got 'append': falcon can only join exactly"):
         ForkJoinSampler(*falcon, prompts=PROMPTS, join="append", fallback=True)
+
+
+def test_a_folder_runs_from_its_path(falcon: tuple[nn.Module, Any], tmp_path: Path) -> None:
+    for part in falcon:
+        part.save_pretrained(tmp_path)
+    with pytest.warns(RuntimeWarning, match=WARNED):
+        loaded = LoadedModel.load(tmp_path, prompts=PROMPTS, num_pages=400, device="cpu", dtype="float32")
+    (episode,) = loaded.sampler(mode="sequential").generate(["q"], SamplingParams(max_tokens=20, seed=2))
+    assert check_logprobs(falcon[0], episode)
+    assert loaded.decoder.explain()["device"].startswith("cpu")
+    with pytest.raises(DecoderError, match="falcon ignores"):
+        ForkJoinSampler(tmp_path, prompts=PROMPTS, fallback=False)
+    with pytest.raises(ValueError, match="model: expected a path, a live module or a decoder, got int"):
+        ForkJoinSampler(7, prompts=PROMPTS)  # type: ignore[arg-type]
 
 
 def test_models_that_no_cache_serves_are_refused_with_both_reasons() -> None:

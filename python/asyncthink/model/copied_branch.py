@@ -12,18 +12,21 @@ class Caches(Protocol):
     def copy(self, cache: Any) -> Any: ...
     def croppable(self, cache: Any) -> bool: ...
     def crop(self, cache: Any, remove: int) -> bool: ...
+    def version(self) -> int:
+        """Another number once caches would be computed by other weights."""
+        ...
 
 
 class Held:
     """A cache object, the ``tokens`` that it holds, and how many more its one writer has ``planned``.
 
-    ``viewers`` counts branches; ``kept``: it is a snapshot, too.
+    ``viewers`` counts branches; ``kept``: it is a snapshot, too; ``version`` is that of the weights that began it.
     """
 
-    __slots__ = ("cache", "kept", "planned", "tokens", "viewers")
+    __slots__ = ("cache", "kept", "planned", "tokens", "version", "viewers")
 
-    def __init__(self, cache: Any, tokens: list[int]) -> None:
-        self.cache, self.tokens, self.kept = cache, tokens, False
+    def __init__(self, cache: Any, tokens: list[int], version: int) -> None:
+        self.cache, self.tokens, self.version, self.kept = cache, tokens, version, False
         self.viewers = self.planned = 0
 
 

@@ -6,26 +6,15 @@ Bookkeeping alone: how a cache is copied and cut is the business of :class:`.own
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from asyncthink.model.copied_branch import Caches, CopiedBranch, CopiedPlan, Held, begins, caches_of
+from asyncthink.model.copied_branch import CopiedBranch, CopiedPlan, Held
+from asyncthink.model.copied_pages import CopiedPages
 from asyncthink_kernels.cache import OutOfPages
 
 
-@dataclass
-class CopyStats:
-    """Counters since the cache was made: forks; the tokens that copies held; tokens that were computed again."""
-
-    forks: int = 0
-    copies: int = 0
-    tokens_copied: int = 0
-    tokens_again: int = 0
-
-
-class CopiedCache:
+class CopiedCache(CopiedPages):
     """Branches within ``num_pages`` pages of ``page_size`` tokens; each cache object takes ``state_pages`` more.
 
     A fork is free until the parent or the child goes on: the first to do so copies the cache, the last one goes on in
@@ -33,8 +22,8 @@ class CopiedCache:
     the tokens are computed again, behind the longest cache at hand that holds the first of them. Snapshots are caches
     that are kept for this; they give way, the oldest first, where a step needs their pages.
 
-    >>> from asyncthink.model.own_cache import OwnCalls
-    >>> cache = CopiedCache(OwnCalls, num_pages=4, page_size=8)
+    >>> from types import SimpleNamespace
+    >>> cache = CopiedCache(SimpleNamespace(version=lambda: 0), num_pages=4, page_size=8)
     >>> organizer = cache.root()
     >>> cache.plan([(organizer, 9)]).rows, cache.used_pages
     (9, 2)
@@ -45,31 +34,6 @@ class CopiedCache:
 
     chunk = 1
     free_states = sys.maxsize
-
-    def __init__(self, caches: Any, num_pages: int, page_size: int = 16, state_pages: int = 0) -> None:
-        for name, value, least in (("num_pages", num_pages, 1), ("page_size", page_size, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
-        self._caches: Caches = caches
-        self.num_pages, self.page_size, self.state_pages = num_pages, page_size, state_pages
-        self._branches: dict[int, CopiedBranch] = {}
-        self._kept: OrderedDict[int, Held] = OrderedDict()  # snapshots, by the identity of the object
-        self._next_id = 0
-        self.stats = CopyStats()
-
-    @property
-    def branches(self) -> tuple[CopiedBranch, ...]:
-        """All branches that were made and not released."""
-        return tuple(self._branches.values())
-
-    @property
-    def used_pages(self) -> int:
-        """Pages of all branches' caches; those of snapshots give way."""
-        return self.pages_seen(self.branches)
-
-    @property
-    def free_pages(self) -> int:
-        return self.num_pages - self.used_pages
 
     def root(self) -> CopiedBranch:
         """A new empty branch."""
@@ -149,8 +113,7 @@ class CopiedCache:
     def forkable(self, branch: CopiedBranch, at: int) -> int:
         """The most of the first ``at`` tokens of ``branch`` that a fork can begin with, so that none is computed again.
 
-        >>> from asyncthink.model.own_cache import OwnCalls
-        >>> cache = CopiedCache(OwnCalls, num_pages=4)
+        >>> cache = CopiedCache(None, num_pages=4)
         >>> cache.forkable(cache.root(), 0)
         0
         """
@@ -207,62 +170,10 @@ class CopiedCache:
         failed.again = failed.tokens
         self._leave(failed)
 
-    def pages_seen(self, branches: Sequence[CopiedBranch]) -> int:
-        """Pages of the caches at which at least one of ``branches`` looks."""
-        return sum(self._pages(len(held.tokens) + held.planned) for held in caches_of(branches))
-
-    def pages_freed(self, branches: Sequence[CopiedBranch]) -> int:
-        """Pages that releasing all of ``branches`` would free. ValueError for a branch that is not live."""
-        looking: dict[int, int] = {}
-        for branch in branches:
-            self._require_live("branches", branch)
-            if branch.held is not None:
-                looking[id(branch.held)] = looking.get(id(branch.held), 0) + 1
-        freed = (held for held in caches_of(branches) if held.viewers == looking[id(held)])
-        return sum(self._pages(len(held.tokens) + held.planned) for held in freed)
-
-    def check(self) -> None:
-        """Verify the bookkeeping; RuntimeError naming what is broken. For tests."""
-        for held in caches_of(self.branches):
-            looking = [branch for branch in self.branches if branch.held is held]
-            if len(looking) != held.viewers or (held.planned and len(looking) != 1):
-                raise RuntimeError(f"viewers: expected {len(looking)}, got {held.viewers} ({held.planned} planned)")
-            if any(branch.seen > len(held.tokens) for branch in looking):
-                raise RuntimeError(f"seen: expected at most {len(held.tokens)}, got {[b.seen for b in looking]}")
-        if self.used_pages > self.num_pages:
-            raise RuntimeError(f"used_pages: expected at most {self.num_pages}, got {self.used_pages}")
-
     # -- helpers ------------------------------------------------------------------------------------------------
 
     def _marked(self, branch: CopiedBranch) -> bool:
         return branch.held is None or not self._caches.croppable(branch.held.cache)
-
-    def _pages_held(self) -> int:
-        """Pages of branches and snapshots."""
-        kept = [held for held in self._kept.values() if not held.viewers]
-        return self.used_pages + sum(self._pages(len(held.tokens)) for held in kept)
-
-    def _pages_for(self, work: Sequence[tuple[CopiedBranch, int]], *, kept: bool) -> int:
-        """Pages that the work takes beside the used ones, if snapshots are ``kept``."""
-        viewers: dict[int, int] = {}
-        total = 0
-        for branch, count in work:
-            total += self._pages(branch.length + count)
-            held = branch.held
-            if held is not None:
-                left = viewers[id(held)] = viewers.get(id(held), held.viewers) - 1
-                if not left and not (kept and held.kept):  # the last one goes on in place
-                    total -= self._pages(len(held.tokens))
-        return max(total, 0)
-
-    def _nearest(self, tokens: list[int]) -> Held | None:
-        """The longest cache that holds some of the first of ``tokens``, and nothing else."""
-        known = [*caches_of(self.branches), *self._kept.values()]
-        fitting = [held for held in known if not held.planned and begins(tokens, held.tokens)]
-        return max(fitting, key=lambda held: len(held.tokens), default=None)
-
-    def _pages(self, tokens: int) -> int:
-        return -(-tokens // self.page_size) + self.state_pages
 
     def _look(self, branch: CopiedBranch, held: Held, seen: int) -> None:
         branch.held, branch.seen = held, seen
@@ -301,11 +212,11 @@ class CopiedCache:
         """Give the branch a cache of its own that holds what it sees -> the tokens of a copy; None: none was made."""
         held, seen, copied = branch.held, branch.seen, None
         if held is None:
-            self._look(branch, Held(None, []), 0)
+            self._look(branch, Held(None, [], self._caches.version()), 0)
             return None
         if held.viewers > 1 or held.kept:
             self._leave(branch)
-            held = Held(self._caches.copy(held.cache), list(held.tokens))
+            held = Held(self._caches.copy(held.cache), list(held.tokens), held.version)
             self._look(branch, held, seen)
             copied = len(held.tokens)
             self.stats.copies += 1
@@ -316,12 +227,8 @@ class CopiedCache:
             else:
                 branch.again = [*held.tokens[:seen], *branch.again]
                 self._leave(branch)
-                self._look(branch, Held(None, []), 0)
+                self._look(branch, Held(None, [], self._caches.version()), 0)
         return copied
-
-    def _require_live(self, name: str, branch: object) -> None:
-        if not isinstance(branch, CopiedBranch) or self._branches.get(branch.id) is not branch:
-            raise ValueError(f"{name}: expected a branch of this cache that was not released, got {branch!r}")
 
     def _check_work(self, work: Sequence[tuple[CopiedBranch, int]]) -> None:
         if not work:

@@ -30,7 +30,7 @@ from asyncthink.model.own_cache import CHUNKS, FEEDS, WHOLE
 from asyncthink.model.quantized import count_parameters, quantized_before
 from asyncthink.model.rotary import length_dependent
 from asyncthink.model.watch import WatchedTables
-from asyncthink.model.weights import described, version
+from asyncthink.model.weights import described
 
 _STATES = 64  # caches whose fixed part the default memory has room for
 _PROBED = 6  # tokens
@@ -90,7 +90,6 @@ class FallbackDecoder:
     why_device: str = "where the live model is"
     why_dtype: str | None = None
     reason = ""
-    _refreshes = 0
 
     def __init__(
         self,
@@ -159,7 +158,7 @@ class FallbackDecoder:
 
     def weights_version(self) -> int:
         """A number that changes by :meth:`refresh`, and when weights are changed in place or moved."""
-        return hash((self._refreshes, *map(version, self.model.parameters())))
+        return self._calls.version()
 
     def forward(self, tokens: Tensor, plan: CopiedPlan, logits_rows: list[int] | Tensor) -> Tensor:
         """One step: tokens [T] int64 in the order of the plan's rows -> logits [N,V] of ``logits_rows`` [N].
@@ -190,7 +189,7 @@ class FallbackDecoder:
         DecoderError if the weights have another dtype or device now.
         """
         self._check_weights()
-        self._refreshes += 1
+        self._calls.refreshes += 1
         if self.linears is not None:
             self.linears.forget()
 

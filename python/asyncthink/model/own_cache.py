@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig
 
 from asyncthink.model.hook import DecoderError, HookedModel
+from asyncthink.model.weights import version
 
 CHUNKS, SINGLES, WHOLE = "chunks", "singles", "whole"
 FEEDS = {
@@ -44,7 +45,7 @@ class OwnCalls:
 
     def __init__(self, hooked: HookedModel, feed: str) -> None:
         self.hooked, self.feed = hooked, feed
-        self.count = 0  # of calls
+        self.count = self.refreshes = 0  # calls of the model; changes of the weights that the caller told of
         self.device = next(hooked.model.parameters()).device
         self._keeps_logits = "logits_to_keep" in inspect.signature(hooked.model.forward).parameters
         self._stateful = bool(getattr(hooked.model, "_is_stateful", False))
@@ -86,6 +87,10 @@ class OwnCalls:
         if name is None:
             raise DecoderError("it returns no cache")
         return Own(name, getattr(output, name)), logits[len(logits) - keep :]
+
+    def version(self) -> int:
+        """A number that changes with :attr:`refreshes`, and when weights are changed in place or moved."""
+        return hash((self.refreshes, *map(version, self.hooked.model.parameters())))
 
     @torch.inference_mode()
     def copy(self, cache: Own | None) -> Own | None:
