@@ -50,7 +50,7 @@ class NativeProgram:
         self._program = self._backend.step_program()
         self._held: list[Any] = []  # what the program points at
         self._widest = (1, 1, 1)  # of attention: query heads, kv heads, head dim of V
-        self._workspace = torch.empty(0)
+        self._workspace = _floats(0)
         self._scratch: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class NativeProgram:
     ) -> None:
         """For each part (quants, scales, mins, bias, y): y [T,O] is :func:`quantized_linear` of x [T,I]."""
         floats = self._backend.quantized_workspace(*x.shape)
-        scratch = self._scratch.setdefault(floats, torch.empty(floats))
+        scratch = self._scratch.setdefault(floats, _floats(floats))
         self._append("quantized_linears", x, list(parts), scratch)
 
     def attention(
@@ -112,7 +112,7 @@ class NativeProgram:
         T, Hq, D = q.shape
         q_heads, kv_heads, v_dim = self._widest
         self._widest = max(q_heads, Hq), max(kv_heads, v.shape[1]), max(v_dim, v.shape[2])
-        lse = torch.empty(T, Hq)
+        lse = _floats(T, Hq)
         scale = D**-0.5 if scale is None else scale
         self._append("attention", q, k, v, k_cache, v_cache, out, lse, scale, window, softcap, sinks, layer)
 
@@ -121,8 +121,13 @@ class NativeProgram:
         q_heads, kv_heads, v_dim = self._widest
         floats = self._backend.attention_workspace(plan[2].shape[0], q_heads, kv_heads, v_dim)
         if floats > self._workspace.shape[0]:
-            self._workspace = torch.empty(2 * floats)
+            self._workspace = _floats(2 * floats)
         self._backend.run_step_program(self._program, slots, plan, self._workspace, angles)
+
+
+def _floats(*shape: int) -> Tensor:
+    """Memory for float32 on the CPU, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 @functools.cache
@@ -131,13 +136,14 @@ def lanes_of_sums(length: int) -> int | None:
 
     Found by trying both on random numbers. None: neither gives torch's bits.
     """
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(256, length, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    rows = torch.randn(256, length, generator=generator, dtype=torch.float32, device="cpu")
     means = torch.cat([rows[:128].pow(2).mean(-1), *(row[None].pow(2).mean(-1) for row in rows[128:])])
     expected = rows * torch.rsqrt(means + 1e-5)[:, None]
+    weight = torch.ones(length, dtype=torch.float32, device="cpu")
     for lanes in (8, 16):
         got, program = torch.empty_like(rows), NativeProgram()
-        program.norm(rows[:, None], torch.ones(length), got[:, None], 1e-5, lanes)
+        program.norm(rows[:, None], weight, got[:, None], 1e-5, lanes)
         program.run(*_NO_STEP)
         if torch.equal(got, expected):
             return lanes
@@ -147,7 +153,8 @@ def lanes_of_sums(length: int) -> int | None:
 def _no_step() -> tuple[Tensor, list[Tensor], _Angles]:
     """What a program without attention is given."""
     sizes = ((0, 6), (0,), (0, 5), (1,), (0,), (1,))
-    return torch.zeros(0, dtype=torch.int64), [torch.zeros(size, dtype=torch.int32) for size in sizes], []
+    plan = [torch.zeros(size, dtype=torch.int32, device="cpu") for size in sizes]
+    return torch.zeros(0, dtype=torch.int64, device="cpu"), plan, []
 
 
 _NO_STEP = _no_step()

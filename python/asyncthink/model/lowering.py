@@ -254,6 +254,6 @@ def _as_heads(x: Tensor) -> Tensor:
 @functools.cache
 def _table(op: Any, dtype: torch.dtype, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> Tensor:
     """What ``op`` makes of each of the 65,536 numbers of a 16-bit dtype, by their bits."""
-    numbers = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
+    numbers = torch.arange(1 << 16, dtype=torch.int32, device="cpu").to(torch.int16).view(dtype)
     table: Tensor = op(numbers, *args, **dict(kwargs))
     return table
