@@ -129,6 +129,11 @@ class NativeProgram:
         self._backend.run_step_program(self._program, slots, plan, self._workspace, angles)
 
 
+def _floats(*shape: int) -> Tensor:
+    """Memory for float32 on the CPU, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 @functools.cache
 def lanes_of_sums(length: int) -> int | None:
     """How many floats at a time torch's sum over ``length`` floats takes here, which decides how it rounds: 8 or 16.
@@ -139,9 +144,10 @@ def lanes_of_sums(length: int) -> int | None:
     rows = torch.randn(256, length, generator=generator, dtype=torch.float32, device="cpu")
     means = torch.cat([rows[:128].pow(2).mean(-1), *(row[None].pow(2).mean(-1) for row in rows[128:])])
     expected = rows * torch.rsqrt(means + 1e-5)[:, None]
+    weight = torch.ones(length, dtype=torch.float32, device="cpu")
     for lanes in (8, 16):
         got, program = torch.empty_like(rows), NativeProgram()
-        program.norm(rows[:, None], torch.ones_like(rows[0]), got[:, None], 1e-5, lanes)
+        program.norm(rows[:, None], weight, got[:, None], 1e-5, lanes)
         program.run(*_NO_STEP)
         if torch.equal(got, expected):
             return lanes
@@ -153,11 +159,6 @@ def _no_step() -> tuple[Tensor, list[Tensor], _Angles]:
     sizes = ((0, 6), (0,), (0, 5), (1,), (0,), (1,))
     plan = [torch.zeros(size, dtype=torch.int32, device="cpu") for size in sizes]
     return torch.zeros(0, dtype=torch.int64, device="cpu"), plan, []
-
-
-def _floats(*size: int) -> Tensor:
-    """Room for float32 results, whatever default dtype and device the caller has set."""
-    return torch.empty(size, dtype=torch.float32, device="cpu")
 
 
 _NO_STEP = _no_step()

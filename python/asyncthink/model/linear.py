@@ -70,12 +70,11 @@ class _PackedLinear:
 
     def hold(self, weight: Tensor | None) -> None:
         """Pack other values; of the same shape in place, so that what was compiled or recorded goes on with them."""
-        if weight is None or not packable(weight):
-            self.packed = None
-        elif self.packed is not None and self.packed.dtype == weight.dtype and self.module.out_features:
-            self.packed.copy_(pack_linear(weight))
+        new = None if weight is None or not packable(weight) else pack_linear(weight)
+        if new is None or self.packed is None or (new.shape, new.dtype) != (self.packed.shape, self.packed.dtype):
+            self.packed = new
         else:
-            self.packed = pack_linear(weight)
+            self.packed.copy_(new)
 
     def forward(self, x: Tensor) -> Tensor:
         module, packed = self.module, self.packed
