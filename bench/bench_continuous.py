@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import machine
-from bench_generation import SHAPE, TINY, columns, random_qwen3
+from bench_generation import columns
 from clock import Spread
 from engines import MOST_BRANCHES
 from engines.continuous import served
 from engines.ours import Ours
+from random_models import SHAPE, TINY, random_qwen3
 
 NEW = {512: 12, 4096: 8}  # tokens of a request; at 4,096 a step of 8 takes continuous batching more than a second
 STEPS = 24  # of ours, half of them before the peer and half behind

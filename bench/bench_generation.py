@@ -19,18 +19,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import machine
 from clock import Spread
 from engines import NEW, Engine
 from engines.hugging_face import HuggingFace
 from engines.ours import Ours
+from random_models import SHAPE, TINY, random_qwen3
 
-SHAPE = {"vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
-         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}  # fmt: skip
-TINY = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}  # fmt: skip
 PREFIXES = (512, 4096)
 STEPS = (3, 20)  # fewest of a slow engine, and most
 SECONDS = 2.0  # of each engine in a cell
@@ -76,17 +72,6 @@ def _close(held: dict[str, Field]) -> None:
         for engine in one.engines.values():
             engine.close()
     held.clear()
-
-
-def random_qwen3(shape: Mapping[str, int], dtype: torch.dtype) -> Qwen3ForCausalLM:
-    """A model with random weights and tied embeddings."""
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        return Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=True, max_position_embeddings=8192)).eval()
-    finally:
-        torch.set_default_dtype(before)
 
 
 def make(dtype: torch.dtype, timed: bool, ways: bool, peers: list[str], folder: Path) -> Field:

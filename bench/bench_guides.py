@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from asyncthink import ForkJoinSampler, SamplingParams
 from asyncthink.protocol.prompts import PromptFormat
-from bench_generation import SHAPE, TINY
 from clock import Spread
 from contest import DEVICE
+from random_models import SHAPE, TINY
 
 AGENTS, STEPS, WARM, GOAL = 8, 24, 4, 0.05
 PROMPTS = PromptFormat("{question}", "W:", "{subquery}", "{question}")

@@ -18,7 +18,7 @@ import torch
 from asyncthink.episode.options import JoinMode
 from asyncthink.model.decoder import Decoder
 from asyncthink_kernels.cache import Branch
-from bench_generation import SHAPE, TINY, random_qwen3
+from random_models import SHAPE, TINY, random_qwen3
 
 JOINED, WORKERS = 64, 4
 

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 import machine
 from asyncthink import Decoder, ForkJoinSampler, SamplingParams
 from asyncthink.protocol.prompts import PromptFormat
-from bench_generation import SHAPE, TINY, random_qwen3
 from clock import Spread
+from random_models import SHAPE, TINY, random_qwen3
 
 PROMPTS = PromptFormat("{question}", "", "{subquery}", "{question}")
 DOCUMENT, REPLY, QUESTION = 4000, 32, 20  # tokens

@@ -15,7 +15,7 @@ import pytest
 import bench_scale
 from asyncthink.cli.profile import SHAPES, random_model
 from asyncthink.eval.profiling import profile
-from bench_generation import TINY
+from random_models import TINY
 
 MODELS = {"qwen3-0.6b": (SHAPES["qwen3-0.6b"], "bfloat16"), "2 layers": (bench_scale.SHAPE, "float32")}
 CELLS = [

@@ -20,7 +20,7 @@ import torch
 
 from asyncthink.model.decoder import Decoder
 from asyncthink_kernels.cache import Branch
-from bench_generation import random_qwen3
+from random_models import random_qwen3
 
 SHAPE = {"vocab_size": 1024, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}  # fmt: skip

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 import machine
 from asyncthink import ForkJoinSampler, SamplingParams
 from bench_fork_join import PROMPTS
-from bench_generation import SHAPE, TINY, random_qwen3
 from clock import Spread
+from random_models import SHAPE, TINY, random_qwen3
 
 DRAFTS, NEW = 8, 32
 

@@ -69,7 +69,7 @@ def load_model(model: str, dtype: torch.dtype, smollm2: Path | None) -> Any:
         from shuffled import load
 
         return load(smollm2, dtype)  # type: ignore[arg-type]
-    from bench_generation import SHAPE, TINY, random_qwen3
+    from random_models import SHAPE, TINY, random_qwen3
 
     return random_qwen3(TINY if model == "tiny" else SHAPE, dtype)
 

@@ -103,6 +103,42 @@ def test_unknown_fields_are_named() -> None:
         assert answer.json()["error"]["message"] == "unknown fields: asyncthink.bar"
 
 
+def test_without_a_key_the_host_must_be_ours() -> None:
+    """Or else a page of another site would ask it by DNS rebinding."""
+    with served(sampler(ENDLESS), Settings("tiny", hosts=("box.lan",))) as server:
+        for host in (
+            "127.0.0.1",
+            "127.0.0.1:1",
+            "[::1]:8000",
+            "LOCALHOST:80",
+            "chat.localhost",
+            "box.lan:8000",
+            "box.lan.",
+        ):
+            assert server.client.get("/v1/models", headers={"host": host}).status_code == 200, host
+        for host in (
+            "evil.example",
+            "evil.example:8000",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "",
+            "::1",
+        ):
+            for path in ("/", "/v1/models", "/metrics"):
+                answer = server.client.get(path, headers={"host": host})
+                message = f"host: expected an address, localhost or a name of --allow-host, got {host!r}"
+                assert answer.status_code == 403 and answer.json()["error"]["message"] == message, host
+            assert server.client.get("/health", headers={"host": host}).status_code == 200
+    with served(sampler(ENDLESS), Settings("tiny", "s3cret")) as server:
+        assert server.client.get("/v1/models", headers={"host": "evil.example"}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["", "Box", "box:80", "http://box", "*", "[::1]"])
+def test_hosts_are_names(host: str) -> None:
+    with pytest.raises(ValueError, match="hosts: expected names in lower case, without port"):
+        Settings("tiny", hosts=(host,))
+
+
 def test_the_key(capfd: pytest.CaptureFixture[str]) -> None:
     with served(sampler(ENDLESS), Settings("tiny", "s3cret"), log_level="info") as server:
         assert server.client.get("/v1/models").status_code == 200
@@ -160,7 +196,7 @@ def test_a_client_that_goes_away_is_cancelled(streamed: bool) -> None:
     with served(s) as server:
         body = json.dumps({"prompt": "l", "max_tokens": 890, "stream": streamed}).encode()
         with socket.create_connection(("127.0.0.1", server.client.base_url.port)) as raw:
-            head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: [::1]\r\ncontent-type: application/json\r\ncontent-length: "
             raw.sendall(head + str(len(body)).encode() + b"\r\n\r\n" + body)
             stepping.wait()
         assert server.client.get("/health").status_code == 200  # the loop runs on while the step does

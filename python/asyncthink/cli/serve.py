@@ -20,6 +20,10 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; others reach only what you open.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
     api_key: Annotated[str | None, typer.Option(help=f"What clients must send. Default: ${API_KEY}.")] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name under which clients reach the server; needed without a key. May be repeated."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name for clients. Default: that of its folder.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse requests with unknown fields.")] = False,
     mode: Annotated[str, typer.Option(help="Where a request does not say: asyncthink, sequential or parallel.")] = (
@@ -80,7 +84,9 @@ def serve(
     )
     source: str | Path = model or checkpoint_path()
     key = api_key if api_key is not None else os.environ.get(API_KEY) or None
-    settings = Settings(name or Path(source).name, key, strict, allow_weight_updates, limits)
+    hosts = [*(allow_host or ()), *([] if ":" in host else [host])]  # an IPv6 address is let in anyway
+    names = tuple(each.lower() for each in hosts)
+    settings = Settings(name or Path(source).name, key, strict, allow_weight_updates, limits, names)
     with loading(quiet=False) as progress:
         from asyncthink.engine.async_engine import AsyncEngine
         from asyncthink.engine.saved_prompts import saved_prompts

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from asyncthink.engine.async_engine import EngineFullError, EngineStoppedError
 
-KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _MOST_NAMES, _MOST_LETTERS = 50, 2000  # of unknown fields in a header; clients refuse long ones
 
 
@@ -48,6 +48,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "A value that cannot be served",
         401: "No API key, or another one",
+        403: "No API key is set, and the Host header names another server",
         404: "Another model than the server's",
         413: "A body that is too large",
         422: "JSON of another form",

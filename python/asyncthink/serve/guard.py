@@ -1,4 +1,4 @@
-"""What every request passes first: the key, the size of its body, and headers of every answer."""
+"""What every request passes first: the host that it names, the key, and the size of its body."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asyncthink.serve.errors import ApiError, answer
 from asyncthink.serve.events import ClientGoneError
+from asyncthink.serve.hosts import is_own
 from asyncthink.serve.settings import Settings
 
 #: Open without a key: the page asks for the key itself, and a supervisor has none.
@@ -16,7 +17,10 @@ OPEN = frozenset({"/", "/health"})
 
 
 class Guard:
-    """An ASGI application around another one: 401 without the key, 413 for a body beyond the limit."""
+    """An ASGI application around another one: 401 without the key, 413 for a body beyond the limit.
+
+    Where there is no key, 403 for a Host that is not the server's (:mod:`.hosts`); ``/health`` answers to any.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._settings = app, settings
@@ -31,6 +35,10 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if scope["path"] not in OPEN and not self._allowed(headers.get(b"authorization", b"")):
             error = ApiError(401, "expected the server's API key as 'Authorization: Bearer ...'")
+            await answer(error)(scope, receive, send)
+            return
+        if (host := self._strange_host(scope)) is not None:
+            error = ApiError(403, f"host: expected an address, localhost or a name of --allow-host, got {host[:200]!r}")
             await answer(error)(scope, receive, send)
             return
         if not length.isdigit() or int(length) > most:
@@ -57,6 +65,13 @@ class Guard:
 
         with contextlib.suppress(ClientGoneError):
             await self._app(scope, counted, sent)
+
+    def _strange_host(self, scope: Scope) -> str | None:
+        """A host that the request names and that is not ours; a request without any comes from no browser."""
+        if self._settings.api_key is not None or scope["path"] == "/health":
+            return None
+        given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        return next((host for host in given if not is_own(host, self._settings.hosts)), None)
 
     def _allowed(self, given: bytes) -> bool:
         """Compares in constant time."""

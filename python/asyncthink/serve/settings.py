@@ -48,6 +48,8 @@ class Settings:
         strict: refuse requests with unknown fields; else they are ignored, and named in ``x-asyncthink-ignored``.
         weight_updates: let clients change the model's weights.
         limits: see :class:`Limits`.
+        hosts: names under which the server is reached, besides addresses and localhost. Without a key, requests to
+            others are refused.
     """
 
     model: str
@@ -55,7 +57,11 @@ class Settings:
     strict: bool = False
     weight_updates: bool = False
     limits: Limits = field(default_factory=Limits)
+    hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():
             raise ValueError("api_key: expected a key, got an empty text")
+        for host in self.hosts:
+            if not host or host != host.lower() or set(host) & set(":/ *[]"):
+                raise ValueError(f"hosts: expected names in lower case, without port, got {host!r}")
