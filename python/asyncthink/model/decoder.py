@@ -63,8 +63,8 @@ class Decoder:
         linears: the packed linear layers (:class:`asyncthink.model.linear.PackedLinears`), the quantized ones
             (:class:`asyncthink.model.quantized.QuantizedLinears`), or None.
         graphs: the captured decode steps (:class:`.cuda_graphs.StepGraphs`); None: every step runs eagerly.
-        recorded: the recorded steps (:class:`.recorded.RecordedSteps`), which say why if there are none; None: on a
-            GPU, and where they are not wanted.
+        recorded: the recorded steps (:class:`.recorded.RecordedSteps`), which say why if there are none; None on a GPU
+            and where they are not wanted.
         max_length: the longest context: the rows of the model's position table, or the length at which its RoPE changes
             (dynamic, longrope). None: no limit, as RoPE is computed beyond ``max_position_embeddings`` too.
 
