@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from transformers import GPTJConfig, GPTJForCausalLM
+from transformers import XLMConfig, XLMWithLMHeadModel
 from typer.testing import CliRunner, Result
 
 import asyncthink
@@ -163,10 +163,9 @@ def test_run_saves_what_view_draws(untrained: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_that_cannot_be_served(tmp_path: Path) -> None:
-    config = GPTJConfig(vocab_size=600, n_embd=32, n_layer=1, n_head=2, rotary_dim=8, n_positions=64)
-    GPTJForCausalLM(config).save_pretrained(tmp_path)
+    XLMWithLMHeadModel(XLMConfig(vocab_size=600, emb_dim=32, n_layers=1, n_heads=2)).save_pretrained(tmp_path)
     build_tokenizer().save_pretrained(tmp_path)
-    assert is_one_line(call("run", "--model", tmp_path, "hello"), 1, "gptj")
+    assert is_one_line(call("run", "--model", tmp_path, "hello"), 1, "xlm")
 
 
 @pytest.mark.parametrize("command", [["demo"], ["run", "hello"]])

@@ -275,7 +275,8 @@ def test_explain_names_what_is_not_available(plain: Path) -> None:
     decoder.unavailable["link"] = "its keys cannot be moved"
     explanation = decoder.explain()
     assert explanation.keys() == {
-        "model", "device", "threads", "dtype", "weights", "pack", "graphs", "compile", "joins", "positions", "cache",
+        "model", "device", "threads", "dtype", "weights", "pack", "graphs", "compile", "recorded", "joins", "positions",
+        "states", "cache",
     }  # fmt: skip
     assert explanation["joins"] == "exact, append, link; link: its keys cannot be moved"
     assert explanation["graphs"] == "no: CUDA graphs need a GPU"

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from asyncthink.train.checkpoint import checkpoints
 from asyncthink.train.demonstrations import DemonstrationPacker
 from asyncthink.train.evaluate import evaluate, held_out_episodes
 from asyncthink.train.loading import TINY_PROMPTS, ModelOptions, Shape
+from asyncthink.train.packed_attention import ATTENTION
 from asyncthink.train.sft import SFTConfig, train_sft
 from asyncthink.train.tokenizer import build_tokenizer
 
@@ -145,6 +147,8 @@ def test_training_goes_on_from_a_folder(tmp_path: Path) -> None:
 
 class Oracle(nn.Module):
     """Knows what comes next, but says ``wrong`` where the next token is ``blind``."""
+
+    config = SimpleNamespace(_attn_implementation=ATTENTION)
 
     def __init__(self, blind: int | None = None, wrong: int = 0) -> None:
         super().__init__()
