@@ -90,7 +90,10 @@ def test_every_family_keeps_its_bits(family: str) -> None:
 
 @pytest.mark.parametrize("options", [{"pack": True}, {}, {"weights": "int8"}, {"weights": "int4"}], ids=str)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
-def test_forks_joins_and_rows_of_all_kinds(options: dict[str, Any], precision: torch.dtype) -> None:
+def test_forks_joins_and_rows_of_all_kinds(
+    options: dict[str, Any], precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorded, "OTHERS", 2)
     pair = Pair(tiny("llama", dtype=precision, num_hidden_layers=2), **options)
     pair.step((0, 7))
     pair.fork(0)
@@ -111,6 +114,17 @@ def test_forks_joins_and_rows_of_all_kinds(options: dict[str, Any], precision: t
         pair.step((1, 2), rows=[])
     assert pair.programs == 4
     assert "4 programs" in pair.recording.explain()["recorded"]
+
+
+def test_prompts_are_recorded_late() -> None:
+    pair = Pair(tiny("llama", num_hidden_layers=1))
+    decode(pair, 5, 0)
+    for _ in range(recorded.OTHERS):
+        pair.step((0, 3), rows=[2])
+    assert pair.programs == 1
+    for _ in range(2):
+        pair.step((0, 3), rows=[2])
+    assert pair.programs == 2
 
 
 def test_weights_that_change_in_place_are_read() -> None:

@@ -1,7 +1,7 @@
 """Decode steps on a CPU without transformers' Python: :class:`RecordedSteps`.
 
 A step of a small model takes longer in Python than its weights take to be read. So a decode step is recorded when its
-sizes come a second time, and made to a program (:mod:`asyncthink.model.lowering`). The next step of these sizes runs
+sizes have come twice, and made to a program (:mod:`asyncthink.model.lowering`). The next step of these sizes runs
 both ways: only where logits, K and V are the same, **bit by bit**, does the program serve from then on. So nobody can
 tell a recorded step from one of the model itself, except by its time.
 
@@ -33,6 +33,10 @@ MAX_ROWS = 64
 
 MAX_PROGRAMS = 64
 """Programs kept at once; the least recently used goes first."""
+
+DECODING, OTHERS = 2, 16
+"""How often sizes have come when they are recorded: where every row draws, the next token brings them again; a prompt's
+may never come again, and a step that is recorded takes a few times as long."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _OWN = (nn.Module, QuantizedLinear)
@@ -94,7 +98,7 @@ class RecordedSteps:
             self._programs.move_to_end(key)
             return self._replayed(program, step, rows)
         self._seen[key] += 1
-        if self._seen[key] < 2:
+        if self._seen[key] < (DECODING if key[0] == key[1] else OTHERS):
             return run(step, rows)
         try:
             return self._recorded(key, step, rows, run)
