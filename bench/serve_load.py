@@ -127,7 +127,7 @@ def main() -> None:
         with server(command.replace("{model}", args.model)) as url:
             model = "default" if name == "asyncthink" else args.model
             extra = PLAIN if name == "asyncthink" else {}
-            first = (1, 1, 2, extra)  # a server may load its model now
+            first = (1, 1, 8, extra)  # a server may load its model, or record its steps, now
             asyncio.run(closed_loop(url, model, *first, bare=args.bare))
             for clients in map(int, args.clients.split(",")):
                 sizes = (clients, args.requests, args.tokens, extra)
