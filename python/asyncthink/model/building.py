@@ -130,6 +130,8 @@ def reserve(
     attention = PagedAttention([call.module for call in layers.calls], storage, examined.rotaries)
     chunk = chunk or chunk_for(examined.hooked.model, layers, page_size, device)
     if layout is None:
+        if num_states is not None:
+            raise ValueError(f"num_states: expected none, as {examined.kind} has no recurrent layers, got {num_states}")
         return Reserved(TreeCache(num_pages, page_size, chunk), storage, None, attention)
     num_states = num_states_for(num_states, layout.bytes_per_state, device)
     cache = StatefulCache(num_pages, page_size, chunk, num_states=num_states, by_token=examined.by_token)

@@ -116,7 +116,7 @@ class FallbackDecoder(ServedModel):
         self.feed = self._calls.feed
         dtype = next(model.parameters()).dtype
         self.storage = CopiedStorage(sizes.token, sizes.state, dtype)
-        unit = sizes.token or -(-sizes.state // page_size) or 8  # with neither, the token ids that are kept
+        unit = sizes.unit(page_size)
         self.cache = CopiedCache(
             self._calls,
             _pages(num_pages, memory_bytes, page_size, unit, sizes, self.device),
