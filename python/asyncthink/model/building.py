@@ -148,16 +148,16 @@ def steps_for(
     record: bool,
 ) -> tuple[PackedSteps | None, RowPasses | None]:
     """What runs the steps, one of both; in ``unavailable`` "graphs" is the reason why they cannot be captured."""
-    hooked, on_cpu = examined.hooked, examined.device.type == "cpu"
+    hooked, place = examined.hooked, examined.device.type
     packed = rows = None
     if held.states is None:
-        record = record and on_cpu and not compile
+        record = record and place == "cpu" and not compile
         packed = PackedSteps(hooked, held.attention, examined.kind, unavailable, record=record)
     else:
         rows = RowPasses(hooked, held.attention, held.states)
     if compile:
         hooked.compiled = CompiledModel(hooked.model, "inductor" if compile is True else compile)
-    if graphs or (graphs is None and not on_cpu):
+    if graphs or (graphs is None and place == "cuda"):
         if packed is not None and examined.uncaptured is None:
             packed.capture()
         else:
