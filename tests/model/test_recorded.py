@@ -219,6 +219,25 @@ def test_the_least_recently_used_program_goes_first(monkeypatch: pytest.MonkeyPa
     assert pair.programs == 2
 
 
+def test_programs_lie_in_the_same_memory() -> None:
+    pair = Pair(tiny("llama", num_hidden_layers=1))
+    decode(pair, 4, 0)
+    assert pair.recording.recorded is not None
+    memory = pair.recording.recorded.memory
+    held = memory.nbytes
+    assert held
+    for rows in (4, 1, 2, 3, 4, 1, 2, 3, 4, 2):
+        for _ in range(4):
+            pair.step((0, rows))
+    assert pair.programs == 4
+    assert pair.recording.recorded.memory is memory
+    four = memory.nbytes
+    for rows in (3, 2, 1):
+        for _ in range(4):
+            pair.step((0, rows))
+    assert memory.nbytes == four
+
+
 def test_a_named_backend_and_large_steps_run_the_model() -> None:
     model = tiny("llama", num_hidden_layers=1)
     decoder = Decoder(model, **SIZES | {"num_pages": 200})

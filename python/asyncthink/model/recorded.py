@@ -24,6 +24,7 @@ from asyncthink.model.attention import PagedAttention, Step
 from asyncthink.model.checks import one_line
 from asyncthink.model.hook import HookedModel
 from asyncthink.model.lowering import StepProgram
+from asyncthink.model.places import Memory
 from asyncthink.model.quantized import QuantizedLinear
 from asyncthink.model.recorder import NotRecordableError, Recording, record
 from asyncthink_kernels.ops.step_program import PARTS, native
@@ -57,6 +58,7 @@ class RecordedSteps:
         self._programs: OrderedDict[tuple[int, int], StepProgram] = OrderedDict()
         self._seen: Counter[tuple[int, int]] = Counter()
         self._recordings: dict[tuple[int, int], Recording] = {}
+        self.memory = Memory()
         self._proven = False  # two passes of the same sizes have made the same calls
         self._model = _State(hooked.model)
 
@@ -76,6 +78,7 @@ class RecordedSteps:
         self._programs.clear()
         self._seen.clear()
         self._recordings.clear()
+        self.memory = Memory()
         self._proven = False
         self.reason = _unknown(self._hooked.model)
         self._model = _State(self._hooked.model)
@@ -125,7 +128,7 @@ class RecordedSteps:
         with torch.inference_mode():
             places = [(place.k_cache, place.v_cache) for place in self._attention.layers]
             try:
-                program = StepProgram(before, places)
+                program = StepProgram(before, places, self.memory)
             except (RuntimeError, ValueError) as error:
                 raise NotRecordableError(f"its program cannot be made: {one_line(error)}") from error
             written = self._written(step)
@@ -135,7 +138,8 @@ class RecordedSteps:
             raise NotRecordableError("its program gives other bits than the model itself")
         self._programs[key] = program
         if len(self._programs) > MAX_PROGRAMS:
-            self._programs.popitem(last=False)
+            gone, _ = self._programs.popitem(last=False)
+            self._seen[gone] = 0  # else sizes that come in turn would be recorded in every step
         return logits
 
     def _replayed(self, program: StepProgram, step: Step, rows: Tensor) -> Tensor:
