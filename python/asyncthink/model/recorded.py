@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 from torch.utils.hooks import RemovableHandle
 
 from asyncthink.model.attention import PagedAttention, Step
@@ -42,14 +43,16 @@ may never come again, and a step that is recorded takes a few times as long."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _OWN = (nn.Module, QuantizedLinear)
 _KNOWN = ("torch.nn.", "transformers.")  # where classes of modules come from whose Python is known not to change
+_FORWARDS = ("torch.", "transformers.", f"{QuantizedLinear.__module__}.")  # and their forwards, decorators included
 
 
 class RecordedSteps:
     """Runs steps by programs where it can; :meth:`step` gives None where the model itself has to run.
 
     A program reads weights where they lie. It is given up when they are moved and when the model changes: a module or
-    parameter in the place of another one, a hook, an attribute more or less on a module. Changes of another kind (the
-    values of a config) need :meth:`clear`, as CUDA graphs do.
+    parameter in the place of another one, a hook, an attribute more or less on a module, another ``forward`` of a
+    class, another function that a ``forward`` calls by its name. Changes of another kind (the values of a config) need
+    :meth:`clear`, as CUDA graphs do.
     """
 
     def __init__(self, hooked: HookedModel, attention: PagedAttention) -> None:
@@ -173,17 +176,36 @@ class _State:
         tables: list[dict[str, Any]] = [getattr(module, name) for module in modules for name in named]
         self._tables = [table for table in tables if table]
         self._attributes = [module.__dict__ for module in modules]
-        self._hooks = RemovableHandle.next_id  # hooks of any module count it up
+        self._hooks = RemovableHandle.next_id
         self._held = list(_values(self._tables))
         self._sizes = [list(map(len, dicts)) for dicts in (self._tables, self._attributes)]
+        self._forwards = [(kind, kind.forward) for kind in set(map(type, modules))]
+        self._called = list(itertools.chain.from_iterable(_called(forward) for _, forward in self._forwards))
 
     def is_same(self) -> bool:
-        """Whether modules, parameters and attributes are those that were, and no hook is new."""
+        """Whether modules, parameters, attributes and functions are those that were, and no hook is new."""
+        if self._hooks != RemovableHandle.next_id:  # which hooks of any module count up, most of them elsewhere
+            if _every_modules_hooks() or any(attributes[hooks] for attributes in self._attributes for hooks in _HOOKS):
+                return False
+            self._hooks = RemovableHandle.next_id
         return (
-            self._hooks == RemovableHandle.next_id
-            and [list(map(len, dicts)) for dicts in (self._tables, self._attributes)] == self._sizes
+            [list(map(len, dicts)) for dicts in (self._tables, self._attributes)] == self._sizes
             and all(map(operator.is_, _values(self._tables), self._held))
+            and all(kind.forward is forward for kind, forward in self._forwards)
+            and all(names.get(name) is value for names, name, value in self._called)
         )
+
+
+def _called(forward: Any) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """(globals, name, value) of what a function of Python calls by a global name."""
+    if hasattr(forward, "__code__"):
+        names: dict[str, Any] = forward.__globals__
+        yield from ((names, name, names[name]) for name in forward.__code__.co_names if callable(names.get(name)))
+
+
+def _every_modules_hooks() -> bool:
+    """Whether there are hooks that torch calls for each module of the process."""
+    return bool(every_module._global_forward_hooks or every_module._global_forward_pre_hooks)
 
 
 def _values(tables: list[dict[str, Any]]) -> Iterator[Any]:
@@ -192,6 +214,8 @@ def _values(tables: list[dict[str, Any]]) -> Iterator[Any]:
 
 def _unknown(model: nn.Module) -> str | None:
     """Why the model's Python may do something else from step to step; None where it may not."""
+    if _every_modules_hooks():
+        return "all modules have hooks (register_module_forward_hook)"
     for name, module in model.named_modules():
         kind = type(module)
         if not (f"{kind.__module__}.".startswith(_KNOWN) or kind in _OWN):
@@ -200,6 +224,9 @@ def _unknown(model: nn.Module) -> str | None:
             return f"{name or 'the model'} has hooks"
         if "forward" in module.__dict__:
             return f"{name or 'the model'} has a forward of its own"
+        origin = getattr(kind.forward, "__globals__", {}).get("__name__", type(kind.forward).__module__)
+        if not f"{origin}.".startswith(_FORWARDS):
+            return f"{name or 'the model'} is a {kind.__module__}.{kind.__qualname__} with a forward of {origin}"
     return None
 
 
