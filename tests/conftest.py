@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import warnings
@@ -169,17 +170,26 @@ def unwritten_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", full_of_nan)
 
 
+@contextlib.contextmanager
+def forced(target: Target) -> Iterator[None]:
+    """Ops run on the target, with its instruction set; no warning is let through."""
+    before = _cpu.isa() if target.isa else None
+    if target.isa:
+        _cpu.set_isa(target.isa)
+    try:
+        with use_backend(target.backend), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            if str(target) == "triton-cpu":  # numpy, which interprets, speaks up at every NaN
+                warnings.filterwarnings("ignore", "(invalid value|overflow|divide by zero|All-NaN slice) encountered")
+            yield
+    finally:
+        if before:
+            _cpu.set_isa(before)
+
+
 @pytest.fixture
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     """Runs the test on the target, and puts the instruction set back after it."""
     chosen: Target = request.param
-    before = _cpu.isa() if chosen.isa else None
-    if chosen.isa:
-        _cpu.set_isa(chosen.isa)
-    with use_backend(chosen.backend), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        if str(chosen) == "triton-cpu":  # numpy, which interprets, speaks up at every NaN
-            warnings.filterwarnings("ignore", "(invalid value|overflow|divide by zero|All-NaN slice) encountered")
+    with forced(chosen):
         yield chosen
-    if before:
-        _cpu.set_isa(before)
