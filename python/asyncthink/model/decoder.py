@@ -307,12 +307,14 @@ class Decoder:
             return self.recorded.step(step, rows, self._pass)
         return self._pass(step, rows.to(self.device))
 
-    def refresh(self) -> None:
+    def refresh(self, weights_only: bool = False) -> None:
         """After a change of the model: forget all packed weights, and the captured steps if weights were moved.
 
-        Weights changed in place need no call. For other changes of the model see :attr:`graphs`. K and V in the cache
-        stay those of the old weights: release their branches. DecoderError if the weights have another dtype or device
-        now, which the cache does not have: make a new Decoder.
+        Recorded steps are forgotten, too; with ``weights_only``, where nothing but weights changed, only those whose
+        weights were moved: to record them again takes longer than to run them. Weights changed in place need no call.
+        For other changes of the model see :attr:`graphs`. K and V in the cache stay those of the old weights: release
+        their branches. DecoderError if the weights have another dtype or device now, which the cache does not have:
+        make a new Decoder.
         """
         self._check_weights()
         self._refreshes += 1
@@ -320,7 +322,7 @@ class Decoder:
             self.graphs.refresh()
         if self.linears is not None:
             self.linears.forget()
-        if self.recorded is not None:
+        if self.recorded is not None and not weights_only:
             self.recorded.clear()
 
     def copied(self, plan: StepPlan | StatefulPlan) -> list[Copied]:

@@ -183,8 +183,8 @@ class FallbackDecoder:
     def _bytes(self, copies: int, tokens: int) -> tuple[int, int]:
         return tokens * self.storage.bytes_per_token, copies * self.storage.state_bytes
 
-    def refresh(self) -> None:
-        """After a change of the model: forget all packed weights. Release the branches that it computed before.
+    def refresh(self, weights_only: bool = False) -> None:
+        """After a change of the model, or of its weights: forget all packed weights. Release the branches before it.
 
         DecoderError if the weights have another dtype or device now.
         """
