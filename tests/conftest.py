@@ -56,6 +56,8 @@ INTERPRETED = {
 }
 #: Ten seconds and more there; the tests of one branch without its siblings and of a row over two tiles stand for them.
 LONG_INTERPRETED = {"test_bitwise_the_same_beside_many_siblings", "test_a_branch_gone_wrong_harms_no_sibling"}
+#: Folders with files that take ten seconds and more.
+LONG = ("train", "kernels", "aot", "model", "engine", "cli")
 #: What they compare is the same in every dtype: one stands for all.
 ONE_DTYPE = {"test_capacity_beyond_the_plan_changes_nothing"}
 
@@ -96,7 +98,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if not whole or not config.pluginmanager.hasplugin("xdist") or config.option.usepdb or DEVICES != ("cpu",):
         return
     if config.option.numprocesses is None and (os.cpu_count() or 1) > 1:
-        config.option.numprocesses, config.option.dist = 2, "loadfile"
+        config.option.numprocesses, config.option.dist, config.option.loadscopereorder = 2, "loadfile", False
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -118,12 +120,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     spared = [item for item in items if _repeats_in_the_interpreter(item)]
     config.hook.pytest_deselected(items=spared)
-    # Training has the longest files: they come first, so that no worker waits for another one at the end.
-    kept = [item for item in items if item not in set(spared)]
-    items[:] = sorted(kept, key=lambda item: item.path.parent.name != "train")
+    skipped = set(spared)
+    items[:] = sorted((item for item in items if item not in skipped), key=_place)
     for item in items:
         if _stood_for_by_another(item):
             item.add_marker(pytest.mark.slow)
+
+
+def _place(item: pytest.Item) -> int:
+    """Folders with long files come first, so that no worker waits for another one at the end."""
+    folder = item.path.parent.name
+    return LONG.index(folder) if folder in LONG else len(LONG)
 
 
 def _stood_for_by_another(item: pytest.Item) -> bool:
