@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.llama import modeling_llama
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from asyncthink.model import recorded
 from asyncthink.model.decoder import Decoder
@@ -176,6 +179,60 @@ def test_other_changes_end_the_programs(change: Callable[[Any], None]) -> None:
     assert (steps.reason is None) == (pair.programs == 1)
 
 
+def test_hooks_of_other_modules_and_hooks_that_are_gone_end_nothing() -> None:
+    pair = Pair(tiny("llama", num_hidden_layers=1))
+    decode(pair, 5, 0)
+    assert pair.recording.recorded is not None
+    before = pair.recording.recorded.programs
+    nn.Linear(2, 2).register_forward_hook(lambda module, args, output: 2 * output)
+    pair.model.register_forward_pre_hook(lambda module, args: None).remove()
+    decode(pair, 2, 0)
+    assert pair.recording.recorded.programs == before and len(before) == 1
+    hook(pair.model)
+    decode(pair, 2, 0)
+    assert pair.recording.recorded.reason == "model.layers.0.mlp has hooks"
+
+
+def test_a_hook_of_every_module_ends_the_programs() -> None:
+    pair = Pair(tiny("llama", num_hidden_layers=1))
+    decode(pair, 5, 0)
+    with nn.modules.module.register_module_forward_hook(lambda module, args, output: None):
+        decode(pair, 3, 0)
+        steps = pair.recording.recorded
+        assert steps is not None and str(steps.reason).startswith("all modules have hooks")
+
+
+def test_a_forward_replaced_on_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody's function ends the recording; one of transformers' is recorded anew."""
+    pair = Pair(tiny("llama", num_hidden_layers=1))
+    decode(pair, 5, 0)
+    steps = pair.recording.recorded
+    assert steps is not None
+    before = steps.programs
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", Qwen2RMSNorm.forward)
+    decode(pair, 1, 0)
+    assert len(before) == 1 and not steps.programs
+    decode(pair, 5, 0)
+    assert steps.reason is None and pair.programs == 1
+    plain = modeling_llama.LlamaMLP.forward
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", functools.wraps(plain)(lambda mlp, x: 2 * plain(mlp, x)))
+    decode(pair, 3, 0)
+    assert steps.reason == (
+        "model.layers.0.mlp is a transformers.models.llama.modeling_llama.LlamaMLP with a forward of test_recorded"
+    )
+
+
+def test_a_function_replaced_that_a_forward_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair(tiny("llama", num_hidden_layers=1))
+    decode(pair, 5, 0)
+    plain = modeling_llama.apply_rotary_pos_emb
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, *angles: plain(2 * q, k, *angles))
+    decode(pair, 1, 0)
+    assert pair.programs == 0
+    decode(pair, 5, 0)
+    assert pair.programs == 1
+
+
 def test_refresh_records_again() -> None:
     pair = Pair(tiny("llama", num_hidden_layers=1))
     decode(pair, 5, 0)
@@ -185,6 +242,21 @@ def test_refresh_records_again() -> None:
         decoder.refresh()
     decode(pair, 5, 0)
     assert pair.programs == 1
+
+
+def test_new_weights_in_place_keep_the_programs() -> None:
+    pair = Pair(tiny("llama", num_hidden_layers=1))
+    decode(pair, 5, 0)
+    steps = pair.recording.recorded
+    assert steps is not None
+    programs = steps.programs
+    with torch.no_grad():
+        for parameter in pair.model.parameters():
+            parameter.mul_(1.5)
+    for decoder in pair.decoders:
+        decoder.refresh(weights_only=True)
+    decode(pair, 5, 0)
+    assert steps.programs == programs
 
 
 class Own(nn.SiLU):
@@ -217,6 +289,25 @@ def test_the_least_recently_used_program_goes_first(monkeypatch: pytest.MonkeyPa
         for _ in range(5):
             pair.step((0, rows))
     assert pair.programs == 2
+
+
+def test_programs_lie_in_the_same_memory() -> None:
+    pair = Pair(tiny("llama", num_hidden_layers=1))
+    decode(pair, 4, 0)
+    assert pair.recording.recorded is not None
+    memory = pair.recording.recorded.memory
+    held = memory.nbytes
+    assert held
+    for rows in (4, 1, 2, 3, 4, 1, 2, 3, 4, 2):
+        for _ in range(4):
+            pair.step((0, rows))
+    assert pair.programs == 4
+    assert pair.recording.recorded.memory is memory
+    four = memory.nbytes
+    for rows in (3, 2, 1):
+        for _ in range(4):
+            pair.step((0, rows))
+    assert memory.nbytes == four
 
 
 def test_a_named_backend_and_large_steps_run_the_model() -> None:

@@ -12,6 +12,7 @@ from asyncthink.cli.train_grpo import grpo
 from asyncthink.cli.train_options import (
     BatchTokens,
     Bfloat16,
+    Bfloat16Backward,
     Checkpointing,
     Decay,
     Device,
@@ -79,6 +80,7 @@ def sft(
     seed: Annotated[int, typer.Option(help="Seed of the weights and the puzzles.")] = 0,
     threads: Threads = 1,
     bfloat16: Bfloat16 = None,
+    bfloat16_backward: Bfloat16Backward = False,
     weights: Weights = "float32",
     lora: Lora = 0,
     lora_alpha: LoraAlpha = None,
@@ -109,6 +111,7 @@ def sft(
             shape=Shape.parse(shape),
             seed=seed,
             bfloat16="auto" if bfloat16 is None else bfloat16,
+            bfloat16_backward=bfloat16_backward,
             weights=weights,
             lora=lora,
             lora_alpha=lora_alpha,

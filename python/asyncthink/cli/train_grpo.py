@@ -9,6 +9,7 @@ import typer
 from asyncthink.cli.options import Depth, Fallback, NumStates
 from asyncthink.cli.ray_options import RayActors, RayAddress, RayBatch, RayCpus, RayGpus
 from asyncthink.cli.train_options import (
+    Bfloat16Backward,
     Checkpointing,
     Decay,
     Device,
@@ -109,6 +110,7 @@ def grpo(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the questions and the draws.")] = 0,
     threads: Threads = 1,
+    bfloat16_backward: Bfloat16Backward = False,
     weights: Weights = "float32",
     lora: Lora = 0,
     lora_alpha: LoraAlpha = None,
@@ -151,6 +153,7 @@ def grpo(
             model=model,
             seed=seed,
             bfloat16=False,
+            bfloat16_backward=bfloat16_backward,
             weights=weights,
             lora=lora,
             lora_alpha=lora_alpha,

@@ -274,7 +274,7 @@ class ForkJoinSampler:
                 raise RuntimeError(
                     "refresh: expected no running episode in any sampler of this decoder; finish or close them first"
                 )
-            self.decoder.refresh()
+            self.decoder.refresh(weights_only=True)
             self.prefixes.drop_stale()
 
     def pin(self, question: Question) -> None:

@@ -226,19 +226,21 @@ class Decoder(ServedModel):
         assert self._packed is not None
         return self._packed.forward(tokens, plan, rows)
 
-    def refresh(self) -> None:
+    def refresh(self, weights_only: bool = False) -> None:
         """After a change of the model: forget all packed weights, and the captured steps if weights were moved.
 
-        Weights changed in place need no call. For other changes of the model see :attr:`graphs`. K and V in the cache
-        stay those of the old weights: release their branches. DecoderError if the weights have another dtype or device
-        now, which the cache does not have: make a new Decoder.
+        Recorded steps are forgotten, too; with ``weights_only``, where nothing but weights changed, only those whose
+        weights were moved: to record them again takes longer than to run them. Weights changed in place need no call.
+        For other changes of the model see :attr:`graphs`. K and V in the cache stay those of the old weights: release
+        their branches. DecoderError if the weights have another dtype or device now, which the cache does not have:
+        make a new Decoder.
         """
         self._check_weights()
         self._refreshes += 1
         if self.linears is not None:
             self.linears.forget()
         if self._packed is not None:
-            self._packed.refresh()
+            self._packed.refresh(weights_only)
 
     def copied(self, plan: StepPlan | StatefulPlan) -> list[Copied]:
         """What this plan copies: recurrent states, of forks that go on."""

@@ -49,7 +49,8 @@ def _recorded(decoder: Any) -> str:
         return "no: steps are compiled" if decoder.compiled else "no: not asked for, or not on a CPU"
     if steps.reason is not None:
         return f"no: {steps.reason}"
-    return f"decode steps of sizes that come again run without the model's Python; {len(steps.programs)} programs now"
+    held = f"{len(steps.programs)} programs now, in {steps.memory.nbytes:,} bytes"
+    return f"decode steps of sizes that come again run without the model's Python; {held}"
 
 
 def _threads(decoder: Any) -> str:

@@ -177,8 +177,8 @@ class FallbackDecoder(ServedModel):
         stats = self.cache.stats
         return {"passes": self._calls.count, **self.fork_bytes.counts(stats.copies, stats.tokens_copied)}
 
-    def refresh(self) -> None:
-        """After a change of the model: forget all packed weights. Release the branches that it computed before.
+    def refresh(self, weights_only: bool = False) -> None:
+        """After a change of the model, or of its weights: forget all packed weights. Release the branches before it.
 
         DecoderError if the weights have another dtype or device now.
         """

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from asyncthink.model.attention import Step
 from asyncthink.model.patterns import ADD, GATE, NORM, ROTATE, fused
+from asyncthink.model.places import Memory
 from asyncthink.model.recorder import ATTENTION, Call, Recording, Register
 from asyncthink_kernels.ops.step_program import PARTS, NativeProgram, lanes_of_sums
 
@@ -27,10 +28,10 @@ _LINEAR = (_PACKED, _QUANTIZED)
 
 
 class StepProgram:
-    """Runs steps of the sizes of ``recording`` on the caches ``places`` [L] of its layers' K and V."""
+    """Runs steps of the sizes of ``recording`` on the caches ``places`` [L] of its layers' K and V, in ``memory``."""
 
-    def __init__(self, recording: Recording, places: Sequence[tuple[Tensor, Tensor]]) -> None:
-        self._builder = builder = _Builder(recording, places)
+    def __init__(self, recording: Recording, places: Sequence[tuple[Tensor, Tensor]], memory: Memory) -> None:
+        self._builder = builder = _Builder(recording, places, memory)
         self._inputs = {name: builder.tensors[register] for name, register in recording.inputs.items()}
         builder.build()
         self._logits = builder.tensors[recording.logits]
@@ -67,26 +68,10 @@ class StepProgram:
         return self._logits[0]
 
 
-class _Places:
-    """Memory for results, used again."""
-
-    def __init__(self) -> None:
-        self._free: dict[Any, list[Tensor]] = defaultdict(list)
-
-    def take(self, sample: Tensor) -> Tensor:
-        key = sample.shape, sample.stride(), sample.dtype
-        if self._free[key]:
-            return self._free[key].pop()
-        return torch.empty_strided(*key[:2], dtype=sample.dtype, device=sample.device)
-
-    def give(self, tensor: Tensor) -> None:
-        self._free[tensor.shape, tensor.stride(), tensor.dtype].append(tensor)
-
-
 class _Builder:
     """Goes through the calls once, in their order."""
 
-    def __init__(self, recording: Recording, places: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, recording: Recording, places: Sequence[tuple[Tensor, Tensor]], memory: Memory) -> None:
         self.recording, self.caches = recording, places
         self.samples = recording.samples
         self.calls = _linears_together(fused(recording), recording.samples)
@@ -94,7 +79,7 @@ class _Builder:
         for register in recording.inputs.values():
             self.tensors[register] = torch.empty_like(self.samples[register.number])
         self.work: list[Callable[[], object] | NativeProgram] = []
-        self._memory = _Places()
+        self._memory = memory.places()
         self._owners: dict[Register, Register] = {}  # of a view: whose memory it is
         self._last = self._last_uses()
 

@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 from torch.utils.hooks import RemovableHandle
 
 from asyncthink.model.attention import PagedAttention, Step
 from asyncthink.model.checks import one_line
 from asyncthink.model.hook import HookedModel
 from asyncthink.model.lowering import StepProgram
+from asyncthink.model.places import Memory
 from asyncthink.model.quantized import QuantizedLinear
 from asyncthink.model.recorder import NotRecordableError, Recording, record
 from asyncthink_kernels.ops.step_program import PARTS, native
@@ -41,14 +43,16 @@ may never come again, and a step that is recorded takes a few times as long."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _OWN = (nn.Module, QuantizedLinear)
 _KNOWN = ("torch.nn.", "transformers.")  # where classes of modules come from whose Python is known not to change
+_FORWARDS = ("torch.", "transformers.", f"{QuantizedLinear.__module__}.")  # and their forwards, decorators included
 
 
 class RecordedSteps:
     """Runs steps by programs where it can; :meth:`step` gives None where the model itself has to run.
 
     A program reads weights where they lie. It is given up when they are moved and when the model changes: a module or
-    parameter in the place of another one, a hook, an attribute more or less on a module. Changes of another kind (the
-    values of a config) need :meth:`clear`, as CUDA graphs do.
+    parameter in the place of another one, a hook, an attribute more or less on a module, another ``forward`` of a
+    class, another function that a ``forward`` calls by its name. Changes of another kind (the values of a config) need
+    :meth:`clear`, as CUDA graphs do.
     """
 
     def __init__(self, hooked: HookedModel, attention: PagedAttention) -> None:
@@ -57,6 +61,7 @@ class RecordedSteps:
         self._programs: OrderedDict[tuple[int, int], StepProgram] = OrderedDict()
         self._seen: Counter[tuple[int, int]] = Counter()
         self._recordings: dict[tuple[int, int], Recording] = {}
+        self.memory = Memory()
         self._proven = False  # two passes of the same sizes have made the same calls
         self._model = _State(hooked.model)
 
@@ -71,11 +76,16 @@ class RecordedSteps:
         spent = [program.seconds for program in self._programs.values()]
         return {part: sum(each[part] for each in spent) for part in PARTS}
 
+    def serves(self, agents: int) -> bool:
+        """Whether decode steps of so many agents run by a program."""
+        return (agents, agents) in self._programs
+
     def clear(self) -> None:
         """Forget all programs, and record again."""
         self._programs.clear()
         self._seen.clear()
         self._recordings.clear()
+        self.memory = Memory()
         self._proven = False
         self.reason = _unknown(self._hooked.model)
         self._model = _State(self._hooked.model)
@@ -125,7 +135,7 @@ class RecordedSteps:
         with torch.inference_mode():
             places = [(place.k_cache, place.v_cache) for place in self._attention.layers]
             try:
-                program = StepProgram(before, places)
+                program = StepProgram(before, places, self.memory)
             except (RuntimeError, ValueError) as error:
                 raise NotRecordableError(f"its program cannot be made: {one_line(error)}") from error
             written = self._written(step)
@@ -135,7 +145,8 @@ class RecordedSteps:
             raise NotRecordableError("its program gives other bits than the model itself")
         self._programs[key] = program
         if len(self._programs) > MAX_PROGRAMS:
-            self._programs.popitem(last=False)
+            gone, _ = self._programs.popitem(last=False)
+            self._seen[gone] = 0  # else sizes that come in turn would be recorded in every step
         return logits
 
     def _replayed(self, program: StepProgram, step: Step, rows: Tensor) -> Tensor:
@@ -169,17 +180,36 @@ class _State:
         tables: list[dict[str, Any]] = [getattr(module, name) for module in modules for name in named]
         self._tables = [table for table in tables if table]
         self._attributes = [module.__dict__ for module in modules]
-        self._hooks = RemovableHandle.next_id  # hooks of any module count it up
+        self._hooks = RemovableHandle.next_id
         self._held = list(_values(self._tables))
         self._sizes = [list(map(len, dicts)) for dicts in (self._tables, self._attributes)]
+        self._forwards = [(kind, kind.forward) for kind in {type(module) for module in modules}]
+        self._called = list(itertools.chain.from_iterable(_called(forward) for _, forward in self._forwards))
 
     def is_same(self) -> bool:
-        """Whether modules, parameters and attributes are those that were, and no hook is new."""
+        """Whether modules, parameters, attributes and functions are those that were, and no hook is new."""
+        if self._hooks != RemovableHandle.next_id:  # which hooks of any module count up, most of them elsewhere
+            if _every_modules_hooks() or any(attributes[hooks] for attributes in self._attributes for hooks in _HOOKS):
+                return False
+            self._hooks = RemovableHandle.next_id
         return (
-            self._hooks == RemovableHandle.next_id
-            and [list(map(len, dicts)) for dicts in (self._tables, self._attributes)] == self._sizes
+            [list(map(len, dicts)) for dicts in (self._tables, self._attributes)] == self._sizes
             and all(map(operator.is_, _values(self._tables), self._held))
+            and all(kind.forward is forward for kind, forward in self._forwards)
+            and all(names.get(name) is value for names, name, value in self._called)
         )
+
+
+def _called(forward: Any) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """(globals, name, value) of what a function of Python calls by a global name."""
+    if hasattr(forward, "__code__"):
+        names: dict[str, Any] = forward.__globals__
+        yield from ((names, name, names[name]) for name in forward.__code__.co_names if callable(names.get(name)))
+
+
+def _every_modules_hooks() -> bool:
+    """Whether there are hooks that torch calls for each module of the process."""
+    return bool(every_module._global_forward_hooks or every_module._global_forward_pre_hooks)
 
 
 def _values(tables: list[dict[str, Any]]) -> Iterator[Any]:
@@ -188,6 +218,8 @@ def _values(tables: list[dict[str, Any]]) -> Iterator[Any]:
 
 def _unknown(model: nn.Module) -> str | None:
     """Why the model's Python may do something else from step to step; None where it may not."""
+    if _every_modules_hooks():
+        return "all modules have hooks (register_module_forward_hook)"
     for name, module in model.named_modules():
         kind = type(module)
         if not (f"{kind.__module__}.".startswith(_KNOWN) or kind in _OWN):
@@ -196,6 +228,9 @@ def _unknown(model: nn.Module) -> str | None:
             return f"{name or 'the model'} has hooks"
         if "forward" in module.__dict__:
             return f"{name or 'the model'} has a forward of its own"
+        origin = getattr(kind.forward, "__globals__", {}).get("__name__", type(kind.forward).__module__)
+        if not f"{origin}.".startswith(_FORWARDS):
+            return f"{name or 'the model'} is a {kind.__module__}.{kind.__qualname__} with a forward of {origin}"
     return None
 
 

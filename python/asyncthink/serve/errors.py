@@ -48,7 +48,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "A value that cannot be served",
         401: "No API key, or another one",
-        403: "No API key is set, and the Host header names another server",
+        403: "No API key is set, and the request names another server, or comes from a page of another site",
         404: "Another model than the server's",
         413: "A body that is too large",
         422: "JSON of another form",

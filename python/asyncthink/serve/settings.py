@@ -49,7 +49,7 @@ class Settings:
         weight_updates: let clients change the model's weights.
         limits: see :class:`Limits`.
         hosts: names under which the server is reached, besides addresses and localhost. Without a key, requests to
-            others are refused.
+            others are refused, and those that pages of others send.
     """
 
     model: str
