@@ -20,6 +20,7 @@ from asyncthink.model.linear_copies import LinearCopies
 from asyncthink.model.memory import chunk_for, num_pages_for, num_states_for
 from asyncthink.model.packed_steps import PackedSteps
 from asyncthink.model.quantized import QuantizedLinears, refuse
+from asyncthink.model.recorded_rows import RecordedRows
 from asyncthink.model.recurrent import StateLayout, StateStorage, has_states
 from asyncthink.model.rotary import Rotary, length_dependent
 from asyncthink.model.row_passes import RowPasses, check_row_fork
@@ -150,11 +151,12 @@ def steps_for(
     """What runs the steps, one of both; in ``unavailable`` "graphs" is the reason why they cannot be captured."""
     hooked, place = examined.hooked, examined.device.type
     packed = rows = None
+    record = record and place == "cpu" and not compile
     if held.states is None:
-        record = record and place == "cpu" and not compile
         packed = PackedSteps(hooked, held.attention, examined.kind, unavailable, record=record)
     else:
-        rows = RowPasses(hooked, held.attention, held.states)
+        recorded = RecordedRows(hooked, held.attention, held.states) if record else None
+        rows = RowPasses(hooked, held.attention, held.states, recorded)
     if compile:
         hooked.compiled = CompiledModel(hooked.model, "inductor" if compile is True else compile)
     if graphs or (graphs is None and place == "cuda"):

@@ -186,7 +186,8 @@ class Decoder(ServedModel):
     @property
     def recorded(self) -> RecordedSteps | None:
         """The recorded decode steps; None on a GPU and where they are not wanted."""
-        return None if self._packed is None else self._packed.recorded
+        steps = self._packed or self._rows
+        return None if steps is None else steps.recorded
 
     @property
     def fork_bytes(self) -> ForkBytes:
@@ -239,8 +240,9 @@ class Decoder(ServedModel):
         self._refreshes += 1
         if self.linears is not None:
             self.linears.forget()
-        if self._packed is not None:
-            self._packed.refresh(weights_only)
+        for steps in (self._packed, self._rows):
+            if steps is not None:
+                steps.refresh(weights_only)
 
     def copied(self, plan: StepPlan | StatefulPlan) -> list[Copied]:
         """What this plan copies: recurrent states, of forks that go on."""
@@ -277,6 +279,7 @@ class Decoder(ServedModel):
         """Put the layers into the model, whose own weights are given up."""
         self.linears = self._hooked.linears = linears
         linears.replace(self.model)
-        if self._packed is not None:
-            self._packed.refresh()
+        for steps in (self._packed, self._rows):
+            if steps is not None:
+                steps.refresh()
         self._keep(self._hooked, self.kind, self._weighted)

@@ -43,8 +43,6 @@ def _states(decoder: Any) -> str:
 
 def _recorded(decoder: Any) -> str:
     steps = decoder.recorded
-    if steps is None and decoder.states is not None:
-        return "no: the model has recurrent layers"
     if steps is None:
         return "no: steps are compiled" if decoder.compiled else "no: not asked for, or not on a CPU"
     if steps.reason is not None:
