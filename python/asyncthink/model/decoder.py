@@ -281,5 +281,5 @@ class Decoder(ServedModel):
         linears.replace(self.model)
         for steps in (self._packed, self._rows):
             if steps is not None:
-                steps.refresh()
+                steps.refresh(weights_only=False)
         self._keep(self._hooked, self.kind, self._weighted)
