@@ -6,8 +6,9 @@ from .pages import OutOfPages, PagePool
 from .plan import StepPlan
 from .stateful import RowPass, StatefulCache, StatefulPlan
 from .states import OutOfStates
+from .stats import CacheStats
 from .storage import Group, KVStorage, LayerShape
-from .tree import CacheStats, Scatter, TreeCache
+from .tree import Scatter, TreeCache
 
 __all__ = [
     "Branch",

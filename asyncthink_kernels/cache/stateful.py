@@ -122,7 +122,7 @@ class StatefulCache(TreeCache):
 
     def forkable(self, branch: Branch, at: int) -> int:
         """The most of the first `at` tokens of `branch` that a fork can have with a state. ValueError as in `fork`."""
-        self._require_live("branch", branch)
+        self._branches.require("branch", branch)
         state = self._states[branch.id]
         known = [length for length in self._known(state) if length <= at]
         return max(known, default=0)
@@ -168,7 +168,7 @@ class StatefulCache(TreeCache):
 
     def snapshot(self, branch: Branch) -> None:
         """Keep the state behind all tokens of `branch` for later forks, until its slot is needed."""
-        self._require_live("branch", branch)
+        self._branches.require("branch", branch)
         state = self._states[branch.id]
         if state.slot != NO_SLOT and state.length == branch.length > 0:
             kept = state.snapshots.get(state.length)
@@ -187,7 +187,7 @@ class StatefulCache(TreeCache):
 
     def restore(self, branch: Branch) -> bool:
         """Whether the branch can go on: it has its state, or a snapshot gives it back."""
-        self._require_live("branch", branch)
+        self._branches.require("branch", branch)
         state = self._states[branch.id]
         if state.length != branch.length:
             self._revive(state, branch.length)

@@ -5,20 +5,22 @@ Letters: N tokens of a span.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from .branch import NO_NODE, Branch, Segment, cut
+from .branches import Branches
 from .check import check_nodes
+from .growth import grow, link, tail_lengths
 from .node import NodeTable
 from .pages import IntArray, PagePool, require_at_least
 from .plan import StepPlan
 from .planner import LivePlan, Tails
+from .stateless import Stateless
+from .stats import CacheStats
 from .usage import pages_freed, pages_seen
 
 JOIN_MODES = ("append", "link")
@@ -32,21 +34,7 @@ class Scatter(NamedTuple):
     shift: int
 
 
-@dataclass
-class CacheStats:
-    """Counters since the cache was made. Multiply tokens by `KVStorage.bytes_per_token` for bytes."""
-
-    forks: int = 0
-    tokens_shared: int = 0  # seen through a fork or a link join instead of being copied or computed again
-    tokens_copied: int = 0  # copied by append joins
-    plans_built: int = 0
-    plans_advanced: int = 0  # updated in place
-    peak_pages: int = 0
-    states_copied: int = 0  # recurrent states, by forks that went on (:class:`.stateful.StatefulCache`)
-    passes: int = 0  # forward passes that the plans of a cache with recurrent states need
-
-
-class TreeCache:
+class TreeCache(Stateless):
     """A paged cache whose branches share what they have in common.
 
     `chunk` tokens of a node make one attention item; it must be a multiple of `page_size`, and it alone decides where
@@ -74,8 +62,7 @@ class TreeCache:
         if require_at_least("chunk", chunk, 1) % page_size:
             raise ValueError(f"chunk: expected a multiple of page_size {page_size}, got {chunk}")
         self._nodes = NodeTable(self._pool, chunk)
-        self._branches: dict[int, Branch] = {}
-        self._next_id = 0
+        self._branches = Branches(self._nodes)
         self._live: LivePlan | None = None
         self._live_work: list[tuple[Branch, int]] = []
         self.stats = CacheStats()
@@ -103,7 +90,7 @@ class TreeCache:
     @property
     def branches(self) -> tuple[Branch, ...]:
         """All branches that were made and not released."""
-        return tuple(self._branches.values())
+        return tuple(self._branches)
 
     def root(self) -> Branch:
         """A new empty branch."""
@@ -115,7 +102,7 @@ class TreeCache:
         O(number of segments), whatever `at` is: mid-page, inside an ancestor's part, inside a linked span. `branch`
         goes on writing its own node behind what the child sees. ValueError where `at` is not in [0, branch.length].
         """
-        self._require_live("branch", branch)
+        self._branches.require("branch", branch)
         length = branch.length
         at = length if at is None else require_at_least("at", at, 0)
         if at > length:
@@ -131,7 +118,7 @@ class TreeCache:
         Only tokens the branch wrote since its start or its last `link` join, and that no other branch sees, can go;
         else ValueError.
         """
-        self._require_live("branch", branch)
+        self._branches.require("branch", branch)
         require_at_least("length", length, 0)
         if length == branch.length:
             return
@@ -150,14 +137,8 @@ class TreeCache:
 
     def release(self, branch: Branch) -> None:
         """Let go of a branch. Pages go back once no remaining branch sees them; ValueError on a second release."""
-        self._require_live("branch", branch)
-        del self._branches[branch.id]
-        if branch.tail != NO_NODE:
-            self._nodes.disown(branch.tail)
-        for segment in branch.fixed:
-            self._nodes.drop(segment.node, segment.start, segment.stop)
-        branch.set_fixed(())
-        branch.tail = NO_NODE
+        self._branches.require("branch", branch)
+        self._branches.remove(branch)
         self._live = None
 
     def join(self, dst: Branch, src: Branch, start: int, stop: int, mode: Literal["append", "link"]) -> Scatter | None:
@@ -170,8 +151,8 @@ class TreeCache:
         Raises ValueError on an empty or outlying span, an unknown mode, or an `append` of a span whose parts are
         linked at different shifts (one rotation cannot serve it); OutOfPages where `append` finds no room.
         """
-        self._require_live("dst", dst)
-        self._require_live("src", src)
+        self._branches.require("dst", dst)
+        self._branches.require("src", src)
         if mode not in JOIN_MODES:
             raise ValueError(f"mode: expected one of {JOIN_MODES}, got {mode!r}")
         require_at_least("start", start, 0)
@@ -181,7 +162,8 @@ class TreeCache:
         span = [s._replace(shift=s.shift + shift) for s in cut(src.segments, start, stop)]
         if mode == "append":
             return self._append(dst, span, stop - start)
-        self._link(dst, span)
+        link(self._nodes, dst, span)
+        self._live = None
         self.stats.tokens_shared += stop - start
         return None
 
@@ -197,61 +179,19 @@ class TreeCache:
         self._live = None
         return Scatter(torch.from_numpy(src_slots), torch.from_numpy(dst_slots), shifts[0])
 
-    def _link(self, dst: Branch, span: Sequence[Segment]) -> None:
-        fixed = (*dst.segments, *span)
-        for segment in fixed[len(dst.fixed) :]:
-            self._nodes.retain(segment.node, segment.start, segment.stop)
-        if dst.tail != NO_NODE:
-            self._nodes.disown(dst.tail)
-        dst.set_fixed(fixed)
-        dst.tail = NO_NODE
-        self._live = None
-
     def check_copy(self, dst: Branch, src: Branch, start: int, stop: int) -> None:
         """ValueError unless an append of `src`'s tokens [start, stop) to `dst` copies whole pages to whole pages.
 
         That is: `dst` has `start` tokens and wrote none of them, and `src` has the span in one node, unshifted, where
         `start` begins a page.
         """
-        self._require_live("dst", dst)
-        self._require_live("src", src)
+        self._branches.require("dst", dst)
+        self._branches.require("src", src)
         if dst.length != start or dst.tail != NO_NODE:
             raise ValueError(f"dst: expected a fork of {start} tokens that wrote none, got {dst}")
         span = cut(src.segments, start, stop)
         if len(span) != 1 or span[0].shift or span[0].start % self.page_size:
             raise ValueError(f"span: expected [{start}, {stop}) in one node from the start of a page, got {span}")
-
-    def forkable(self, branch: Branch, at: int) -> int:
-        """The most of the first `at` tokens of `branch` that a fork which goes on can begin with: all of them here."""
-        self._require_live("branch", branch)
-        return at
-
-    def snapshot(self, branch: Branch) -> None:
-        """Keep what a later fork at the present end of `branch` needs: nothing here."""
-
-    def park(self, branch: Branch) -> None:
-        """The branch rests. Nothing changes here."""
-
-    def restore(self, branch: Branch) -> bool:
-        """Whether the branch can go on after a rest: always, here."""
-        return True
-
-    def room_before_mark(self, branch: Branch, count: int, marks: Collection[int] = ()) -> int:
-        """How many of the next `count` tokens a step may take, if it should end at marks: all of them here."""
-        return count
-
-    def at_mark(self, branch: Branch, marks: Collection[int] = ()) -> bool:
-        """Whether a snapshot is wanted where the branch ends: never, here."""
-        return False
-
-    @property
-    def free_states(self) -> int:
-        """How many more branches can have a recurrent state; without such states any number."""
-        return sys.maxsize
-
-    def states_fit(self, work: Sequence[tuple[Branch, int]]) -> bool:
-        """Whether `plan(work)` finds the recurrent states that it needs: always, without such states."""
-        return True
 
     def fits(self, work: Sequence[tuple[Branch, int]]) -> bool:
         """Whether `plan(work)` finds what it needs now. ValueError as in `plan`, if it has to look closely."""
@@ -264,8 +204,8 @@ class TreeCache:
 
     def pages_needed(self, work: Sequence[tuple[Branch, int]]) -> int:
         """How many free pages `plan(work)` takes. ValueError as in `plan`."""
-        branches, counts = self._check_work(list(work))
-        return int(self._nodes.pages_for(self._tail_lengths(branches), counts).sum())
+        branches, counts = self._branches.check_work(list(work))
+        return int(self._nodes.pages_for(tail_lengths(self._nodes, branches), counts).sum())
 
     def plan(self, work: Sequence[tuple[Branch, int]]) -> StepPlan:
         """Reserve n slots at the end of each (branch, n) of `work` and plan the step that fills them.
@@ -281,7 +221,7 @@ class TreeCache:
             self.stats.plans_advanced += 1
             self._note_peak()
             return self._live.plan
-        branches, counts = self._check_work(work)
+        branches, counts = self._branches.check_work(work)
         live = LivePlan(self._nodes, [b.fixed_array() for b in branches], self._grow(branches, counts))
         self._live = live if counts.max() == 1 else None
         self._live_work = work
@@ -289,24 +229,13 @@ class TreeCache:
         return live.plan
 
     def _grow(self, branches: Sequence[Branch], counts: IntArray) -> Tails:
-        """Reserve `counts` slots in the tail nodes, opening where there is none."""
-        before = self._tail_lengths(branches)
-        pages = self._pool.allocate(int(self._nodes.pages_for(before, counts).sum()))
-        for branch in branches:
-            if branch.tail == NO_NODE:
-                branch.tail = self._nodes.open(branch.base)
-        tails = np.array([b.tail for b in branches])
-        self._nodes.extend(tails, counts, pages)
+        tails = grow(self._nodes, branches, counts)
         self._note_peak()
-        return Tails(node=tails, base=np.array([b.base for b in branches]), before=before, count=counts)
-
-    def _tail_lengths(self, branches: Sequence[Branch]) -> IntArray:
-        tails = np.array([b.tail for b in branches])
-        return np.where(tails == NO_NODE, 0, self._nodes.length[tails])
+        return tails
 
     def slots(self, branch: Branch, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Slots of tokens [start, stop) of the branch's context, [stop - start] int64."""
-        self._require_live("branch", branch)
+        self._branches.require("branch", branch)
         stop = branch.length if stop is None else stop
         if not 0 <= start <= stop <= branch.length:
             raise ValueError(f"span: expected 0 <= start <= stop <= {branch.length}, got [{start}, {stop})")
@@ -316,13 +245,13 @@ class TreeCache:
     def pages_seen(self, branches: Sequence[Branch]) -> int:
         """How many pages at least one of `branches` sees. ValueError for a branch that is not live."""
         for branch in branches:
-            self._require_live("branches", branch)
+            self._branches.require("branches", branch)
         return pages_seen(self._nodes, branches)
 
     def pages_freed(self, branches: Sequence[Branch]) -> int:
         """How many pages releasing all of `branches` would free. ValueError for a branch that is not live."""
         for branch in branches:
-            self._require_live("branches", branch)
+            self._branches.require("branches", branch)
         return pages_freed(self._nodes, branches)
 
     def check(self) -> None:
@@ -330,32 +259,7 @@ class TreeCache:
         check_nodes(self._nodes, self.branches)
 
     def _add(self, fixed: tuple[Segment, ...]) -> Branch:
-        branch = Branch(self._nodes, self._next_id, fixed)
-        for segment in fixed:
-            self._nodes.retain(segment.node, segment.start, segment.stop)
-        self._branches[branch.id] = branch
-        self._next_id += 1
-        return branch
+        return self._branches.add(fixed)
 
     def _note_peak(self) -> None:
         self.stats.peak_pages = max(self.stats.peak_pages, self._pool.used)
-
-    def _require_live(self, name: str, branch: Branch) -> None:
-        if not isinstance(branch, Branch) or not branch.of(self._nodes):
-            raise ValueError(f"{name}: expected a branch of this cache, got {branch!r}")
-        if branch.id not in self._branches:
-            raise ValueError(f"{name}: branch {branch.id} was released")
-
-    def _check_work(self, work: Sequence[tuple[Branch, int]]) -> tuple[list[Branch], IntArray]:
-        if not work:
-            raise ValueError("work: expected at least one (branch, tokens) pair, got none")
-        known = self._branches
-        for branch, count in work:  # in every step for every agent: what is wrong is only looked for where something is
-            if isinstance(branch, Branch) and known.get(branch.id) is branch and type(count) is int and count >= 1:
-                continue
-            self._require_live("work", branch)
-            raise ValueError(f"work: expected an integer >= 1 of tokens for branch {branch.id}, got {count!r}")
-        branches = [branch for branch, _ in work]
-        if len({b.id for b in branches}) != len(branches):
-            raise ValueError(f"work: expected each branch once, got ids {sorted(b.id for b in branches)}")
-        return branches, np.array([count for _, count in work], dtype=np.int64)

@@ -277,7 +277,7 @@ class TestRefusals:
             lambda c, b: c._nodes.length.__setitem__(b.tail, 3),
             lambda c, b: c._nodes.position.__setitem__(b.tail, 1),
             lambda c, b: c._nodes.table.__setitem__((c._nodes.nodes[b.tail].rows[1], 1), 0),
-            lambda c, b: c._branches.pop(b.id),
+            lambda c, b: c._branches._live.pop(b.id),
             lambda c, b: c._nodes.table.__setitem__((c._nodes.nodes[b.tail].rows[0], 1), 0),
         ],
     )

@@ -13,8 +13,9 @@ from asyncthink.engine.guided import GuidedLogits
 from asyncthink.engine.jobs import Job, Participant, Spare
 from asyncthink.engine.labels import label
 from asyncthink.engine.prefix_cache import PrefixCache
+from asyncthink.engine.rows import Draw, Drawing, draw_rows, rows_of
 from asyncthink.engine.run import EpisodeRun
-from asyncthink.engine.sampling import draw, drawable
+from asyncthink.engine.sampling import draw
 from asyncthink.engine.scheduler import Scheduler, Work
 from asyncthink.engine.stats import EngineStats
 from asyncthink.engine.tools import results, wait_for_result
@@ -22,11 +23,6 @@ from asyncthink.model.contract import BranchDecoder
 from asyncthink.model.gate import Gate
 from asyncthink_kernels.cache import OutOfPages
 from asyncthink_kernels.openmp import Neighbours
-
-#: The agents that draw in a step, with their jobs, in the order of the logits' rows.
-Drawing = Sequence[tuple[Job, Participant]]
-#: (token, log-probability) for each row of logits [N, V], whose jobs and agents are given.
-Draw = Callable[[Tensor, Sequence[Job], Sequence[Participant]], Sequence[tuple[int, float]]]
 
 
 def draw_tokens(logits: Tensor, runs: Sequence[Job], agents: Sequence[Participant]) -> Sequence[tuple[int, float]]:
@@ -140,7 +136,7 @@ class LocalEngine:
         with label("guide"):
             logits = self.guided(logits, drawing)
         with label("draw"):
-            drawn = self._draw(drawing, logits)
+            drawn = draw_rows(self.draw, drawing, logits)
         with label("parse"):
             self._advance(drawing, drawn)
         return work
@@ -174,33 +170,17 @@ class LocalEngine:
         with label("plan"):
             plan = self.decoder.cache.plan([(agent.branch, count) for _, agent, count in work])
         self._count_copies(work, plan)
-        drawing: list[tuple[Job, Participant]] = []
-        rows: list[int] = []  # of the last token of each agent that draws
-        scoring: list[tuple[Job, Participant]] = []
-        scored: list[range] = []  # the rows of each agent that scores
-        tokens: list[int] = []
-        for run, agent, count in work:
-            draws = agent.draws(count)
-            tokens += agent.take(count)
-            if draws:
-                drawing.append((run, agent))
-                rows.append(len(tokens) - 1)
-            elif agent.scores:
-                scoring.append((run, agent))
-                scored.append(range(len(tokens) - count, len(tokens)))
+        rows = rows_of(work)
         with label("model"):
-            wanted = [*rows, *(row for part in scored for row in part)]
-            logits = self.decoder.forward(torch.tensor(tokens, device="cpu"), plan, wanted)
+            logits = self.decoder.forward(torch.tensor(rows.tokens, device="cpu"), plan, rows.wanted)
         for _, agent, count in work:
             agent.entered(count)
             if self.decoder.cache.at_mark(agent.branch, agent.marks):
                 self.decoder.cache.snapshot(agent.branch)
         self._steps += 1
-        first = len(rows)
-        for (run, agent), part in zip(scoring, scored, strict=True):
-            self._guard(run, run.score, agent, logits[first : first + len(part)])
-            first += len(part)
-        return drawing, logits[: len(rows)]
+        for (run, agent), part in rows.scored(logits):
+            self._guard(run, run.score, agent, part)
+        return rows.drawing, logits[: len(rows.drawn)]
 
     def _count_copies(self, work: Work, plan: Any) -> None:
         """Tell episodes how many bytes of K/V and of recurrent states their forks copy in this step."""
@@ -209,23 +189,6 @@ class LocalEngine:
             if isinstance(run, EpisodeRun):
                 run.core.episode.kv_bytes_copied += copied.kv_bytes
                 run.core.episode.state_bytes_copied += copied.state_bytes
-
-    def _draw(self, drawing: Drawing, logits: Tensor) -> Sequence[tuple[int, float] | None]:
-        """(token, log-probability) for each row; None for rows that hold NaN or no finite value."""
-        if not drawing:
-            return []
-        runs, agents = zip(*drawing, strict=True)
-        try:  # rows are checked after a failure only
-            return self.draw(logits, runs, agents)
-        except ValueError:
-            valid = drawable(logits)
-            if all(valid):
-                raise
-        kept = [row for row, fine in enumerate(valid) if fine]
-        if not kept:
-            return [None] * len(valid)
-        drawn = iter(self.draw(logits[kept], [runs[row] for row in kept], [agents[row] for row in kept]))
-        return [next(drawn) if fine else None for fine in valid]
 
     def _advance(self, drawing: Drawing, drawn: Sequence[tuple[int, float] | None]) -> None:
         """Pass each drawn token to its job; then end the step for all jobs."""

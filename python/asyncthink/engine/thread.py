@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from asyncthink.engine.detokenize import TextStream
-from asyncthink.engine.stretches import Stretch
+from asyncthink.engine.stretch import Stretch
 from asyncthink.engine.thread_state import Keeper, Score, Thought, ThreadState
 from asyncthink.episode.params import SamplingParams
 from asyncthink.protocol.messages import Question

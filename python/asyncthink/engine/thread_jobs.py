@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from asyncthink.engine.grammar import Bits
-from asyncthink.engine.stretches import Joined, Stretch, Stretches, needed
+from asyncthink.engine.stretch import Joined, Stretch, needed
+from asyncthink.engine.stretches import Stretches
 from asyncthink.episode.options import JoinMode
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.wishes import Splice

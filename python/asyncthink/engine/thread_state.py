@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from asyncthink.engine.stretches import Stretch, Stretches
+from asyncthink.engine.stretch import Stretch
+from asyncthink.engine.stretches import Stretches
 from asyncthink.episode.params import SamplingParams
 from asyncthink.model.gate import Gate
 from asyncthink.protocol.codec import Codec

@@ -16,7 +16,8 @@ from asyncthink.engine.grammar import Grammars, Matcher
 from asyncthink.engine.local import LocalEngine
 from asyncthink.engine.requests import check_length, check_params
 from asyncthink.engine.stepper import Stepper
-from asyncthink.engine.stretches import WHOLE, Stretch, Stretches
+from asyncthink.engine.stretch import WHOLE, Stretch
+from asyncthink.engine.stretches import Stretches
 from asyncthink.engine.thoughts import Scoring, Think
 from asyncthink.engine.thread import Thread
 from asyncthink.engine.thread_jobs import Reader, ThreadJob
