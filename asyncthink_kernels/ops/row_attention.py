@@ -108,9 +108,12 @@ class RowArguments(NamedTuple):
     ranges: Tensor
     trees: Tensor
     scale: float
+    bfloat16: bool
 
 
-def row_attention(q: Tensor, k: Tensor, v: Tensor, plan: RowPlan, scale: float | None = None) -> Tensor:
+def row_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: RowPlan, scale: float | None = None, bfloat16: bool = False
+) -> Tensor:
     """``softmax(scale q k^T over what a token attends to) v``, with gradients to q, k and v.
 
     Every token of a row counts its keys and values for all rows that see it. Sums are float32, products of fused
@@ -123,6 +126,9 @@ def row_attention(q: Tensor, k: Tensor, v: Tensor, plan: RowPlan, scale: float |
         v: [T, H, Dv], Dv a multiple of 16.
         plan: of the T tokens.
         scale: D ** -0.5 if None.
+        bfloat16: round the factors of products to bfloat16, where the processor multiplies pairs of these
+            (AVX512-BF16), which takes about half the time; other processors compute in float32. Sums, softmax and
+            results are float32.
 
     Returns:
         [T, Hq, Dv] float32, contiguous. The same bits with any number of threads.
@@ -143,19 +149,21 @@ def row_attention(q: Tensor, k: Tensor, v: Tensor, plan: RowPlan, scale: float |
         check.tensor(name, tensor, dims, (torch.float32,))
     scale = q.shape[2] ** -0.5 if scale is None else scale
     check.that(math.isfinite(scale), f"scale must be finite, got {scale}")
-    out: Tensor = _RowAttention.apply(q, k, v, plan, scale)
+    out: Tensor = _RowAttention.apply(q, k, v, plan, scale, bfloat16)
     return out
 
 
 class _RowAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: RowPlan, scale: float) -> Tensor:
+    def forward(  # type: ignore[override]
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: RowPlan, scale: float, bfloat16: bool
+    ) -> Tensor:
         T, Hq, _ = q.shape
         out, lse = q.new_zeros(T, Hq, v.shape[2]), q.new_zeros(T, Hq)
-        args = RowArguments(q, k, v, plan.rows, plan.ranges, plan.trees, scale)
+        args = RowArguments(q, k, v, plan.rows, plan.ranges, plan.trees, scale, bfloat16)
         _backend().row_attention(args, out, lse)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.plan, ctx.scale = plan, scale
+        ctx.plan, ctx.options = plan, (scale, bfloat16)
         return out
 
     @staticmethod
@@ -164,9 +172,9 @@ class _RowAttention(torch.autograd.Function):
         plan = ctx.plan
         grad = grad if grad.stride(-1) == 1 else grad.contiguous()
         grads = [x.new_zeros(x.shape) for x in (q, k, v)]
-        args = RowArguments(q, k, v, plan.rows, plan.ranges, plan.trees, ctx.scale)
+        args = RowArguments(q, k, v, plan.rows, plan.ranges, plan.trees, *ctx.options)
         _backend().row_attention_backward(args, out, lse, grad, *grads)
-        return (*grads, None, None)
+        return (*grads, None, None, None)
 
 
 def _backend() -> Any:

@@ -62,6 +62,7 @@ inline RowAttention read_row_attention(py::handle record, const View& out, const
           .ranges = read_tensor(record, "ranges"),
           .trees = read_tensor(record, "trees"),
           .scale = py::cast<float>(record.attr("scale")),
+          .bfloat16 = py::cast<bool>(record.attr("bfloat16")),
           .out = out,
           .lse = lse};
 }

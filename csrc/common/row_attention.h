@@ -23,6 +23,7 @@ struct RowAttention {
   View ranges;  // [M, 2] int64: TokenRange
   View trees;   // [N, 2] int64: rows [first, last); rows of different trees see no token in common
   float scale;
+  bool bfloat16;  // products of factors that are rounded to bfloat16, where the processor multiplies pairs of them
   View out;  // [T, Hq, Dv], written at the tokens of rows
   View lse;  // [T, Hq]: log2 of the sum of 2^logit, logits in units of log2
 

@@ -37,16 +37,27 @@ class Job {
         D_(sizes["D"]),
         Dv_(sizes["Dv"]),
         stride_(round_up(T_ + kPadding, 16)),
-        transposed_(workspace.as<float>()) {}
+        memory_(workspace.as<float>()),
+        pairs_(args.bfloat16 && row_attention_kernels().pairs.forward) {}
+
+  const RowAttentionMath& math() const {
+    return pairs_ ? row_attention_kernels().pairs : row_attention_kernels().floats;
+  }
 
   int64_t kv_heads() const { return H_; }
   int64_t group() const { return group_; }
   const AttentionRow& row(int64_t i) const { return args_.rows.as<const AttentionRow>()[i]; }
 
-  void transpose(bool values) const {
+  // Writes what the kernels read beside K and V: K transposed, and of pairs V, or for gradients V transposed and K.
+  void prepare_heads(bool gradients) const {
+    const RowAttentionKernels& kernels = row_attention_kernels();
     parallel_for(H_, 1, [&](int64_t h) {
-      row_attention_kernels().transpose(head(args_.k, h), T_, D_, kt(h), stride_);
-      if (values) row_attention_kernels().transpose(head(args_.v, h), T_, Dv_, vt(h), stride_);
+      const Matrix k = head(args_.k, h), v = head(args_.v, h);
+      const auto transpose = pairs_ ? kernels.transpose_pairs : kernels.transpose;
+      transpose(k, T_, D_, kt(h), stride_);
+      if (gradients) transpose(v, T_, Dv_, vt(h), stride_);
+      if (pairs_ && gradients) kernels.pair_tokens(k, T_, D_, k_pairs(h));
+      if (pairs_ && !gradients) kernels.pair_tokens(v, T_, Dv_, v_pairs(h));
     });
   }
 
@@ -87,8 +98,8 @@ class Job {
             .Dv = Dv_,
             .scale = args_.scale * kLog2E,
             .q = head(args_.q, hq, tile.first),
-            .k = head(args_.k, h),
-            .v = head(args_.v, h),
+            .k = pairs_ ? Matrix{k_pairs(h), D_} : head(args_.k, h),
+            .v = pairs_ ? Matrix{v_pairs(h), Dv_} : head(args_.v, h),
             .kt = {kt(h), stride_},
             .vt = {vt(h), stride_},
             .out = mutable_head(args_.out, hq, tile.first),
@@ -97,12 +108,17 @@ class Job {
   }
 
  private:
-  float* kt(int64_t h) const { return transposed_ + h * D_ * stride_; }
-  float* vt(int64_t h) const { return transposed_ + (H_ * D_ + h * Dv_) * stride_; }
+  // Four parts of a head's memory, [D, stride] and [Dv, stride] twice.
+  float* part(int64_t h, int64_t lines) const { return memory_ + (2 * h * (D_ + Dv_) + lines) * stride_; }
+  float* kt(int64_t h) const { return part(h, 0); }
+  float* vt(int64_t h) const { return part(h, D_); }
+  float* k_pairs(int64_t h) const { return part(h, D_ + Dv_); }
+  float* v_pairs(int64_t h) const { return part(h, 2 * D_ + Dv_); }
 
   const RowAttention& args_;
   int64_t T_, H_, group_, D_, Dv_, stride_;
-  float* transposed_;
+  float* memory_;
+  bool pairs_;
 };
 
 void check_workspace(const View& workspace, const Sizes& sizes) {
@@ -116,18 +132,18 @@ void check_workspace(const View& workspace, const Sizes& sizes) {
 }  // namespace
 
 int64_t row_attention_workspace(int64_t T, int64_t H, int64_t D, int64_t Dv) {
-  return H * (D + Dv) * round_up(T + kPadding, 16);
+  return 2 * H * (D + Dv) * round_up(T + kPadding, 16);
 }
 
 void row_attention(const RowAttention& args, const View& workspace) {
   const Sizes sizes = args.check();
   check_workspace(workspace, sizes);
   const Job job(args, sizes, workspace);
-  job.transpose(false);
+  job.prepare_heads(false);
   const std::vector<Tile> tiles = job.tiles(0, sizes["R"]);
   const int64_t Hq = sizes["Hq"], count = static_cast<int64_t>(tiles.size());
   parallel_for(count * Hq, 4, [&](int64_t item) {  // a head's tiles one after the other: its K and V stay in the cache
-    row_attention_kernels().forward(job.prepare(tiles[static_cast<size_t>(item % count)], item / count));
+    job.math().forward(job.prepare(tiles[static_cast<size_t>(item % count)], item / count));
   });
 }
 
@@ -138,7 +154,7 @@ void row_attention_backward(const RowAttention& args, const RowAttentionGrads& g
   const Sizes sizes = args.check();
   check_workspace(workspace, sizes);
   const Job job(args, sizes, workspace);
-  job.transpose(true);
+  job.prepare_heads(true);
   const int64_t H = job.kv_heads();
   parallel_for(sizes["N"] * H, 1, [&](int64_t item) {
     const TokenRange& tree = args.trees.as<const TokenRange>()[item / H];
@@ -146,7 +162,7 @@ void row_attention_backward(const RowAttention& args, const RowAttentionGrads& g
     const MutableMatrix dk = mutable_head(grads.k, h), dv = mutable_head(grads.v, h);
     for (const Tile& tile : job.tiles(tree.first, tree.last))
       for (int64_t hq = h * job.group(); hq < (h + 1) * job.group(); ++hq)
-        row_attention_kernels().backward(job.prepare(tile, hq), {.out = head(grads.out, hq, tile.first),
+        job.math().backward(job.prepare(tile, hq), {.out = head(grads.out, hq, tile.first),
                                                        .q = mutable_head(grads.q, hq, tile.first),
                                                        .k = dk,
                                                        .v = dv});

@@ -37,30 +37,39 @@ struct RowTile {
   int64_t D, Dv;
   float scale;        // of q . k, times log2(e)
   Matrix q;           // of the tile's tokens [tokens, D]
-  Matrix k, v;        // of all tokens
-  Matrix kt, vt;      // transposed: [D, T], [Dv, T], and kPadding columns more
+  Matrix k, v;        // of all tokens, and, of pairs, of the next one beside it
+  Matrix kt, vt;      // transposed: [D, T], [Dv, T], of pairs [D / 2, T], [Dv / 2, T]; and kPadding columns more
   MutableMatrix out;  // of the tile's tokens [tokens, Dv]
   MutableMatrix lse;  // [tokens, 1]
   float* scratch;     // row_scratch floats
 };
 
 struct RowTileGrads {
-  Matrix out;           // of the tile's tokens
-  MutableMatrix q;      // of the tile's tokens
-  MutableMatrix k, v;   // of all tokens, added to
+  Matrix out;          // of the tile's tokens
+  MutableMatrix q;     // of the tile's tokens
+  MutableMatrix k, v;  // of all tokens, added to
 };
 
 constexpr int64_t kTileRows = 8;  // at most, in any instruction set
 
 inline int64_t row_scratch(int64_t columns, int64_t D, int64_t Dv) {
-  return kTileRows * (2 * (columns + 16) + 2 * D + 2 * Dv);
+  return kTileRows * (5 * (columns + 16) + 3 * D + 3 * Dv) + 512;
 }
+
+// Products of floats, or of pairs of bfloat16 with sums of floats.
+struct RowAttentionMath {
+  void (*forward)(const RowTile& tile);
+  void (*backward)(const RowTile& tile, const RowTileGrads& grads);
+};
 
 struct RowAttentionKernels {
   int64_t rows;  // tokens of a tile
   void (*transpose)(const Matrix& from, int64_t T, int64_t D, float* to, int64_t stride);
-  void (*forward)(const RowTile& tile);
-  void (*backward)(const RowTile& tile, const RowTileGrads& grads);
+  RowAttentionMath floats;
+  // Null where the processor does not multiply pairs.
+  void (*transpose_pairs)(const Matrix& from, int64_t T, int64_t D, float* to, int64_t stride);
+  void (*pair_tokens)(const Matrix& from, int64_t T, int64_t D, float* to);
+  RowAttentionMath pairs;
 };
 
 }  // namespace atk

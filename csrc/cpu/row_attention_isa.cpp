@@ -1,5 +1,7 @@
 // Compiled once per instruction set.
+#include <bit>
 #include <cmath>
+#include <utility>
 
 #include "cpu/row_attention.h"
 #include "cpu/simd.h"
@@ -18,8 +20,25 @@ struct Factor {
   int64_t row, column;  // strides
 };
 
+// How elements are multiplied and added: floats, or dwords of two bfloat16 each, where K counts the dwords.
+struct Floats {
+  static constexpr bool kPairs = false;
+  static Vec add_product(Vec sum, Vec a, Vec b) { return fma(a, b, sum); }
+};
+
+#if ATK_BF16_DOT
+struct Pairs {
+  static constexpr bool kPairs = true;
+  static Vec add_product(Vec sum, Vec a, Vec b) { return dot_pairs(sum, a, b); }
+};
+#endif
+
+// Numbers in an element of Math.
+template <class Math>
+constexpr int64_t kInputs = Math::kPairs ? 2 : 1;
+
 // C [R, C * W] = (add ? C : 0) + A [R, K] B [K, C * W].
-template <int R, int C>
+template <class Math, int R, int C>
 inline void multiply_block(const Factor& a, int64_t K, const float* b, int64_t b_stride, float* c, int64_t c_stride,
                            bool add_to) {
   Vec acc[R][C];
@@ -36,7 +55,7 @@ inline void multiply_block(const Factor& a, int64_t K, const float* b, int64_t b
     for (int r = 0; r < R; ++r) {
       const Vec x = splat(left[r * a.row]);
 #pragma GCC unroll 2
-      for (int j = 0; j < C; ++j) acc[r][j] = fma(x, right[j], acc[r][j]);
+      for (int j = 0; j < C; ++j) acc[r][j] = Math::add_product(acc[r][j], x, right[j]);
     }
   }
 #pragma GCC unroll 8
@@ -46,18 +65,19 @@ inline void multiply_block(const Factor& a, int64_t K, const float* b, int64_t b
 }
 
 // C [R, n] = (add ? C : 0) + A [R, K] B [K, n]; n is a multiple of W.
-template <int R>
+template <class Math, int R>
 inline void multiply_rows(const Factor& a, int64_t K, const Matrix& b, int64_t n, const MutableMatrix& c, bool add_to) {
   int64_t j = 0;
-  for (; j + 2 * W <= n; j += 2 * W) multiply_block<R, 2>(a, K, b.data + j, b.stride, c.data + j, c.stride, add_to);
-  if (j < n) multiply_block<R, 1>(a, K, b.data + j, b.stride, c.data + j, c.stride, add_to);
+  for (; j + 2 * W <= n; j += 2 * W) multiply_block<Math, R, 2>(a, K, b.data + j, b.stride, c.data + j, c.stride, add_to);
+  if (j < n) multiply_block<Math, R, 1>(a, K, b.data + j, b.stride, c.data + j, c.stride, add_to);
 }
 
 // C [m, n] += A [m, K] B [K, n].
+template <class Math>
 inline void add_product(Factor a, int64_t m, int64_t K, const Matrix& b, int64_t n, MutableMatrix c) {
   const auto advance = [&](int64_t by) { a.data += by * a.row, c.data += by * c.stride, m -= by; };
-  for (; m >= kRows; advance(kRows)) multiply_rows<kRows>(a, K, b, n, c, true);
-  for (; m > 0; advance(1)) multiply_rows<1>(a, K, b, n, c, true);
+  for (; m >= kRows; advance(kRows)) multiply_rows<Math, kRows>(a, K, b, n, c, true);
+  for (; m > 0; advance(1)) multiply_rows<Math, 1>(a, K, b, n, c, true);
 }
 
 // The first `tokens` rows times a factor, then rows of zeros.
@@ -67,10 +87,11 @@ inline void copy_rows(const Matrix& from, int64_t tokens, int64_t D, float facto
 }
 
 struct Scratch {
-  int64_t stride;  // of scores
-  float *p, *ds;   // [kRows, stride]
-  float *q, *dq;   // [kRows, D]
-  float *o, *dout;  // [kRows, Dv]
+  int64_t stride;    // of scores
+  float *p, *ds;     // [kRows, stride]
+  float *q, *dq;     // [kRows, D]
+  float *o, *dout;   // [kRows, Dv]
+  float *rounded;    // what is made of these for the products, one after the other
 
   explicit Scratch(const RowTile& tile) : stride(tile.columns + 16) {
     p = tile.scratch;
@@ -79,8 +100,49 @@ struct Scratch {
     dq = q + kTileRows * tile.D;
     o = dq + kTileRows * tile.D;
     dout = o + kTileRows * tile.Dv;
+    rounded = dout + kTileRows * tile.Dv;
   }
 };
+
+// A factor of a product in the elements of Math: of floats they are the matrix itself, of pairs they are written to `to`.
+template <class Math>
+inline Matrix along_columns(const float* x, int64_t stride, [[maybe_unused]] int64_t columns,
+                            [[maybe_unused]] float* to) {
+#if ATK_BF16_DOT
+  if constexpr (Math::kPairs) {
+    const int64_t width = stride / 2;
+    for (int64_t r = 0; r < kRows; ++r)
+      for (int64_t c = 0; c < columns; c += 2 * W)
+        store_pairs(to + r * width + c / 2, load(x + r * stride + c), load(x + r * stride + c + W));
+    return {to, width};
+  }
+#endif
+  return {x, stride};
+}
+
+template <class Math>
+inline Matrix along_rows(const float* x, int64_t stride, [[maybe_unused]] int64_t columns,
+                            [[maybe_unused]] float* to) {
+#if ATK_BF16_DOT
+  if constexpr (Math::kPairs) {
+    const auto rounded = [](const float* p) {
+      Vec pairs;
+      store_pairs(reinterpret_cast<float*>(&pairs), load(p), load(p + W));
+      return pairs;
+    };
+    for (int64_t r = 0; r < kRows; r += 2)
+      for (int64_t c = 0; c < columns; c += 2 * W) {
+        const float* from = x + r * stride + c;
+        Vec first, second;
+        zip_pairs(rounded(from), rounded(from + stride), first, second);
+        store(to + r / 2 * stride + c, first);
+        store(to + r / 2 * stride + c + W, second);
+      }
+    return {to, stride};
+  }
+#endif
+  return {x, stride};
+}
 
 inline int64_t padded(int64_t columns) {
   return (columns + kPadding - 1) / kPadding * kPadding;
@@ -95,13 +157,28 @@ inline uint64_t lanes_below(int64_t count) {
   return count >= W ? ~uint64_t{0} : count <= 0 ? 0 : (uint64_t{1} << count) - 1;
 }
 
-// scores [kRows, columns] of left [kRows, K] against transposed [K, T].
-inline void score(const RowTile& tile, const float* left, int64_t K, const Matrix& transposed, float* scores,
-                  int64_t stride) {
+// scores [kRows, columns] of left [kRows, K], made of floats, against transposed [K, T].
+template <class Math>
+inline void score(const RowTile& tile, const float* left, int64_t K, const Matrix& transposed, float* rounded,
+                  float* scores, int64_t stride) {
+  const Matrix factor = along_columns<Math>(left, K, K, rounded);
   for (int64_t s = 0; s < tile.count; ++s) {
     const SeenSegment& segment = tile.segments[s];
-    multiply_rows<kRows>({left, K, 1}, K, {transposed.data + segment.token, transposed.stride}, padded(segment.columns),
-                         {scores + segment.at, stride}, false);
+    multiply_rows<Math, kRows>({factor.data, factor.stride, 1}, K / kInputs<Math>,
+                               {transposed.data + segment.token, transposed.stride}, padded(segment.columns),
+                               {scores + segment.at, stride}, false);
+  }
+}
+
+// out [kRows, n] of weights [kRows, columns], as along_columns made them, and rows [T, n] of Math's elements.
+template <class Math>
+inline void weighted_sum(const RowTile& tile, const Matrix& weights, const Matrix& rows, int64_t n, float* out) {
+  constexpr int64_t kTokens = kInputs<Math>;
+  for (int64_t s = 0; s < tile.count; ++s) {
+    const SeenSegment& segment = tile.segments[s];
+    multiply_rows<Math, kRows>({weights.data + segment.at / kTokens, weights.stride, 1},
+                               (segment.columns + kTokens - 1) / kTokens,
+                               {rows.data + segment.token * rows.stride, rows.stride * kTokens}, n, {out, n}, s > 0);
   }
 }
 
@@ -119,6 +196,45 @@ void transpose_all(const Matrix& from, int64_t T, int64_t D, float* to, int64_t 
   for (; t < stride; ++t)
     for (int64_t d = 0; d < D; ++d) to[d * stride + t] = t < T ? from.data[t * from.stride + d] : 0.0f;
 }
+
+#if ATK_BF16_DOT
+uint32_t pair_of(float low, float high) {
+  return from_float<bf16>(low).bits | static_cast<uint32_t>(from_float<bf16>(high).bits) << 16;
+}
+
+// Pairs of successive inputs, transposed: to [D / 2, T]; behind T zeros.
+void transpose_pairs(const Matrix& from, int64_t T, int64_t D, float* to, int64_t stride) {
+  const auto one = [&](int64_t t, int64_t d) {
+    const float* x = from.data + t * from.stride + d;
+    return std::bit_cast<float>(t < T ? pair_of(x[0], x[1]) : 0u);
+  };
+  int64_t t = 0;
+  for (; t + W <= T; t += W) {
+    int64_t d = 0;
+    for (; d + 2 * W <= D; d += 2 * W) {
+      Vec block[W];
+      for (int i = 0; i < W; ++i) {
+        const float* x = from.data + (t + i) * from.stride + d;
+        store_pairs(reinterpret_cast<float*>(&block[i]), load(x), load(x + W));
+      }
+      transpose(block);
+      for (int i = 0; i < W; ++i) store(to + (d / 2 + i) * stride + t, block[i]);
+    }
+    for (; d < D; d += 2)
+      for (int i = 0; i < W; ++i) to[d / 2 * stride + t + i] = one(t + i, d);
+  }
+  for (; t < stride; ++t)
+    for (int64_t d = 0; d < D; d += 2) to[d / 2 * stride + t] = one(t, d);
+}
+
+// Pairs of successive tokens: to [T, D]; the last one's second is 0.
+void pair_tokens(const Matrix& from, int64_t T, int64_t D, float* to) {
+  for (int64_t t = 0; t < T; ++t) {
+    const float *x = from.data + t * from.stride, *next = x + (t + 1 < T ? from.stride : 0);
+    for (int64_t d = 0; d < D; ++d) to[t * D + d] = std::bit_cast<float>(pair_of(x[d], t + 1 < T ? next[d] : 0.0f));
+  }
+}
+#endif
 
 // Scores of token r become 2^(score - largest), zeros where it does not see; returns {largest, their sum}.
 struct Softmax {
@@ -155,22 +271,19 @@ inline Softmax softmax(const RowTile& tile, int64_t r, float* scores) {
   return {largest, reduce_add(sums)};
 }
 
+template <class Math>
 void forward(const RowTile& tile) {
   const Scratch scratch(tile);
   copy_rows(tile.q, tile.tokens, tile.D, tile.scale, scratch.q);
-  score(tile, scratch.q, tile.D, tile.kt, scratch.p, scratch.stride);
+  score<Math>(tile, scratch.q, tile.D, tile.kt, scratch.rounded, scratch.p, scratch.stride);
   float inverse[kRows];
   for (int64_t r = 0; r < kRows; ++r) {
     const Softmax made = softmax(tile, r, scratch.p + r * scratch.stride);
     inverse[r] = 1.0f / made.sum;
     if (r < tile.tokens) tile.lse.data[r * tile.lse.stride] = made.largest + std::log2(made.sum);
   }
-  for (int64_t s = 0; s < tile.count; ++s) {
-    const SeenSegment& segment = tile.segments[s];
-    multiply_rows<kRows>({scratch.p + segment.at, scratch.stride, 1}, segment.columns,
-                         {tile.v.data + segment.token * tile.v.stride, tile.v.stride}, tile.Dv, {scratch.o, tile.Dv},
-                         s > 0);
-  }
+  const Matrix weights = along_columns<Math>(scratch.p, scratch.stride, tile.columns, scratch.rounded);
+  weighted_sum<Math>(tile, weights, tile.v, tile.Dv, scratch.o);
   for (int64_t r = 0; r < tile.tokens; ++r)
     for (int64_t d = 0; d < tile.Dv; ++d)
       tile.out.data[r * tile.out.stride + d] = scratch.o[r * tile.Dv + d] * inverse[r];
@@ -191,13 +304,14 @@ inline void logit_grads(const RowTile& tile, int64_t r, float lse, float delta, 
   }
 }
 
+template <class Math>
 void backward(const RowTile& tile, const RowTileGrads& grads) {
   const Scratch scratch(tile);
   const int64_t D = tile.D, Dv = tile.Dv, stride = scratch.stride;
   copy_rows(tile.q, tile.tokens, D, tile.scale, scratch.q);
   copy_rows(grads.out, tile.tokens, Dv, 1.0f, scratch.dout);
-  score(tile, scratch.q, D, tile.kt, scratch.p, stride);
-  score(tile, scratch.dout, Dv, tile.vt, scratch.ds, stride);
+  score<Math>(tile, scratch.q, D, tile.kt, scratch.rounded, scratch.p, stride);
+  score<Math>(tile, scratch.dout, Dv, tile.vt, scratch.rounded, scratch.ds, stride);
   for (int64_t r = 0; r < kRows; ++r) {
     float lse = 0.0f, delta = 0.0f;
     if (r < tile.tokens) {
@@ -209,15 +323,21 @@ void backward(const RowTile& tile, const RowTileGrads& grads) {
     }
     logit_grads(tile, r, lse, delta, scratch.p + r * stride, scratch.ds + r * stride);
   }
+  float* free = scratch.rounded;
+  const auto take = [&](int64_t columns) { return std::exchange(free, free + kRows * columns + 2 * W); };
+  const Matrix weights = along_columns<Math>(scratch.ds, stride, tile.columns, take(stride));
+  weighted_sum<Math>(tile, weights, tile.k, D, scratch.dq);
+  const Matrix ds = along_rows<Math>(scratch.ds, stride, tile.columns, take(stride));
+  const Matrix p = along_rows<Math>(scratch.p, stride, tile.columns, take(stride));
+  const Matrix q = along_rows<Math>(scratch.q, D, D, take(D));
+  const Matrix dout = along_rows<Math>(scratch.dout, Dv, Dv, take(Dv));
+  const int64_t K = (tile.tokens + kInputs<Math> - 1) / kInputs<Math>;
   for (int64_t s = 0; s < tile.count; ++s) {
     const SeenSegment& segment = tile.segments[s];
-    const float *p = scratch.p + segment.at, *ds = scratch.ds + segment.at;
-    float* dk = grads.k.data + segment.token * grads.k.stride;
-    float* dv = grads.v.data + segment.token * grads.v.stride;
-    multiply_rows<kRows>({ds, stride, 1}, segment.columns,
-                         {tile.k.data + segment.token * tile.k.stride, tile.k.stride}, D, {scratch.dq, D}, s > 0);
-    add_product({ds, 1, stride}, segment.columns, tile.tokens, {scratch.q, D}, D, {dk, grads.k.stride});
-    add_product({p, 1, stride}, segment.columns, tile.tokens, {scratch.dout, Dv}, Dv, {dv, grads.v.stride});
+    add_product<Math>({ds.data + segment.at, 1, stride}, segment.columns, K, q, D,
+                      {grads.k.data + segment.token * grads.k.stride, grads.k.stride});
+    add_product<Math>({p.data + segment.at, 1, stride}, segment.columns, K, dout, Dv,
+                      {grads.v.data + segment.token * grads.v.stride, grads.v.stride});
   }
   for (int64_t r = 0; r < tile.tokens; ++r)
     for (int64_t d = 0; d < D; ++d) grads.q.data[r * grads.q.stride + d] = scratch.dq[r * D + d] * tile.scale;
@@ -225,6 +345,19 @@ void backward(const RowTile& tile, const RowTileGrads& grads) {
 
 }  // namespace
 
-extern const RowAttentionKernels row_attention_kernels = {kRows, transpose_all, forward, backward};
+extern const RowAttentionKernels row_attention_kernels = {
+    .rows = kRows,
+    .transpose = transpose_all,
+    .floats = {forward<Floats>, backward<Floats>},
+#if ATK_BF16_DOT
+    .transpose_pairs = transpose_pairs,
+    .pair_tokens = pair_tokens,
+    .pairs = {forward<Pairs>, backward<Pairs>},
+#else
+    .transpose_pairs = nullptr,
+    .pair_tokens = nullptr,
+    .pairs = {nullptr, nullptr},
+#endif
+};
 
 }  // namespace atk::ATK_ISA

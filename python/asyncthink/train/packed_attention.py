@@ -102,12 +102,14 @@ class PackedAttention:
                 if autocast is not None:  # torch's own attention casts its arguments in the same way
                     query, key, value = query.to(autocast), key.to(autocast), value.to(autocast)
                 return flex(query, key, value, self.blocks(window), scale, softcap)
-            # float32 even under an autocast to bfloat16: the CPU's flash attention is slower in bfloat16
+            # float32 even under an autocast: torch's attention on a CPU is slower in bfloat16, and our kernel rounds
+            # factors where it multiplies them
             dtype = torch.promote_types(query.dtype, torch.float32)
             given = [tensor.to(dtype) for tensor in (query, key, value)]
             if window is None and softcap is None and computes(*given):
                 q, k, v = (tensor[0].transpose(0, 1) for tensor in given)
-                out = row_attention(q, k, v, self.plan, scale).transpose(0, 1)[None]
+                made = row_attention(q, k, v, self.plan, scale, bfloat16=autocast is torch.bfloat16)
+                out = made.transpose(0, 1)[None]
             else:
                 out = self._by_rows(*given, scale, window, softcap)
             return out.to(query.dtype)
