@@ -164,7 +164,7 @@ class RecordedSteps:
     def _places(self) -> list[tuple[Tensor, Tensor]]:
         return [(place.k_cache, place.v_cache) for place in self._attention.layers]
 
-    def _replayed(self, program: StepProgram, step: Step, rows: Tensor) -> Tensor:
+    def _replayed(self, program: StepProgram, step: Any, rows: Tensor) -> Tensor:
         hooked = self._hooked
         inputs = {"input_ids": step.tokens[None], "position_ids": step.positions[None] + hooked.first_position}
         if hooked.keeps_logits:
@@ -215,7 +215,8 @@ class _State:
         self._hooks = RemovableHandle.next_id
         self._held = list(_values(self._tables))
         self._sizes = [list(map(len, dicts)) for dicts in (self._tables, self._attributes)]
-        self._forwards = [(kind, kind.forward) for kind in set(map(type, modules))]
+        kinds: set[Any] = set(map(type, modules))
+        self._forwards = [(kind, kind.forward) for kind in kinds]
         self._called = list(itertools.chain.from_iterable(_called(forward) for _, forward in self._forwards))
 
     def is_same(self) -> bool:
