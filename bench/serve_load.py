@@ -95,7 +95,8 @@ def server(command: str) -> Iterator[str]:
                 if process.poll() is not None:
                     raise RuntimeError(f"ended at once: {command}")
                 with suppress(httpx.TransportError):
-                    if httpx.get(f"{url}/v1/models", timeout=5).status_code == 200:  # llama.cpp: 503 while it loads
+                    states = [httpx.get(f"{url}/{path}", timeout=5).status_code for path in ("v1/models", "health")]
+                    if states[0] == 200 and states[1] != 503:  # 503: llama.cpp loads, ours records its steps
                         break
                 time.sleep(0.5)
             yield url

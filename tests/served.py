@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import httpx
@@ -26,10 +26,17 @@ class Served:
 
 
 @contextmanager
-def served(sampler: ForkJoinSampler, settings: Settings | None = None, **options: object) -> Iterator[Served]:
+def served(
+    sampler: ForkJoinSampler,
+    settings: Settings | None = None,
+    *,
+    warm_up: int = 0,
+    progress: Callable[[str], None] | None = None,
+    **options: object,
+) -> Iterator[Served]:
     """Serve a sampler; when the block is left, the server has ended and no page is held."""
     settings = settings or Settings("tiny")
-    engine = AsyncEngine(sampler, max_waiting=settings.limits.waiting)
+    engine = AsyncEngine(sampler, max_waiting=settings.limits.waiting, warm_up=warm_up, progress=progress)
     servers: list[uvicorn.Server] = []
     with listen("127.0.0.1", 0) as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"

@@ -244,6 +244,21 @@ def test_refresh_records_again() -> None:
     assert pair.programs == 1
 
 
+def test_new_weights_in_place_keep_the_programs() -> None:
+    pair = Pair(tiny("llama", num_hidden_layers=1))
+    decode(pair, 5, 0)
+    steps = pair.recording.recorded
+    assert steps is not None
+    programs = steps.programs
+    with torch.no_grad():
+        for parameter in pair.model.parameters():
+            parameter.mul_(1.5)
+    for decoder in pair.decoders:
+        decoder.refresh(weights_only=True)
+    decode(pair, 5, 0)
+    assert steps.programs == programs
+
+
 class Own(nn.SiLU):
     """Somebody's module, whose Python may do something else in the next step."""
 

@@ -15,6 +15,8 @@ from asyncthink.engine.requests import Request
 from asyncthink.engine.sampler import ForkJoinSampler
 from asyncthink.engine.service_stats import ServiceStats, Tally
 from asyncthink.engine.ticket import AsyncEpisodeStream, Batch, Ticket
+from asyncthink.engine.warm_up import check_agents
+from asyncthink.engine.warm_up import warm_up as record_ahead
 from asyncthink.episode.options import Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.records import Episode
@@ -44,6 +46,13 @@ class AsyncEngine:
         sampler: has the decoder, its cache and the default options. Nobody else should step it meanwhile; calls of its
             own methods wait for the thread's step and would be slow.
         max_waiting: requests that may wait for admission; another one raises :class:`EngineFullError`.
+        warm_up: on a CPU, decode steps of 1 to so many agents (at most 64) are recorded when the engine starts
+            (:mod:`asyncthink.model.recorded`), instead of with the first requests. No result changes, and the cache
+            holds nothing of it.
+        progress: called with a phrase before each of these, in the engine's thread.
+
+    Attributes:
+        warmed: the future of a sentence on what was recorded ahead, or why nothing was.
 
     >>> from asyncthink import checkpoint_path, SamplingParams
     >>> async def ask(questions):
@@ -55,20 +64,39 @@ class AsyncEngine:
     [8, 8]
     """
 
-    def __init__(self, sampler: ForkJoinSampler, *, max_waiting: int = 1024) -> None:
+    def __init__(
+        self,
+        sampler: ForkJoinSampler,
+        *,
+        max_waiting: int = 1024,
+        warm_up: int = 0,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
         if max_waiting < 1:
             raise ValueError(f"max_waiting: expected at least 1, got {max_waiting}")
+        check_agents(warm_up)
         self.sampler, self.max_waiting = sampler, max_waiting
         self._tally = Tally()
         release_team()  # of this thread, which loaded the model: those of the engine's thread would make room for them
         gc.collect()
         gc.freeze()
         self._owner = Owner(sampler, self._tally)
+        self.warmed: Future[str] = record_ahead(self.call, sampler.decoder, warm_up, progress)
 
     @classmethod
-    def load(cls, model: str | Path, *, max_waiting: int = 1024, **options: Any) -> AsyncEngine:
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        max_waiting: int = 1024,
+        warm_up: int = 0,
+        progress: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> AsyncEngine:
         """From a folder or hub id; ``options`` are :class:`ForkJoinSampler`'s. Raises ValueError as it does."""
-        return cls(ForkJoinSampler(model, **options), max_waiting=max_waiting)
+        check_agents(warm_up)  # before seconds of loading
+        sampler = ForkJoinSampler(model, progress=progress, **options)
+        return cls(sampler, max_waiting=max_waiting, warm_up=warm_up, progress=progress)
 
     # -- requests: from any thread or task ----------------------------------------------------------------------
 
@@ -121,6 +149,11 @@ class AsyncEngine:
     def healthy(self) -> bool:
         """Whether the model has never raised, and the thread is alive."""
         return self.failure is None and self._owner.alive
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine works and has recorded what it was to record ahead. Requests are taken before, too."""
+        return self.healthy and self.warmed.done()
 
     @property
     def failure(self) -> BaseException | None:

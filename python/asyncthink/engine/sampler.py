@@ -49,6 +49,8 @@ class ForkJoinSampler:
             or float32 where this CPU multiplies much faster in it (:meth:`explain` gives the choice and its reason).
         page_size: tokens of a page: 1, 8, 16 (None), 32, 64 or 128.
         num_pages: pages of the K/V cache; None: a share of the free memory.
+        num_states: recurrent states that the cache holds, for a model with such layers: one for each running agent, and
+            snapshots. None: an eighth of the free memory, at most 256.
         max_rows: the most new tokens in one step; longer prompts are prefilled in chunks.
         max_episodes: the most episodes that run at once; others wait.
         prefix_pages: the most pages that heads of earlier contexts may hold (:class:`.prefix_cache.PrefixCache`); None:
@@ -65,9 +67,9 @@ class ForkJoinSampler:
     Raises:
         ValueError: a model that cannot be loaded or served (DecoderError gives the reason), a join mode that the model
             does not support, options outside their range, a depth above 1 with prompts that have no templates for
-            workers that may fork. Also arguments without effect: ``device``, ``dtype``,
-            ``revision`` with a live module; these and ``page_size``, ``num_pages``, ``graphs``, ``compile``, ``pack``,
-            ``weights``, ``lm_head``, ``fallback`` with a Decoder.
+            workers that may fork. Also arguments without effect: ``device``, ``dtype``, ``revision`` with a live
+            module; these and ``page_size``, ``num_pages``, ``num_states``, ``graphs``, ``compile``, ``pack``,
+            ``weights``, ``lm_head``, ``fallback`` with a Decoder; ``num_states`` without recurrent layers.
 
     A seed makes an episode reproducible in any batch, whatever the cache holds: every agent has its own random stream,
     the attention of a branch is bitwise independent of the other branches, and a prompt whose head was computed before
@@ -109,6 +111,7 @@ class ForkJoinSampler:
         revision: str | None = None,
         page_size: int | None = None,
         num_pages: int | None = None,
+        num_states: int | None = None,
         max_rows: int = 1024,
         max_episodes: int = 64,
         prefix_pages: int | None = None,
@@ -121,7 +124,7 @@ class ForkJoinSampler:
         progress: Callable[[str], None] | None = None,
     ) -> None:
         self.options = Options(mode, pool, context, join, aggregate, answer, guide, forks, depth)
-        sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
+        sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages, "num_states": num_states}
         sizes |= {"graphs": graphs, "compile": compile, "pack": pack, "weights": weights}
         sizes |= {"lm_head": lm_head, "fallback": fallback}
         limits: dict[str, Any] = {"max_rows": max_rows, "max_episodes": max_episodes, "prefix_pages": prefix_pages}
@@ -271,7 +274,7 @@ class ForkJoinSampler:
                 raise RuntimeError(
                     "refresh: expected no running episode in any sampler of this decoder; finish or close them first"
                 )
-            self.decoder.refresh()
+            self.decoder.refresh(weights_only=True)
             self.prefixes.drop_stale()
 
     def pin(self, question: Question) -> None:

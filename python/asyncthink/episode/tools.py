@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from asyncthink.episode.endings import Endings
 from asyncthink.episode.recorder import Recorder
 from asyncthink.episode.records import ToolUse
 from asyncthink.episode.speaker import Speaker
@@ -35,10 +36,7 @@ class Running(Protocol):
 
     done: bool
     record: Recorder
-
-    def full(self, length: int) -> bool: ...
-
-    def run_out(self, speaker: Speaker) -> None: ...
+    endings: Endings
 
     def insert(self, speaker: Speaker, tokens: Sequence[int]) -> None: ...
 
@@ -79,8 +77,8 @@ class ToolCalls:
         if not speaker.waits_for_tool or call is None or self._texts is None:
             return
         speaker.call, tokens = None, self._texts.result(call, text)
-        if self._core.full(speaker.length + len(tokens)):
-            self._core.run_out(speaker)
+        if self._core.endings.full(speaker.length + len(tokens)):
+            self._core.endings.run_out(speaker)
             return
         speaker.trace.tools.append(ToolUse(len(speaker.trace.tokens), len(tokens), call.name, call.arguments, text))
         self._core.record.event("tool", speaker, speaker.trace.fork_index, text=text)

@@ -131,6 +131,8 @@ def reserve(
     attention = PagedAttention([call.module for call in layers.calls], storage, examined.rotaries)
     chunk = chunk or chunk_for(examined.hooked.model, layers, page_size, device)
     if layout is None:
+        if num_states is not None:
+            raise ValueError(f"num_states: expected none, as {examined.kind} has no recurrent layers, got {num_states}")
         return Reserved(TreeCache(num_pages, page_size, chunk), storage, None, attention)
     num_states = num_states_for(num_states, layout.bytes_per_state, device)
     cache = StatefulCache(num_pages, page_size, chunk, num_states=num_states, by_token=examined.by_token)
@@ -147,9 +149,9 @@ def steps_for(
     record: bool,
 ) -> tuple[PackedSteps | None, RowPasses | None]:
     """What runs the steps, one of both; in ``unavailable`` "graphs" is the reason why they cannot be captured."""
-    hooked, on_cpu = examined.hooked, examined.device.type == "cpu"
+    hooked, place = examined.hooked, examined.device.type
     packed = rows = None
-    record = record and on_cpu and not compile
+    record = record and place == "cpu" and not compile
     if held.states is None:
         packed = PackedSteps(hooked, held.attention, examined.kind, unavailable, record=record)
     else:
@@ -157,7 +159,7 @@ def steps_for(
         rows = RowPasses(hooked, held.attention, held.states, recorded)
     if compile:
         hooked.compiled = CompiledModel(hooked.model, "inductor" if compile is True else compile)
-    if graphs or (graphs is None and not on_cpu):
+    if graphs or (graphs is None and place == "cuda"):
         if packed is not None and examined.uncaptured is None:
             packed.capture()
         else:

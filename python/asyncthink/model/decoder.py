@@ -65,7 +65,7 @@ class Decoder(ServedModel):
         num_pages, memory_bytes: size of the cache, by either; default: 65,536 tokens, or a quarter of the free memory
             if that is less.
         num_states: recurrent states that the cache holds, one for each running agent, and snapshots; default: an eighth
-            of the free memory, at most 256. Ignored for a model without such layers.
+            of the free memory, at most 256. ValueError for a model without such layers.
         chunk: tokens of a node in one attention item; default 512, on a GPU by the heads of the model
             (:func:`asyncthink_kernels.tuning.chunk_tokens`).
         progress: called with a short phrase before each part of the building, which may take seconds.
@@ -124,7 +124,10 @@ class Decoder(ServedModel):
             raise ValueError(f"pack: expected None or False beside weights={weights!r}, got True")
         say = progress or (lambda what: None)
         model = getattr(model, "_orig_mod", model)
-        TreeCache(1, page_size, chunk or page_size)  # raises on invalid sizes before the model is run
+        least = 1 if num_states is None else num_states
+        StatefulCache(
+            1, page_size, chunk or page_size, num_states=least
+        )  # raises on invalid sizes before anything runs
         examined = examine(model, page_size, say, compiled=bool(compile), pack=pack, weights=weights, lm_head=lm_head)
         self._keep(examined.hooked, examined.kind, examined.ends)
         self.linears, self.max_length = examined.linears, examined.layers.max_length
@@ -224,12 +227,14 @@ class Decoder(ServedModel):
         assert self._packed is not None
         return self._packed.forward(tokens, plan, rows)
 
-    def refresh(self) -> None:
+    def refresh(self, weights_only: bool = False) -> None:
         """After a change of the model: forget all packed weights, and the captured steps if weights were moved.
 
-        Weights changed in place need no call. For other changes of the model see :attr:`graphs`. K and V in the cache
-        stay those of the old weights: release their branches. DecoderError if the weights have another dtype or device
-        now, which the cache does not have: make a new Decoder.
+        Recorded steps are forgotten, too; with ``weights_only``, where nothing but weights changed, only those whose
+        weights were moved: to record them again takes longer than to run them. Weights changed in place need no call.
+        For other changes of the model see :attr:`graphs`. K and V in the cache stay those of the old weights: release
+        their branches. DecoderError if the weights have another dtype or device now, which the cache does not have:
+        make a new Decoder.
         """
         self._check_weights()
         self._refreshes += 1
@@ -237,7 +242,7 @@ class Decoder(ServedModel):
             self.linears.forget()
         for steps in (self._packed, self._rows):
             if steps is not None:
-                steps.refresh()
+                steps.refresh(weights_only)
 
     def copied(self, plan: StepPlan | StatefulPlan) -> list[Copied]:
         """What this plan copies: recurrent states, of forks that go on."""

@@ -116,7 +116,7 @@ class FallbackDecoder(ServedModel):
         self.feed = self._calls.feed
         dtype = next(model.parameters()).dtype
         self.storage = CopiedStorage(sizes.token, sizes.state, dtype)
-        unit = sizes.token or -(-sizes.state // page_size) or 8  # with neither, the token ids that are kept
+        unit = sizes.unit(page_size)
         self.cache = CopiedCache(
             self._calls,
             _pages(num_pages, memory_bytes, page_size, unit, sizes, self.device),
@@ -177,8 +177,8 @@ class FallbackDecoder(ServedModel):
         stats = self.cache.stats
         return {"passes": self._calls.count, **self.fork_bytes.counts(stats.copies, stats.tokens_copied)}
 
-    def refresh(self) -> None:
-        """After a change of the model: forget all packed weights. Release the branches that it computed before.
+    def refresh(self, weights_only: bool = False) -> None:
+        """After a change of the model, or of its weights: forget all packed weights. Release the branches before it.
 
         DecoderError if the weights have another dtype or device now.
         """

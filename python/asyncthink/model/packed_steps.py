@@ -65,9 +65,12 @@ class PackedSteps:
             )
         return logits
 
-    def refresh(self) -> None:
-        """The model changed: forget the captured steps if weights were moved, and all recorded ones."""
+    def refresh(self, weights_only: bool) -> None:
+        """The model changed: forget the captured steps if weights were moved, and all recorded ones.
+
+        ``weights_only``: nothing but weights changed. Then recorded steps stay that read them where they are.
+        """
         if self.graphs is not None:
             self.graphs.refresh()
-        if self.recorded is not None:
+        if self.recorded is not None and not weights_only:
             self.recorded.clear()

@@ -79,6 +79,10 @@ class RecordedSteps:
         spent = [program.seconds for program in self._programs.values()]
         return {part: sum(each[part] for each in spent) for part in PARTS}
 
+    def serves(self, agents: int) -> bool:
+        """Whether decode steps of so many agents run by a program."""
+        return (agents, agents) in self._programs
+
     def clear(self) -> None:
         """Forget all programs, and record again."""
         self._programs.clear()
@@ -215,8 +219,7 @@ class _State:
         self._hooks = RemovableHandle.next_id
         self._held = list(_values(self._tables))
         self._sizes = [list(map(len, dicts)) for dicts in (self._tables, self._attributes)]
-        kinds: set[Any] = set(map(type, modules))
-        self._forwards = [(kind, kind.forward) for kind in kinds]
+        self._forwards = [(kind, kind.forward) for kind in {type(module) for module in modules}]
         self._called = list(itertools.chain.from_iterable(_called(forward) for _, forward in self._forwards))
 
     def is_same(self) -> bool:

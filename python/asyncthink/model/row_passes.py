@@ -64,9 +64,9 @@ class RowPasses:
         among = torch.searchsorted(columns, where % n)
         return logits[(where // n).to(logits.device), among.to(logits.device)]
 
-    def refresh(self) -> None:
-        """The model changed: forget recorded passes."""
-        if self.recorded is not None:
+    def refresh(self, weights_only: bool) -> None:
+        """The model changed: forget recorded passes; with ``weights_only``, where nothing but weights did, none."""
+        if self.recorded is not None and not weights_only:
             self.recorded.clear()
 
     def _run(self, step: RowStep, columns: Tensor, *, fresh: bool = False) -> Tensor:

@@ -33,8 +33,9 @@ def page_routes(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> Response:
-        """200 while the model works, else 503."""
-        return Json({"status": "ok" if engine.healthy else "the model failed"}, 200 if engine.healthy else 503)
+        """200 while the model works and has recorded its steps, else 503."""
+        status = "the model failed" if not engine.healthy else "ok" if engine.ready else "recording steps"
+        return Json({"status": status}, 200 if status == "ok" else 503)
 
     @router.get("/metrics")
     async def metrics() -> Response:
