@@ -8,9 +8,10 @@
 namespace atk {
 
 struct DeltaRuleKernel {
-  // state [K, V] is updated; decay_i lies `decay_stride` floats behind the one before.
-  void (*run)(float* state, const float* decay, int64_t decay_stride, const float* q, const float* k, const float* v,
-              float beta, float* out, int64_t K, int64_t V, int64_t plain);
+  // state [K, V] is updated; decay_i lies `decay_stride` floats behind the one before. `next`, which may be null, is
+  // the state of the next call, which is asked for while this one is computed.
+  void (*run)(float* state, const float* next, const float* decay, int64_t decay_stride, const float* q, const float* k,
+              const float* v, float beta, float* out, int64_t K, int64_t V, int64_t plain);
 };
 
 }  // namespace atk

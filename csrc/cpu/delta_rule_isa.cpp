@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kBlock = 128;  // columns at a time
 constexpr int kLevels = 4;
+constexpr int kLine = 16;  // floats of a cache line
 
 int ceil_log2(int64_t x) {
   int bits = 1;
@@ -50,6 +51,7 @@ void sum_rows(int64_t K, int64_t n, float (&acc)[kLevels][Chains][kBlock], const
 
 struct Row {
   float* state;
+  const float* next;
   const float *decay, *q, *k, *v;
   float* out;
   float beta;
@@ -69,6 +71,8 @@ void columns(const Row& a, int64_t begin, int64_t n) {
   sum_rows<Chains>(a.K, n, acc, [&](int64_t i, float* __restrict to) {
     float* __restrict s = a.state + i * a.V + begin;
     const float decay = a.decay[i * a.decay_stride], k = a.k[i], q = a.q[i];
+    if (a.next)
+      for (int64_t c = 0; c < n; c += kLine) __builtin_prefetch(a.next + i * a.V + begin + c, 1);
     for (int64_t c = 0; c < n; ++c) {
       const float decayed = s[c] * decay;
       const float added = k * delta[c];
@@ -86,9 +90,10 @@ void all_columns(const Row& a, int64_t begin, int64_t end) {
   if (begin < end) columns<Chains>(a, begin, end - begin);
 }
 
-void run(float* state, const float* decay, int64_t decay_stride, const float* q, const float* k, const float* v,
-         float beta, float* out, int64_t K, int64_t V, int64_t plain) {
+void run(float* state, const float* next, const float* decay, int64_t decay_stride, const float* q, const float* k,
+         const float* v, float beta, float* out, int64_t K, int64_t V, int64_t plain) {
   const Row row = {.state = state,
+                   .next = next,
                    .decay = decay,
                    .q = q,
                    .k = k,

@@ -11,6 +11,7 @@ namespace atk {
 namespace {
 
 constexpr int64_t kBytesPerDraw = 64 << 10;
+constexpr int64_t kHeadsPerDraw = 4;  // of the delta rule, one after the other in memory
 
 // The slot of each of B rows, which must be among S.
 void check_slots(const StepInputs& in, int64_t B, int64_t S) {
@@ -47,12 +48,14 @@ void StepProgram::delta_rule(const DeltaRule& a) {
   append(StepPart::states, [=](const StepInputs& in) {
     check_slots(in, B, S);
     const auto kernel = delta_rule_kernel().run;
-    const int64_t draw = std::max<int64_t>(kBytesPerDraw / std::max<int64_t>(4 * K * V, 1), 1);
+    const int64_t draw = std::max<int64_t>(kBytesPerDraw / std::max<int64_t>(4 * K * V, 1), kHeadsPerDraw);
     parallel_for(B * H, draw, [&](int64_t i) {
       const int64_t b = i / H, h = i % H;
       const auto at = [&](const View& view) { return view.as<float>() + b * view.strides[0] + h * view.strides[1]; };
-      kernel(a.states.as<float>() + (slot_of(in, b) * H + h) * K * V, at(a.decay), a.decay.strides[2], at(a.q), at(a.k),
-             at(a.v), *at(a.beta), at(a.out), K, V, a.plain);
+      float* const state = a.states.as<float>() + (slot_of(in, b) * H + h) * K * V;
+      const bool last = h + 1 == H || (i + 1) % draw == 0;  // of a row, or of what a thread draws
+      kernel(state, last ? nullptr : state + K * V, at(a.decay), a.decay.strides[2], at(a.q), at(a.k), at(a.v),
+             *at(a.beta), at(a.out), K, V, a.plain);
     });
   });
 }

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from asyncthink.model.recorder import STORE, Call, Recording, Register
+from asyncthink.model.recorder import STORE, Call, Recording, Register, Sample
 
 aten = torch.ops.aten
 
@@ -49,7 +48,7 @@ class CallGraph:
         """Whether a call writes into its memory, so that it may hold something else later."""
         return self.owner(register) in self.writers
 
-    def sample(self, register: Register) -> Tensor:
+    def sample(self, register: Register) -> Sample:
         return self.samples[register.number]
 
     def made(self, register: Any, *ops: Any) -> Call | None:

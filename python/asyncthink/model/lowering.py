@@ -22,7 +22,7 @@ from asyncthink.model.call_graph import owners
 from asyncthink.model.native_calls import EMITTERS, PACKED, QUANTIZED, NativeCalls
 from asyncthink.model.patterns import fused
 from asyncthink.model.places import Memory
-from asyncthink.model.recorder import Call, Recording, Register
+from asyncthink.model.recorder import Call, Recording, Register, Sample
 from asyncthink.model.recurrent import StateKey
 from asyncthink_kernels.ops.step_program import PARTS, NativeProgram
 
@@ -100,7 +100,8 @@ class _Builder:
         self.tensors: dict[Register, Tensor] = dict(recording.constants)
         self.native = NativeCalls(self.tensors, places, states)
         for register in recording.inputs.values():
-            self.tensors[register] = torch.empty_like(self.samples[register.number])
+            sample = self.samples[register.number]
+            self.tensors[register] = torch.empty_strided(sample.shape, sample.strides, dtype=sample.dtype, device="cpu")
         self.work: list[Callable[[], object] | NativeProgram] = []
         self._memory = memory.places()
         self._owners: dict[Register, Register] = {}  # of a view: whose memory it is
@@ -162,7 +163,7 @@ class _Builder:
         return last
 
 
-def _linears_together(calls: list[Call], samples: Sequence[Tensor]) -> list[Call]:
+def _linears_together(calls: list[Call], samples: Sequence[Sample]) -> list[Call]:
     """Linear layers of one input become one call, at the place of the first: (x, the other arguments of each)."""
     groups: dict[Any, list[Call]] = defaultdict(list)
     memory = owners(calls)

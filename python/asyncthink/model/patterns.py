@@ -162,7 +162,7 @@ class _Finder(CallGraph):
         """Whether its last dimension is a run of floats, and the others are tokens, or tokens and heads."""
         sample = self.sample(register)
         one = sample.is_contiguous() or sum(size > 1 for size in sample.shape[:-1]) <= 1
-        run = sample.dtype in _FLOATS and (sample.stride(-1) == 1 or sample.shape[-1] == 1)
+        run = sample.dtype in _FLOATS and (sample.strides[-1] == 1 or sample.shape[-1] == 1)
         return run and (one or (sample.ndim == 4 and 1 in sample.shape[:3]))
 
     def _rotate(self, call: Call) -> _Match:

@@ -11,6 +11,8 @@ import bisect
 import torch
 from torch import Tensor
 
+from asyncthink.model.recorder import Sample
+
 _ALIGNMENT = 64  # bytes: a cache line
 _LEAST = 1 << 16  # bytes of a chunk
 
@@ -53,7 +55,7 @@ class Places:
         self._free: list[_Span] = [(number, 0, chunk.numel()) for number, chunk in enumerate(memory.chunks)]
         self._taken: dict[int, _Span] = {}  # by address
 
-    def take(self, sample: Tensor) -> Tensor:
+    def take(self, sample: Tensor | Sample) -> Tensor:
         """A tensor of the sample's shape, strides and dtype, with arbitrary contents."""
         if not sample.numel():
             return torch.empty_strided(sample.shape, sample.stride(), dtype=sample.dtype, device="cpu")

@@ -168,7 +168,7 @@ class RecordedSteps:
     def _places(self) -> list[tuple[Tensor, Tensor]]:
         return [(place.k_cache, place.v_cache) for place in self._attention.layers]
 
-    def _replayed(self, program: StepProgram, step: Step, rows: Tensor) -> Tensor:
+    def _replayed(self, program: StepProgram, step: Any, rows: Tensor) -> Tensor:
         hooked = self._hooked
         inputs = {"input_ids": step.tokens[None], "position_ids": step.positions[None] + hooked.first_position}
         if hooked.keeps_logits:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from asyncthink.model.attention import Step
 from asyncthink.model.hook import HookedModel
@@ -46,6 +47,41 @@ class Register:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a tensor of the pass was like, without its memory."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Sample:
+        return cls(tensor.shape, tensor.stride(), tensor.dtype)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def stride(self) -> tuple[int, ...]:
+        return self.strides
+
+    def is_contiguous(self) -> bool:
+        run = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size != 1 and stride != run:
+                return not self.numel()
+            run *= size
+        return True
+
+
 @dataclass(frozen=True)
 class Call:
     """One call: ``op`` is torch's, or a name of ours. Tensors in ``args`` and ``kwargs`` are registers.
@@ -71,7 +107,7 @@ class Recording:
     """The calls of a pass, what each register was like, and which registers are what."""
 
     calls: list[Call] = field(default_factory=list)
-    samples: list[Tensor] = field(default_factory=list)  # by number
+    samples: list[Sample] = field(default_factory=list)  # by number
     constants: dict[Register, Tensor] = field(default_factory=dict)
     inputs: dict[str, Register] = field(default_factory=dict)
     logits: Register = Register(-1)
@@ -155,7 +191,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._hooked = hooked
         self._step = step
         self._known = {id(tensor): tensor for tensor in known}
-        self._registers: dict[int, Register] = {}
+        self._registers = WeakTensorKeyDictionary()  # of tensors that the pass still holds
         self._writable: set[int] = set()  # memory that the pass made, and that of states
         self._ours = False
 
@@ -221,7 +257,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outs = result if isinstance(result, (tuple, list)) else (result,)
         if not all(isinstance(out, Tensor) for out in outs):
             raise NotRecordableError(f"{func} gives no tensor")
-        given = [self.recording.samples[register.number] for register in registers_in((read_args, read_kwargs))]
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if len(outs) == 1 and any(outs[0] is tensor for tensor in given):
             return result  # nothing was done
         memory = {_memory(tensor) for tensor in given}
@@ -236,7 +272,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that writes into its arguments: into what the pass made, or into states lent to it."""
         given = {name.name: value for name, value in zip(func._schema.arguments, args, strict=False)} | kwargs
-        targets = [given.get(each.name) for each in func._schema.arguments if each.is_write]
+        targets: list[Any] = [given.get(each.name) for each in func._schema.arguments if each.is_write]
         if not all(isinstance(target, Tensor) for target in targets):
             raise NotRecordableError(f"{func} writes into something else than a tensor")
         if _REFUSED & set(func.tags):
@@ -247,6 +283,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not all(_memory(target) in self._writable for target in targets):
             raise NotRecordableError(f"{func} writes into a tensor that the pass did not make")
         written = tuple(map(self._read, targets))
+        if any(register in self.recording.constants for register in written):
+            raise NotRecordableError(f"{func} writes into a tensor that the pass did not make")
         self.recording.calls.append(Call(func, read_args, read_kwargs, (), written=written))
         return func(*args, **kwargs)
 
@@ -255,12 +293,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _new(self, tensor: Tensor) -> Register:
         register = Register(len(self.recording.samples))
-        self.recording.samples.append(tensor)  # it lives as long as its id is looked up
-        self._registers[id(tensor)] = register
+        self.recording.samples.append(Sample.of(tensor))
+        self._registers[tensor] = register
         return register
 
     def _read(self, tensor: Tensor) -> Register:
-        register = self._registers.get(id(tensor))
+        register: Register | None = self._registers.get(tensor)  # type: ignore[no-untyped-call]
         if register is None:
             if id(tensor) not in self._known and tensor.numel() > _SMALL:
                 raise NotRecordableError(f"a tensor {list(tensor.shape)} comes from elsewhere than the model")
