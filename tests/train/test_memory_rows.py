@@ -48,7 +48,7 @@ def test_states_and_caches_are_the_samplers() -> None:
         own: Any = tiny_own(kind)
         made = FallbackDecoder(own, num_pages=10)
         unit = made.storage.bytes_per_token or -(-made.storage.state_bytes // 16)
-        found = estimate(own.config, ModelOptions(), 100, cache_tokens=160)
+        found = estimate(own.config, ModelOptions(), 8, cache_tokens=160)
         assert found["cache"] == 160 * unit
         assert "states" not in found
 
