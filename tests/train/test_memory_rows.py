@@ -44,13 +44,11 @@ def test_states_and_caches_are_the_samplers() -> None:
     found = estimate(hybrid.config, ModelOptions(), 100, cache_tokens=160, num_states=5)
     assert found["states"] == 5 * decoder.states.bytes_per_state
     assert found["cache"] == 160 * decoder.storage.bytes_per_token
-    assert estimate(hybrid.config, ModelOptions(), 100, cache_tokens=160)["states"] == 256 * found["states"] // 5
-    assert estimate(hybrid.config, ModelOptions(), 100)["states"] == 0
-    for kind in ("falcon", "bloom", "rwkv"):
+    for kind in ("falcon", "rwkv"):
         own: Any = tiny_own(kind)
         made = FallbackDecoder(own, num_pages=10)
         unit = made.storage.bytes_per_token or -(-made.storage.state_bytes // 16)
-        found = estimate(own.config, ModelOptions(), 100, cache_tokens=160)
+        found = estimate(own.config, ModelOptions(), 8, cache_tokens=160)
         assert found["cache"] == 160 * unit
         assert "states" not in found
 
