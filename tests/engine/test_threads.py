@@ -1,10 +1,11 @@
-"""Threads on a tiny transformer: what they draw, join and score is what the model itself gives."""
+"""Threads on a tiny transformer: what they draw and score is what the model itself gives."""
 
 import json
 import re
 
 import pytest
 import torch
+from thread_models import GREEDY, PROMPT, engine_of, greedy, logits_behind, thread_model
 
 import tiny_models as tm
 from asyncthink import ForkJoinSampler, SamplingParams
@@ -12,34 +13,16 @@ from asyncthink.engine.thread import Thread
 from scripted import PROMPTS, tokenizer
 from toy_tokenizers import real_model
 
-GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
-PROMPT = "the quick brown fox: "
-
 
 @pytest.fixture(scope="module")
 def model():
-    return tm.tiny("qwen3", vocab_size=len(tokenizer()), eos_token_id=None, pad_token_id=None, bos_token_id=None)
+    return thread_model()
 
 
 @pytest.fixture
 def engine(model):
-    made = ForkJoinSampler(model, tokenizer(), prompts=PROMPTS, num_pages=400, page_size=8)
-    yield made
-    made.cache.check()
-    assert made.cache.used_pages == 0, "pages are left"
-
-
-def logits_behind(model, tokens):
-    return tm.eager(model, torch.tensor(tokens))
-
-
-def greedy(model, tokens, count):
-    """Transformers' own continuation, without end-of-text."""
-    ids = torch.tensor([tokens])
-    out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0
-    )
-    return out[0, len(tokens) :].tolist()
+    with engine_of(model) as engine:
+        yield engine
 
 
 def test_a_thought_is_what_generate_gives(engine, model):
@@ -120,93 +103,6 @@ def test_a_seed_gives_the_same_text_whatever_is_in_the_batch(engine):
     alone = drafts(0)
     assert drafts(3) == alone and len(set(alone)) == 3
     engine.prefixes.clear()
-
-
-@pytest.mark.parametrize("what", ["text", "thought"])
-def test_an_exact_join_is_the_model_on_the_joined_context(engine, model, what):
-    with engine.thread(PROMPT) as root:
-        worker, other = root.fork(2)
-        worker.write("own:").think(GREEDY)
-        root.write(" root ").join([worker, worker], what=what).write("so")
-        joined = worker.tokens[worker.begin if what == "text" else worker.thought.start :]
-        tail = engine.codec.encode([("so", False)])
-        assert root.tokens == [*other.tokens, *engine.codec.encode([(" root ", False)]), *joined, *joined, *tail]
-        before = root.tokens
-        root.think(GREEDY)
-        assert root.tokens == before + greedy(model, before, 12)
-        worker.close(), other.close()
-
-
-def spliced_greedy(model, joins, tokens, count):
-    """Greedy continuation where ``joins`` = (at, source tokens, first, stop) bring K/V of another context, rotated."""
-    cache, done = tm.DynamicCache(), 0
-    for at, source, first, stop in joins:
-        cache = extend(model, cache, tokens[done:at], done)
-        moved = tm.eager_cache(model, torch.tensor(source))
-        shifted = shift(model, moved, first, stop, at - first)
-        cache = tm.spliced([(cache, 0, at), (shifted, 0, stop - first)])
-        done = at + stop - first
-    tokens = list(tokens)
-    for _ in range(count):
-        logits = tm.eager(model, torch.tensor(tokens[done:]), start=done, past=cache)
-        done = len(tokens)
-        tokens.append(int(logits[-1].argmax()))
-    return tokens[-count:]
-
-
-def extend(model, cache, tokens, start):
-    if len(tokens):
-        tm.eager(model, torch.tensor(tokens), start=start, past=cache)
-    return cache
-
-
-def shift(model, cache, first, stop, by):
-    """K of tokens [first, stop) rotated by ``by`` positions, and their V."""
-    moved = tm.DynamicCache()
-    for layer, kept in enumerate(cache.layers):
-        k, v = kept.keys[:, :, first:stop], kept.values[:, :, first:stop]
-        half = k.shape[-1] // 2
-        inverse = model.model.rotary_emb.inv_freq
-        cos, sin = (by * inverse).cos(), (by * inverse).sin()
-        a, b = k[..., :half], k[..., half:]
-        moved.update(torch.cat([a * cos - b * sin, b * cos + a * sin], -1), v, layer)
-    return moved
-
-
-@pytest.mark.parametrize("mode", ["append", "link"])
-def test_a_join_by_cache_is_the_model_on_the_joined_keys(engine, model, mode):
-    with engine.thread(PROMPT) as root:
-        (worker,) = root.fork()
-        worker.think(GREEDY)
-        root.write(" and then ")
-        at, first = len(root), worker.begin
-        root.join(worker, mode=mode)
-        stop = len(worker) - 1  # the last token is computed
-        source, before = worker.tokens, root.tokens
-        expected = spliced_greedy(model, [(at, source, first, stop)], before, 12)
-        worker.close()
-        assert root.think(GREEDY).tokens == before + expected
-        root.truncate(len(before))
-        engine.threads.pool.clear()  # all of it is computed again, the closed thread's part too
-        assert root.think(GREEDY).tokens == before + expected
-        (late,) = root.fork(at=at + 5)
-        late.think(GREEDY)
-        root.close()
-        late.think(GREEDY)
-        late.close()
-
-
-def test_links_are_not_appended(engine):
-    with engine.thread(PROMPT) as root:
-        a, b = root.fork(2)
-        engine.think([a, b], GREEDY)
-        a.join(b, mode="link").think(GREEDY)
-        with pytest.raises(
-            ValueError, match="mode: expected 'exact' or 'link' for text of thread 1 that contains links"
-        ):
-            root.join(a, mode="append")
-        root.join(a, mode="link").join(a, mode="append", what="thought").think(GREEDY)
-        a.close(), b.close()
 
 
 @pytest.mark.parametrize("max_rows", [3, 1024])

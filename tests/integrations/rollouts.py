@@ -37,6 +37,16 @@ def answered(text: str | None, *, logprob: float = -0.5) -> Episode:
     return Episode("q", "asyncthink", traces=[trace], answer=text, finish="answer")
 
 
+def plain(episode: Episode) -> dict[str, Any]:
+    """An episode without times, and without what depends on the cache."""
+    data = episode.to_dict()
+    for name in ("wall_seconds", "critical_path_seconds", "step_times", "prefix_tokens"):
+        del data[name]
+    for event in data["events"]:
+        del event["time"]
+    return data
+
+
 class InstantPolicy:
     """Every episode is there at once: ``answer(seed)``, or what it raises."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rollouts import plain
 from typer.testing import CliRunner
 
 from asyncthink import Episode, ForkJoinSampler, SamplingParams, checkpoint_path
@@ -53,16 +54,6 @@ def pool(cluster: None) -> Iterator[RayPool]:
 
 def params(temperature: float) -> list[SamplingParams]:
     return [SamplingParams(temperature=temperature, seed=seed, max_tokens=150) for seed in range(len(QUESTIONS))]
-
-
-def plain(episode: Episode) -> dict[str, Any]:
-    """An episode without times, and without what depends on the cache."""
-    data = episode.to_dict()
-    for name in ("wall_seconds", "critical_path_seconds", "step_times", "prefix_tokens"):
-        del data[name]
-    for event in data["events"]:
-        del event["time"]
-    return data
 
 
 @functools.cache

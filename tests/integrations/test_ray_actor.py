@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from rollouts import plain
 from torch import nn
 from typer.testing import CliRunner
 
-from asyncthink import Episode, ForkJoinSampler, SamplingParams
+from asyncthink import ForkJoinSampler, SamplingParams
 from asyncthink.cli.app import app
 from asyncthink.engine.loaded import LoadedModel
 from asyncthink.integrations.actor_pool import ActorPool, LostActorError
@@ -85,16 +86,6 @@ def pool(actors: int = 2, deaths: Sequence[int] = ()) -> RayPool:
     made.actors, made.cluster = actors, Here(deaths)  # type: ignore[assignment]
     made.pool = ActorPool(made.cluster, actors, say=lambda message: None)
     return made
-
-
-def plain(episode: Episode) -> dict[str, Any]:
-    """An episode without times, and without what depends on the cache."""
-    data = episode.to_dict()
-    for name in ("wall_seconds", "critical_path_seconds", "step_times", "prefix_tokens"):
-        del data[name]
-    for event in data["events"]:
-        del event["time"]
-    return data
 
 
 def expected(model: nn.Module, batch: int = 3) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,73 +17,33 @@ from asyncthink.model.quantized import QuantizedLinears
 from tiny_models import eager, feed, tiny, tokens
 
 gguf = pytest.importorskip("gguf", reason='needs "asyncthink-kernels[gguf]"')
+sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
+
+from gguf_files import write_gguf  # noqa: E402
 
 SIZES: dict[str, Any] = {"page_size": 4, "num_pages": 300, "chunk": 8}
 CHANGES = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "vocab_size": 60, "num_hidden_layers": 2}
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }};{% endfor %}"
-STEMS = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
 
 
-def name_of(parameter: str) -> str:
-    fixed = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    stem = parameter.removesuffix(".weight")
-    if stem in fixed:
-        return f"{fixed[stem]}.weight"
-    number, _, rest = stem.removeprefix("model.layers.").partition(".")
-    return f"blk.{number}.{STEMS[rest]}.weight"
-
-
-def write(path: Path, model: Any, kinds: dict[str, str], default: str) -> None:
-    """A llama model as llama.cpp has it: rows of q and k interleaved; ``kinds`` by the stem of a tensor's name."""
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+def add_tokenizer(writer: Any) -> None:
+    """Letters, digits and two merges, in a vocabulary of the model's size."""
+    size = CHANGES["vocab_size"]
     writer.add_name("tiny")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     letters = [*map(chr, range(ord("a"), ord("z") + 1)), *"0123456789", *":;,.Ġ+-=", "ab", "cd"]
-    writer.add_token_list([*letters, *(f"<{k}>" for k in range(config.vocab_size - len(letters)))])
-    writer.add_token_types([1] * len(letters) + [3] * (config.vocab_size - len(letters)))
+    writer.add_token_list([*letters, *(f"<{k}>" for k in range(size - len(letters)))])
+    writer.add_token_types([1] * len(letters) + [3] * (size - len(letters)))
     writer.add_token_merges(["a b", "c d"])
-    writer.add_bos_token_id(config.vocab_size - 3)
-    writer.add_eos_token_id(config.vocab_size - 2)
+    writer.add_bos_token_id(size - 3)
+    writer.add_eos_token_id(size - 2)
     writer.add_chat_template(TEMPLATE)
-    for parameter, value in model.state_dict().items():
-        name, weight = name_of(parameter), value.float()
-        if ".attn_q." in name or ".attn_k." in name:
-            heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
-            weight = weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-        kind = "F32" if weight.ndim == 1 else kinds.get(name.split(".")[-2], default)
-        numbers = weight.contiguous().numpy()
-        if kind == "F32":
-            writer.add_tensor(name, numbers)
-        else:
-            quantization = gguf.GGMLQuantizationType[kind]
-            writer.add_tensor(name, gguf.quantize(numbers, quantization), raw_dtype=quantization)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+
+
+def write(path: Path, model: Any, kinds: dict[str, str], default: str) -> None:
+    """A model with its tokenizer; ``kinds`` by the stem of a tensor's name."""
+    write_gguf(model, path, lambda stem: kinds.get(stem, default), add_tokenizer)
 
 
 def tiny_llama() -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,7 +14,6 @@ from scripted import sampler
 from served import Served, served
 
 OPEN = Settings("tiny", weight_updates=True, hosts=("box.lan",))
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -93,16 +91,12 @@ class _Elsewhere(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-def test_in_a_browser(server: Served) -> None:
+def test_in_a_browser(server: Served, browser: Any) -> None:
     """Over localhost with Sec-Fetch-Site, and under a name without TLS, where there is only Origin."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
     send = "([url, method]) => fetch(url, {method, mode: 'no-cors', body: 'x'}).then(answer => answer.status)"
-    with HTTPServer(("127.0.0.1", 0), _Elsewhere) as other, playwright.sync_playwright() as driver:
+    with HTTPServer(("127.0.0.1", 0), _Elsewhere) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
-        rules = "--host-resolver-rules=MAP box.lan 127.0.0.1,MAP evil.example 127.0.0.1"
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", rules])
-        page: Any = browser.new_page()
+        page = browser.new_page()
         port, elsewhere = server.client.base_url.port, other.server_port
         for theirs in (f"http://127.0.0.1:{elsewhere}/", f"http://evil.example:{elsewhere}/"):
             page.goto(theirs)
@@ -114,5 +108,5 @@ def test_in_a_browser(server: Served) -> None:
             for path, paused in (("pause", True), ("resume", False)):
                 assert page.evaluate(send, [f"{own}/{path}", "POST"]) == 200
                 assert server.engine.paused == paused
-        browser.close()
+        page.close()
         other.shutdown()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from test_page import CHROMIUM, ask, finished, lanes, playwright
+from page_driver import CHROMIUM, ask, finished, lanes, playwright
 
 import asyncthink
 from asyncthink import ForkJoinSampler

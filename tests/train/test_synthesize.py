@@ -1,11 +1,10 @@
-"""Traces from another model: drawn action sequences, rules, a file that survives any end, rates and costs."""
+"""Traces from another model: drawn action sequences, rules, and a file that survives any end."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -14,32 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_double import Double, Told, document, double
+from chat_double import Told, document, double
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncthink.episode.records import Episode, Join, Trace
-from asyncthink.tasks import Countdown
 from asyncthink.train.synthesize.actions import actions_of, follows, sample_actions
-from asyncthink.train.synthesize.asking import Asked, Document, Organized, agents_of
+from asyncthink.train.synthesize.asking import Asked, Document, agents_of
 from asyncthink.train.synthesize.journal import journal, rejected_path
-from asyncthink.train.synthesize.questions import Question, from_file, from_task
+from asyncthink.train.synthesize.questions import Question, from_file
 from asyncthink.train.synthesize.rules import RejectedError, Reply, check
 from asyncthink.train.traces import WrittenTrace, read_traces
 
 pytest.importorskip("openai", reason="the extra synthesize is not installed")
-from asyncthink.train.synthesize.pace import Pace, retry_after
-from asyncthink.train.synthesize.run import Synthesis, synthesize
+from synthesized import QUESTIONS, options, right
 
-QUESTIONS = [Question(f"{k} + 1?", grade=lambda answer: float(answer == "4")) for k in range(5)]
-
-
-def options(server: Double, out: Path, **more: Any) -> Synthesis:
-    return Synthesis(server.url, "double", out, more.pop("asking", Document()), **more)
-
-
-def right(body: dict[str, Any], number: int) -> Told:
-    return Told(document(body))
+from asyncthink.train.synthesize.run import synthesize
 
 
 @settings(max_examples=200, deadline=None)
@@ -100,6 +89,7 @@ def test_attempts_end(tmp_path: Path) -> None:
 
 
 PLAN = Asked([], {}, ("FORK-1", "JOIN-1", "ANSWER"))
+
 GOOD = "[organizer]\n<FORK-1>a</FORK-1>\n<JOIN-1>\n[worker 1]\n<RETURN>3</RETURN>\n[organizer]\n<ANSWER>4</ANSWER>"
 
 
@@ -217,168 +207,6 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"t.jsonl, line 1: expected JSON"), journal(out):
         pass
     assert out.read_text() == "something else\n"
-
-
-class Time:
-    """Seconds that pass only while somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.slept: list[float] = []
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-
-
-def test_a_server_that_asks_to_wait_is_waited_for(tmp_path: Path) -> None:
-    time = Time()
-    waits = [Told("slow down", 429, {"retry-after": "300"}), Told("busy", 503), Told("busy", 503)]
-
-    with double(lambda body, number: waits[number] if number < 3 else right(body, number)) as server:
-        pace = Pace(1, 3, time.sleep, lambda: time.now)
-        totals = synthesize(options(server, tmp_path / "t.jsonl"), QUESTIONS[:1], "none", pace=pace)
-    assert (totals.kept, pace.retried, len(server.requests)) == (1, 3, 4)
-    first, second, third = time.slept
-    assert first == 300.0
-    assert 0.75 <= second <= 1.0
-    assert 1.5 <= third <= 2.0
-
-
-def test_a_pause_holds_up_every_request(tmp_path: Path) -> None:
-    """One of two requests is told to wait: until then the other one sends nothing either."""
-    time, both = Time(), threading.Barrier(2)
-    starts: list[float] = []
-
-    def answer(body: dict[str, Any], number: int) -> Told:
-        starts.append(time.now)
-        if number < 2:
-            both.wait()
-        return Told("wait", 429, {"retry-after-ms": "5000"}) if number < 2 else right(body, number)
-
-    with double(answer) as server:
-        pace = Pace(2, 3, time.sleep, lambda: time.now)
-        synthesize(options(server, tmp_path / "t.jsonl", concurrency=2), QUESTIONS, "none", pace=pace)
-    assert starts[:2] == [0.0, 0.0]
-    assert min(starts[2:]) >= 5.0
-
-
-def test_at_most_so_many_requests_at_once(tmp_path: Path) -> None:
-    with double(right) as server:
-        synthesize(options(server, tmp_path / "t.jsonl", concurrency=2), QUESTIONS * 4, "none", pace=Pace(2, 0))
-    assert server.most_at_once <= 2
-    assert len(server.requests) == len(QUESTIONS)
-
-
-def test_retry_after() -> None:
-    assert retry_after({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
-    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
-    assert retry_after({"retry-after": "inf"}) is None
-    assert retry_after({}) is None
-
-
-@pytest.mark.parametrize(
-    ("told", "reason"),
-    [
-        (Told("bad key", 401), r"server: http://.*/v1 answered 401: .*bad key"),
-        (Told("no such model", 404), r"answered 404: .*no such model"),
-        (Told("overloaded", 503), r"answered 503: .*overloaded"),
-        (Told("no such field", 400), r"answered 400: .*no such field"),
-    ],
-)
-def test_errors_that_end_it(tmp_path: Path, told: Told, reason: str) -> None:
-    time = Time()
-    with double(lambda body, number: told) as server:
-        pace = Pace(1, 2, time.sleep, lambda: time.now)
-        asked = options(server, tmp_path / "t.jsonl", concurrency=1)
-        with pytest.raises(RuntimeError, match=reason):
-            synthesize(asked, QUESTIONS, "none", pace=pace)
-    assert len(server.requests) == {503: 3, 400: 5}.get(told.status, 1)
-
-
-def test_no_server(tmp_path: Path) -> None:
-    told = Synthesis("http://127.0.0.1:9", "m", tmp_path / "t.jsonl", Document(), retries=0)
-    with pytest.raises(RuntimeError, match=r"server: no answer from http://127.0.0.1:9/v1: ConnectError"):
-        synthesize(told, QUESTIONS, "none")
-
-
-def test_a_refused_question_does_not_stop_the_others(tmp_path: Path) -> None:
-    def answer(body: dict[str, Any], number: int) -> Told:
-        return Told("too long", 400) if "Problem: 3 +" in body["messages"][-1]["content"] else right(body, number)
-
-    with double(answer) as server:
-        totals = synthesize(options(server, tmp_path / "t.jsonl", concurrency=1), QUESTIONS, "none")
-    assert (totals.kept, dict(totals.rejected), totals.prompt_tokens) == (4, {"refused": 3}, 400)
-
-
-def test_costs_are_bounded(tmp_path: Path) -> None:
-    prices = {"price_in": 1000.0, "price_out": 5000.0, "max_cost": 0.5, "concurrency": 1}  # 0.2 a reply
-    with double(right) as server:
-        told = options(server, tmp_path / "t.jsonl", **prices)
-        totals = synthesize(told, QUESTIONS, "none")
-    assert totals.kept == 3
-    assert told.cost(totals) == pytest.approx(0.6)
-    with double(lambda body, number: Told(document(body), usage=None)) as server:
-        assert synthesize(options(server, tmp_path / "u.jsonl"), QUESTIONS, "none").unpriced == 5
-
-
-@pytest.mark.parametrize(
-    ("more", "reason"),
-    [
-        ({"samples": 0}, "samples: expected at least 1, got 0"),
-        ({"attempts": 0}, "attempts: expected at least 1, got 0"),
-        ({"least_score": 2}, r"least_score: expected a share in \[0, 1\], got 2"),
-        ({"price_in": -1}, "price: expected at least 0, got -1"),
-        ({"max_cost": 1}, "max_cost: expected a price beside it, got none"),
-        ({"concurrency": 0}, "concurrency: expected at least 1, got 0"),
-        ({"retries": -1}, "retries: expected at least 0, got -1"),
-    ],
-)
-def test_options_that_are_refused(tmp_path: Path, more: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        Synthesis("http://x", "m", tmp_path / "t.jsonl", Document(), **more)
-
-
-def test_ways_to_ask_that_are_refused() -> None:
-    for make, reason in (
-        (lambda: Document(1), "pool: expected at least 2"),
-        (lambda: Document(4, (3, 2)), "forks: expected 1 <= least <= most <= 999, got 3 and 2"),
-        (lambda: Organized("plan", 3, (1, 3)), r"forks: expected at most 2 \(a plan forks all at once\), got 3"),
-        (lambda: Organized("off"), "guide: expected plan or legal, got 'off'"),
-    ):
-        with pytest.raises(ValueError, match=reason):
-            make()
-
-
-def test_questions(tmp_path: Path) -> None:
-    (tmp_path / "q.txt").write_text("one\n\n two \none\n")
-    assert [question.text for question in from_file(tmp_path / "q.txt")] == ["one", "two"]
-    lines = [{"question": "half of 1?", "answer": 0.5}, {"Problem": "free", "answer": None}]
-    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    graded, free = from_file(tmp_path / "q.jsonl")
-    assert graded.grade is not None and graded.grade("1/2") == 1.0 and graded.grade("1") == 0.0
-    assert free == Question("free")
-    (tmp_path / "empty.txt").write_text("\n")
-    for name, reason in (("no.txt", "there is no file"), ("empty.txt", "holds no questions"), ("q.csv", "ends in")):
-        with pytest.raises(ValueError, match=reason):
-            from_file(tmp_path / name)
-    (tmp_path / "bad.jsonl").write_text('{"question": 7}')
-    with pytest.raises(ValueError, match=r"bad.jsonl, record 1: expected a question as text, got 7"):
-        from_file(tmp_path / "bad.jsonl")
-
-
-def test_questions_of_a_task_are_those_of_training() -> None:
-    task = Countdown()
-    questions = from_task(task, 20)
-    assert len({question.id for question in questions}) == 20
-    assert not {question.text for question in questions} & {task.prompt(task.sample(k, True)) for k in range(200)}
-    puzzle = task.parse_prompt(questions[0].text)
-    grade = questions[0].grade
-    assert grade is not None
-    text = task.demonstrate(puzzle, 0, "sequential").scripts[0].text
-    answer = re.search(r"<ANSWER>(.*)</ANSWER>", text)
-    assert answer is not None
-    assert grade(answer[1]) == task.verify(puzzle, answer[1])
 
 
 @pytest.mark.slow
