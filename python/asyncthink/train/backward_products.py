@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 
-class BFloat16Backward(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class BFloat16Backward(TorchFunctionMode):
     """Linear layers inside this context have gradients of bfloat16 products, ``grad @ W`` and ``grad^T @ x``.
 
     Their outputs are bitwise those without it. So are losses, and in reinforcement learning the ratio to the sampler's
@@ -37,7 +37,7 @@ class BFloat16Backward(TorchFunctionMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if func is functional.linear and not kwargs and _is_float32(args):
             x, weight, bias = (*args, None)[:3]
-            return _Linear.apply(x, weight, bias)
+            return _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
@@ -53,7 +53,7 @@ class _Linear(torch.autograd.Function):
         return functional.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rounded = grad.bfloat16()
         grad_x = None if weight is None else (rounded @ weight.bfloat16()).float()
