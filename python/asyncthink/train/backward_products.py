@@ -19,8 +19,8 @@ class BFloat16Backward(TorchFunctionMode):
     1/500. Inputs are kept for the backward pass in bfloat16, which takes half the memory. Layers on weights of other
     dtypes than float32 stay as they are.
 
-    Layers that are computed again in the backward pass (activation checkpointing) would be computed outside of it, which
-    torch refuses.
+    Layers that are computed again in the backward pass (activation checkpointing) would run without it, which torch
+    refuses.
 
     >>> x, layer = torch.ones(2, 3), torch.nn.Linear(3, 4)
     >>> with BFloat16Backward():
