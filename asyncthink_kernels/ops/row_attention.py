@@ -82,11 +82,13 @@ class RowPlan:
                     one, two = sorted((root(number), root(by_start[place])))
                     tree[two] = one
         order = sorted(range(len(spans)), key=lambda number: (root(number), number))
-        rows, ranges, trees = [], [], []
+        rows: list[tuple[int, int, int, int]] = []
+        ranges: list[tuple[int, int]] = []
+        trees: list[tuple[int, int]] = []
         for place, number in enumerate(order):
             start, stop, seen = spans[number]
             rows.append((start, stop, len(ranges), len(ranges) + len(seen)))
-            ranges += [tuple(ends) for ends in seen]
+            ranges += seen
             if place and root(order[place - 1]) == root(number):
                 trees[-1] = trees[-1][0], place + 1
             else:
@@ -149,15 +151,13 @@ def row_attention(
         check.tensor(name, tensor, dims, (torch.float32,))
     scale = q.shape[2] ** -0.5 if scale is None else scale
     check.that(math.isfinite(scale), f"scale must be finite, got {scale}")
-    out: Tensor = _RowAttention.apply(q, k, v, plan, scale, bfloat16)
+    out: Tensor = _RowAttention.apply(q, k, v, plan, scale, bfloat16)  # type: ignore[no-untyped-call]
     return out
 
 
 class _RowAttention(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: RowPlan, scale: float, bfloat16: bool
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: RowPlan, scale: float, bfloat16: bool) -> Tensor:
         T, Hq, _ = q.shape
         out, lse = q.new_zeros(T, Hq, v.shape[2]), q.new_zeros(T, Hq)
         args = RowArguments(q, k, v, plan.rows, plan.ranges, plan.trees, scale, bfloat16)
@@ -167,7 +167,7 @@ class _RowAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         plan = ctx.plan
         grad = grad if grad.stride(-1) == 1 else grad.contiguous()

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 
-class BFloat16Backward(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class BFloat16Backward(TorchFunctionMode):
     """Linear layers inside this context have gradients of bfloat16 products, ``grad @ W`` and ``grad^T @ x``.
 
     Their outputs are bitwise those without it. So are losses, and in reinforcement learning the ratio to the sampler's
@@ -19,7 +19,8 @@ class BFloat16Backward(TorchFunctionMode):  # type: ignore[no-untyped-call]
     1/500. Inputs are kept for the backward pass in bfloat16, which takes half the memory. Layers on weights of other
     dtypes than float32 stay as they are.
 
-    The backward pass belongs into the context, too: layers that are computed again in it are then the same.
+    Layers that are computed again in the backward pass (activation checkpointing) would run without it, which torch
+    refuses.
 
     >>> x, layer = torch.ones(2, 3), torch.nn.Linear(3, 4)
     >>> with BFloat16Backward():
@@ -37,7 +38,7 @@ class BFloat16Backward(TorchFunctionMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if func is functional.linear and not kwargs and _is_float32(args):
             x, weight, bias = (*args, None)[:3]
-            return _Linear.apply(x, weight, bias)
+            return _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
@@ -53,7 +54,7 @@ class _Linear(torch.autograd.Function):
         return functional.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rounded = grad.bfloat16()
         grad_x = None if weight is None else (rounded @ weight.bfloat16()).float()

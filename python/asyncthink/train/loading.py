@@ -79,7 +79,7 @@ class ModelOptions:
         bfloat16: multiply matrices in bfloat16 (autocast); everything else stays in the weights' dtype. "auto": if
             that is faster on this machine (:func:`asyncthink.model.auto_dtype.choose_dtype`).
         bfloat16_backward: multiply matrices of the backward pass alone in bfloat16 (:mod:`.backward_products`), which
-            leaves every loss bitwise as it is.
+            leaves every loss bitwise as it is. Not with ``checkpointing``.
         weights: dtype of the stored weights. "bfloat16" halves weights, gradients and moments, but loses updates
             smaller than 1/256 of a weight. It is meant for LoRA, whose adapters are always float32.
         lora: rank of the adapters; 0 trains all weights. ``lora_alpha``: None means twice the rank. ``lora_targets``:
@@ -109,6 +109,8 @@ class ModelOptions:
             raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {self.weights!r}")
         if not isinstance(self.bfloat16, bool) and self.bfloat16 != "auto":
             raise ValueError(f"bfloat16: expected True, False or 'auto', got {self.bfloat16!r}")
+        if self.bfloat16_backward and self.checkpointing:
+            raise ValueError("bfloat16_backward: expected False with checkpointing, got True")
         if self.lora < 0:
             raise ValueError(f"lora: expected a rank of at least 0, got {self.lora}")
         if self.lora_alpha is not None and self.lora_alpha < 1:

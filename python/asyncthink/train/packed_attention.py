@@ -105,13 +105,13 @@ class PackedAttention:
             # float32 even under an autocast: torch's attention on a CPU is slower in bfloat16, and our kernel rounds
             # factors where it multiplies them
             dtype = torch.promote_types(query.dtype, torch.float32)
-            given = [tensor.to(dtype) for tensor in (query, key, value)]
-            if window is None and softcap is None and computes(*given):
-                q, k, v = (tensor[0].transpose(0, 1) for tensor in given)
+            q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
+            if window is None and softcap is None and computes(q, k, v):
+                q, k, v = (tensor[0].transpose(0, 1) for tensor in (q, k, v))
                 made = row_attention(q, k, v, self.plan, scale, bfloat16=autocast is torch.bfloat16)
                 out = made.transpose(0, 1)[None]
             else:
-                out = self._by_rows(*given, scale, window, softcap)
+                out = self._by_rows(q, k, v, scale, window, softcap)
             return out.to(query.dtype)
 
     def _by_rows(
