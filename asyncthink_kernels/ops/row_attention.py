@@ -97,7 +97,7 @@ class RowPlan:
 
 
 def _table(values: Sequence[Sequence[int]], columns: int) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64).reshape(-1, columns)
+    return torch.tensor(values, dtype=torch.int64, device="cpu").reshape(-1, columns)
 
 
 class RowArguments(NamedTuple):
