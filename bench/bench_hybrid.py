@@ -72,7 +72,11 @@ def test_decoding(benchmark, table, held, branches, prefix, dtype):
     if dtype not in held:
         close(held)
         model = random_qwen3_5(shape, dtype)
-        held[dtype] = {"ours": Ours(model, max(PREFIXES)), "transformers": HuggingFaceStates(model)}
+        held[dtype] = {
+            "ours": Ours(model, max(PREFIXES)),
+            "eager": Ours(model, max(PREFIXES), record=False),
+            "transformers": HuggingFaceStates(model),
+        }
     engines = held[dtype]
     context = torch.randint(shape["vocab_size"], (prefix,), generator=torch.Generator().manual_seed(0)).tolist()
     for engine in engines.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import warnings
@@ -55,6 +56,8 @@ INTERPRETED = {
 }
 #: Ten seconds and more there; the tests of one branch without its siblings and of a row over two tiles stand for them.
 LONG_INTERPRETED = {"test_bitwise_the_same_beside_many_siblings", "test_a_branch_gone_wrong_harms_no_sibling"}
+#: Folders with files that take ten seconds and more.
+LONG = ("train", "kernels", "aot", "model", "engine", "cli")
 #: What they compare is the same in every dtype: one stands for all.
 ONE_DTYPE = {"test_capacity_beyond_the_plan_changes_nothing"}
 
@@ -95,7 +98,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if not whole or not config.pluginmanager.hasplugin("xdist") or config.option.usepdb or DEVICES != ("cpu",):
         return
     if config.option.numprocesses is None and (os.cpu_count() or 1) > 1:
-        config.option.numprocesses, config.option.dist = 2, "loadfile"
+        config.option.numprocesses, config.option.dist, config.option.loadscopereorder = 2, "loadfile", False
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -117,12 +120,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     spared = [item for item in items if _repeats_in_the_interpreter(item)]
     config.hook.pytest_deselected(items=spared)
-    # Training has the longest files: they come first, so that no worker waits for another one at the end.
-    kept = [item for item in items if item not in set(spared)]
-    items[:] = sorted(kept, key=lambda item: item.path.parent.name != "train")
+    skipped = set(spared)
+    items[:] = sorted((item for item in items if item not in skipped), key=_place)
     for item in items:
         if _stood_for_by_another(item):
             item.add_marker(pytest.mark.slow)
+
+
+def _place(item: pytest.Item) -> int:
+    """Folders with long files come first, so that no worker waits for another one at the end."""
+    folder = item.path.parent.name
+    return LONG.index(folder) if folder in LONG else len(LONG)
 
 
 def _stood_for_by_another(item: pytest.Item) -> bool:
@@ -169,17 +177,26 @@ def unwritten_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", full_of_nan)
 
 
+@contextlib.contextmanager
+def forced(target: Target) -> Iterator[None]:
+    """Ops run on the target, with its instruction set; no warning is let through."""
+    before = _cpu.isa() if target.isa else None
+    if target.isa:
+        _cpu.set_isa(target.isa)
+    try:
+        with use_backend(target.backend), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            if str(target) == "triton-cpu":  # numpy, which interprets, speaks up at every NaN
+                warnings.filterwarnings("ignore", "(invalid value|overflow|divide by zero|All-NaN slice) encountered")
+            yield
+    finally:
+        if before:
+            _cpu.set_isa(before)
+
+
 @pytest.fixture
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     """Runs the test on the target, and puts the instruction set back after it."""
     chosen: Target = request.param
-    before = _cpu.isa() if chosen.isa else None
-    if chosen.isa:
-        _cpu.set_isa(chosen.isa)
-    with use_backend(chosen.backend), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        if str(chosen) == "triton-cpu":  # numpy, which interprets, speaks up at every NaN
-            warnings.filterwarnings("ignore", "(invalid value|overflow|divide by zero|All-NaN slice) encountered")
+    with forced(chosen):
         yield chosen
-    if before:
-        _cpu.set_isa(before)

@@ -120,6 +120,22 @@ def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor) -> 
     _cpu.packed_linear(x, packed, bias, y)
 
 
+def row_attention(args: Any, out: Tensor, lse: Tensor) -> None:
+    """``args``: :class:`asyncthink_kernels.ops.row_attention.RowArguments`."""
+    _share_threads()
+    _cpu.row_attention(args, out, lse, _row_scratch(args))
+
+
+def row_attention_backward(args: Any, out: Tensor, lse: Tensor, grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Writes the gradient of q, and adds to those of k and v."""
+    _share_threads()
+    _cpu.row_attention_backward(args, out, lse, grad, q, k, v, _row_scratch(args))
+
+
+def _row_scratch(args: Any) -> Tensor:
+    return _scratch(_cpu.row_attention_workspace(*args.k.shape, args.v.shape[2]))
+
+
 def step_program() -> Any:
     """An empty StepProgram (csrc/cpu/step_program.h)."""
     return _cpu.step_program()

@@ -4,6 +4,7 @@
 
 #include "bindings/view.h"
 #include "common/attention.h"
+#include "common/row_attention.h"
 #include "common/sample.h"
 
 namespace atk {
@@ -51,6 +52,18 @@ inline TreeAttention read_tree_attention(py::handle record, const View& out, con
 inline PagedAttention read_paged_attention(py::handle record, const View& out, const View& lse) {
   return {read_attention(record, out, lse, false), read_tensor(record, "block_tables"), read_tensor(record, "seq_lens"),
           py::cast<int64_t>(record.attr("chunk"))};
+}
+
+inline RowAttention read_row_attention(py::handle record, const View& out, const View& lse) {
+  return {.q = read_tensor(record, "q"),
+          .k = read_tensor(record, "k"),
+          .v = read_tensor(record, "v"),
+          .rows = read_tensor(record, "rows"),
+          .ranges = read_tensor(record, "ranges"),
+          .trees = read_tensor(record, "trees"),
+          .scale = py::cast<float>(record.attr("scale")),
+          .out = out,
+          .lse = lse};
 }
 
 inline Sample read_sample(py::handle record, const View& tokens, const View& logprobs) {

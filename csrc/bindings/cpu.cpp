@@ -37,6 +37,29 @@ void bind_attention(py::module_& module) {
              py::arg("chunk"), py::arg("rows"), py::arg("q_heads"), py::arg("kv_heads"), py::arg("v_head_dim"));
 }
 
+void bind_row_attention(py::module_& module) {
+  module.def(
+      "row_attention",
+      [](py::handle args, const View& out, const View& lse, const View& workspace) {
+        const RowAttention attention = read_row_attention(args, out, lse);
+        const py::gil_scoped_release unlocked;
+        row_attention(attention, workspace);
+      },
+      py::arg("args"), py::arg("out"), py::arg("lse"), py::arg("workspace"));
+  module.def(
+      "row_attention_backward",
+      [](py::handle args, const View& out, const View& lse, const View& grad, const View& q, const View& k,
+         const View& v, const View& workspace) {
+        const RowAttention attention = read_row_attention(args, out, lse);
+        const py::gil_scoped_release unlocked;
+        row_attention_backward(attention, {.out = grad, .q = q, .k = k, .v = v}, workspace);
+      },
+      py::arg("args"), py::arg("out"), py::arg("lse"), py::arg("grad"), py::arg("q"), py::arg("k"), py::arg("v"),
+      py::arg("workspace"));
+  module.def("row_attention_workspace", &row_attention_workspace, py::arg("tokens"), py::arg("kv_heads"),
+             py::arg("head_dim"), py::arg("v_head_dim"));
+}
+
 void bind_cache_ops(py::module_& module) {
   module.def(
       "append_kv",
@@ -130,6 +153,7 @@ void bind_runtime(py::module_& module) {
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "CPU kernels of asyncthink_kernels; called only by asyncthink_kernels.backends.native.";
   bind_attention(module);
+  bind_row_attention(module);
   bind_cache_ops(module);
   bind_sample(module);
   bind_quantized_linear(module);

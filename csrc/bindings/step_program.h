@@ -9,12 +9,19 @@ namespace atk {
 inline void bind_step_program(py::module_& module) {
   py::class_<StepProgram>(module, "step_program")
       .def(py::init<>())
-      .def("norm", [](StepProgram& self, const View& x, const View& weight, const View& y, float eps,
-                      int lanes) { self.norm({.x = x, .y = y, .weight = weight, .eps = eps, .lanes = lanes}); })
+      .def("norm",
+           [](StepProgram& self, const View& x, const View& weight, const View& y, float eps, int lanes, bool wide,
+              float offset) {
+             self.norm({.x = x, .y = y, .weight = weight, .eps = eps, .lanes = lanes, .wide = wide, .offset = offset});
+           })
+      .def("l2_norm", [](StepProgram& self, const View& x, const View& y, float eps, float divisor,
+                         int lanes) { self.l2_norm({.x = x, .y = y, .eps = eps, .divisor = divisor, .lanes = lanes}); })
       .def("rotate", [](StepProgram& self, const View& x, const View& cos, const View& sin,
                         const View& y) { self.rotate({.x = x, .y = y, .cos = cos, .sin = sin}); })
       .def("gate", [](StepProgram& self, const View& gate, const View& up, const View& table,
                       const View& y) { self.gate({.gate = gate, .up = up, .y = y, .table = table}); })
+      .def("gate_wide", [](StepProgram& self, const View& x, const View& gate, const View& table,
+                           const View& y) { self.gate_wide({.x = x, .gate = gate, .y = y, .table = table}); })
       .def("add",
            [](StepProgram& self, const View& a, const View& b, const View& y) { self.add({.a = a, .b = b, .y = y}); })
       .def("linears",
@@ -49,13 +56,30 @@ inline void bind_step_program(py::module_& module) {
                              .options = options},
                             layer);
            })
+      .def("load_states", [](StepProgram& self, const View& states,
+                             const View& x) { self.copy_states({.states = states, .x = x}, true); })
+      .def("store_states", [](StepProgram& self, const View& states,
+                              const View& x) { self.copy_states({.states = states, .x = x}, false); })
+      .def("delta_rule",
+           [](StepProgram& self, const View& states, const View& decay, const View& q, const View& k, const View& v,
+              const View& beta, const View& out, int64_t plain) {
+             self.delta_rule(
+                 {.states = states, .decay = decay, .q = q, .k = k, .v = v, .out = out, .beta = beta, .plain = plain});
+           })
+      .def("conv_update",
+           [](StepProgram& self, const View& states, const View& x, const View& weight, const OptionalView& bias,
+              const OptionalView& table, const View& y, bool fused) {
+             self.conv_update(
+                 {.states = states, .x = x, .weight = weight, .bias = bias, .table = table, .y = y, .fused = fused});
+           })
       .def("__len__", &StepProgram::size)
       .def_property_readonly("seconds", &StepProgram::seconds)
       .def(
           "run",
           [](StepProgram& self, const View& slots, const std::vector<View>& plan, const View& workspace,
-             const std::vector<std::optional<std::tuple<View, View, bool>>>& angles) {
+             const std::vector<std::optional<std::tuple<View, View, bool>>>& angles, const OptionalView& states) {
             StepInputs inputs = {.slots = slots,
+                                 .states = states.value_or(View{}),
                                  .items = plan.at(0),
                                  .pages = plan.at(1),
                                  .entries = plan.at(2),
@@ -72,7 +96,7 @@ inline void bind_step_program(py::module_& module) {
             const py::gil_scoped_release unlocked;
             self.run(inputs);
           },
-          py::arg("slots"), py::arg("plan"), py::arg("workspace"), py::arg("angles"));
+          py::arg("slots"), py::arg("plan"), py::arg("workspace"), py::arg("angles"), py::arg("states"));
 }
 
 }  // namespace atk

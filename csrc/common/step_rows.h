@@ -5,13 +5,16 @@
 
 namespace atk {
 
-// y = weight * round(x / sqrt(mean(x^2) + eps)). The sum of squares is added up in the order of a sum over `lanes`
-// floats at a time, as torch does, so that bits agree with it.
+// y = weight * round(x / sqrt(mean(x^2) + eps)); `wide`: y = (weight + offset) * x / sqrt(mean(x^2) + eps), rounded to
+// the dtype of y at the end alone. The sum of squares is added up in the order of a sum over `lanes` floats at a time,
+// as torch does, so that bits agree with it.
 struct RmsNorm {
   View x, y;    // [T, H, I]
   View weight;  // [I]
   float eps;
   int lanes;  // 8 or 16
+  bool wide;
+  float offset;
 
   Sizes check() const {
     Sizes sizes;
@@ -23,6 +26,27 @@ struct RmsNorm {
       check_dtype(name, *view, x.dtype);
       check_last_contiguous(name, *view);
     }
+    if (lanes != 8 && lanes != 16) fail("lanes", "8 or 16", std::to_string(lanes));
+    return sizes;
+  }
+};
+
+// y = x / sqrt(sum(x^2) + eps), and that by `divisor` where it is not 1; y in float32. Sums as of RmsNorm.
+struct L2Norm {
+  View x;  // [T, H, I]
+  View y;  // [T, H, I] float32
+  float eps;
+  float divisor;
+  int lanes;  // 8 or 16
+
+  Sizes check() const {
+    Sizes sizes;
+    sizes.bind("x", x, {"T", "H", "I"});
+    sizes.bind("y", y, {"T", "H", "I"});
+    check_storage_dtype("x", x);
+    check_dtype("y", y, DType::f32);
+    check_last_contiguous("x", x);
+    check_last_contiguous("y", y);
     if (lanes != 8 && lanes != 16) fail("lanes", "8 or 16", std::to_string(lanes));
     return sizes;
   }
@@ -67,6 +91,29 @@ struct Gate {
       check_dtype(name, *view, gate.dtype);
       check_last_contiguous(name, *view);
     }
+    return sizes;
+  }
+};
+
+// y = x * table[gate], rounded at the end alone: a function of 16-bit numbers by their bits with results in float32.
+struct GateWide {
+  View x, gate, y;  // [T, I] bfloat16 or float16
+  View table;       // [65536] float32
+
+  Sizes check() const {
+    Sizes sizes;
+    sizes.bind("x", x, {"T", "I"});
+    sizes.bind("gate", gate, {"T", "I"});
+    sizes.bind("y", y, {"T", "I"});
+    sizes.bind("table", table, {"65536"});
+    check_size("table", "65536 numbers", sizes["65536"], 65536);
+    check_dtype("table", table, DType::f32);
+    if (x.dtype != DType::bf16 && x.dtype != DType::f16) fail("x", "bfloat16 or float16", dtype_name(x.dtype));
+    for (const auto& [name, view] : {std::pair{"x", &x}, {"gate", &gate}, {"y", &y}}) {
+      check_dtype(name, *view, x.dtype);
+      check_last_contiguous(name, *view);
+    }
+    check_last_contiguous("table", table);
     return sizes;
   }
 };

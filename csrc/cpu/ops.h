@@ -12,6 +12,7 @@
 #include "common/merge_states.h"
 #include "common/packed_linear.h"
 #include "common/quantized_linear.h"
+#include "common/row_attention.h"
 #include "common/sample.h"
 
 namespace atk {
@@ -44,5 +45,12 @@ void quantized_linears(const QuantizedLinear* layers, int64_t count, const View&
 
 // Floats of scratch for `rows` rows of activations as integers.
 int64_t quantized_linear_workspace(int64_t rows, int64_t in_features);
+
+// Attention over packed rows for training, and its gradients.
+void row_attention(const RowAttention& args, const View& workspace);
+
+void row_attention_backward(const RowAttention& args, const RowAttentionGrads& grads, const View& workspace);
+
+int64_t row_attention_workspace(int64_t T, int64_t H, int64_t D, int64_t Dv);
 
 }  // namespace atk

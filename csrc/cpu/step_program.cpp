@@ -31,7 +31,19 @@ void StepProgram::norm(const RmsNorm& a) {
   append(StepPart::rows, [=](const StepInputs&) {
     const auto kernel = step_row_kernels().of(a.x.dtype).norm;
     for_rows(T, H, I, [&](int64_t t, int64_t h) {
-      kernel(row_of(a.x, t, h), a.weight.data, row_of(a.y, t, h), I, a.eps, a.lanes);
+      kernel(row_of(a.x, t, h), a.weight.data, row_of(a.y, t, h), I, a.eps, a.lanes, a.wide, a.offset);
+    });
+  });
+}
+
+void StepProgram::l2_norm(const L2Norm& a) {
+  const Sizes sizes = a.check();
+  const int64_t T = sizes["T"], H = sizes["H"], I = sizes["I"];
+  append(StepPart::rows, [=](const StepInputs&) {
+    const auto kernel = step_row_kernels().of(a.x.dtype).l2_norm;
+    for_rows(T, H, I, [&](int64_t t, int64_t h) {
+      float* const y = a.y.as<float>() + t * a.y.strides[0] + h * a.y.strides[1];
+      kernel(row_of(a.x, t, h), y, I, a.eps, a.divisor, a.lanes);
     });
   });
 }
@@ -54,6 +66,17 @@ void StepProgram::gate(const Gate& a) {
     const auto kernel = step_row_kernels().of(a.gate.dtype).gate;
     for_rows(T, 1, I,
              [&](int64_t t, int64_t) { kernel(row_of(a.gate, t), row_of(a.up, t), a.table.data, row_of(a.y, t), I); });
+  });
+}
+
+void StepProgram::gate_wide(const GateWide& a) {
+  const Sizes sizes = a.check();
+  const int64_t T = sizes["T"], I = sizes["I"];
+  append(StepPart::rows, [=](const StepInputs&) {
+    const auto kernel = step_row_kernels().of(a.x.dtype).gate_wide;
+    for_rows(T, 1, I, [&](int64_t t, int64_t) {
+      kernel(row_of(a.x, t), row_of(a.gate, t), a.table.as<const float>(), row_of(a.y, t), I);
+    });
   });
 }
 

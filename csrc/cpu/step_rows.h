@@ -8,9 +8,11 @@ namespace atk {
 
 struct StepRowKernels {
   struct Typed {
-    void (*norm)(const void* x, const void* weight, void* y, int64_t I, float eps, int lanes);
+    void (*norm)(const void* x, const void* weight, void* y, int64_t I, float eps, int lanes, bool wide, float offset);
+    void (*l2_norm)(const void* x, float* y, int64_t I, float eps, float divisor, int lanes);
     void (*rotate)(const void* x, const void* cos, const void* sin, void* y, int64_t D);
-    void (*gate)(const void* gate, const void* up, const void* table, void* y, int64_t I);  // null for float32
+    void (*gate)(const void* gate, const void* up, const void* table, void* y, int64_t I);       // null for float32
+    void (*gate_wide)(const void* x, const void* gate, const float* table, void* y, int64_t I);  // null for float32
     void (*add)(const void* a, const void* b, void* y, int64_t I);
   };
 

@@ -57,16 +57,34 @@ float sum_of_squares(const T* __restrict x, int64_t I) {
 }
 
 template <class T>
-void norm(const void* from, const void* by, void* to, int64_t I, float eps, int lanes) {
+void norm(const void* from, const void* by, void* to, int64_t I, float eps, int lanes, bool wide, float offset) {
   const T* __restrict x = static_cast<const T*>(from);
   const T* __restrict weight = static_cast<const T*>(by);
   T* __restrict y = static_cast<T*>(to);
   const float sum = lanes == 16 ? sum_of_squares<T, 16>(x, I) : sum_of_squares<T, 8>(x, I);
   const float inverse = 1.0f / std::sqrt(sum / static_cast<float>(I) + eps);
+  if (wide && offset != 0.0f) {  // a weight plus 0 could change its sign
+    for (int64_t i = 0; i < I; ++i) y[i] = from_float<T>(to_float(x[i]) * inverse * (to_float(weight[i]) + offset));
+    return;
+  }
+  if (wide) {
+    for (int64_t i = 0; i < I; ++i) y[i] = from_float<T>(to_float(x[i]) * inverse * to_float(weight[i]));
+    return;
+  }
   for (int64_t i = 0; i < I; ++i) {
     const T scaled = from_float<T>(to_float(x[i]) * inverse);
     y[i] = from_float<T>(to_float(weight[i]) * to_float(scaled));
   }
+}
+
+template <class T>
+void l2_norm(const void* from, float* __restrict y, int64_t I, float eps, float divisor, int lanes) {
+  const T* __restrict x = static_cast<const T*>(from);
+  const float sum = lanes == 16 ? sum_of_squares<T, 16>(x, I) : sum_of_squares<T, 8>(x, I);
+  const float inverse = 1.0f / std::sqrt(sum + eps);
+  for (int64_t i = 0; i < I; ++i) y[i] = to_float(x[i]) * inverse;
+  if (divisor == 1.0f) return;
+  for (int64_t i = 0; i < I; ++i) y[i] /= divisor;
 }
 
 template <class T>
@@ -98,6 +116,14 @@ void gate(const void* given, const void* other, const void* values, void* to, in
 }
 
 template <class T>
+void gate_wide(const void* from, const void* given, const float* __restrict table, void* to, int64_t I) {
+  const T* __restrict x = static_cast<const T*>(from);
+  const T* __restrict g = static_cast<const T*>(given);
+  T* __restrict y = static_cast<T*>(to);
+  for (int64_t i = 0; i < I; ++i) y[i] = from_float<T>(to_float(x[i]) * table[g[i].bits]);
+}
+
+template <class T>
 void add(const void* left, const void* right, void* to, int64_t I) {
   const T* __restrict a = static_cast<const T*>(left);
   const T* __restrict b = static_cast<const T*>(right);
@@ -108,9 +134,9 @@ void add(const void* left, const void* right, void* to, int64_t I) {
 }  // namespace
 
 extern const StepRowKernels step_row_kernels = {
-    {norm<float>, rotate<float>, nullptr, add<float>},
-    {norm<bf16>, rotate<bf16>, gate<bf16>, add<bf16>},
-    {norm<f16>, rotate<f16>, gate<f16>, add<f16>},
+    {norm<float>, l2_norm<float>, rotate<float>, nullptr, nullptr, add<float>},
+    {norm<bf16>, l2_norm<bf16>, rotate<bf16>, gate<bf16>, gate_wide<bf16>, add<bf16>},
+    {norm<f16>, l2_norm<f16>, rotate<f16>, gate<f16>, gate_wide<f16>, add<f16>},
 };
 
 }  // namespace atk::ATK_ISA

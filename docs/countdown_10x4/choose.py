@@ -1,4 +1,4 @@
-"""What validation chooses: ``copied RUN``, ``budget REPORT`` and ``temperature REPORTS ARM`` (see run.sh)."""
+"""What validation chooses: ``copied RUN``, ``budget REPORTS BUDGETS``, ``temperature REPORTS ARM`` (see run.sh)."""
 
 from __future__ import annotations
 
@@ -23,27 +23,55 @@ def copied(run: Path) -> int:
     return 0 if share[-1] >= COPIED or SMOKE else 1
 
 
-def budget(report: Path) -> int:
-    """Whether `parallel` solves what the rule asks for under this budget."""
-    made = json.loads(report.read_text())
-    solved = made["rows"][0]["at_least"]["4"]["value"]
-    print(f"budget {made['budget']}: parallel solves {solved:.3f} (expected {BUDGET[0]} to {BUDGET[1]})")
-    return 0 if BUDGET[0] <= solved <= BUDGET[1] or SMOKE else 1
+def budget(reports: Path, budgets: str) -> int:
+    """Print `fits N` for the budget N at which `parallel` solves what the rule asks for, else the next one to try.
+
+    ``budgets`` are tried first, in their order; then the budgets between which the rule's share lies are interpolated.
+    """
+    solved: dict[int, float] = {}
+    for file in reports.glob("budget-*.json"):
+        made: Any = json.loads(file.read_text())
+        solved[made["budget"]] = made["rows"][0]["at_least"]["4"]["value"]
+    for limit, share in sorted(solved.items()):
+        print(f"budget {limit}: parallel solves {share:.3f} (expected {BUDGET[0]} to {BUDGET[1]})", file=sys.stderr)
+    fitting = [limit for limit, share in solved.items() if BUDGET[0] <= share <= BUDGET[1] or SMOKE]
+    if fitting:
+        print("fits", min(fitting))
+        return 0
+    left = [limit for limit in map(int, budgets.split()) if limit not in solved]
+    following = left[0] if left else interpolated(solved)
+    if following is None or following in solved:
+        print("choose.py: no budget fits: add one to `budgets` of settings.sh", file=sys.stderr)
+        return 1
+    print(following)
+    return 0
+
+
+def interpolated(solved: dict[int, float]) -> int | None:
+    """The budget at which a straight line reaches the middle of the rule's range; None if all are on one side of it.
+
+    >>> interpolated({380: 0.65, 410: 0.74})
+    393
+    """
+    aim = fmean(BUDGET)
+    below = max((limit for limit, share in solved.items() if share < aim), default=None)
+    above = min((limit for limit, share in solved.items() if share > aim), default=None)
+    if below is None or above is None:
+        return None
+    return round(below + (above - below) * (aim - solved[below]) / (solved[above] - solved[below]))
 
 
 def temperature(reports: Path, arm: str) -> int:
-    """Print the temperature at which the arm solves most, then has the shortest path, over all its seeds."""
-    by_heat: dict[float, list[tuple[float, float]]] = {}
-    for file in sorted(reports.glob(f"sweep-{arm}-*.json")):
+    """Print the temperature at which the arm's seed 0 solves most, then has the shortest path."""
+    figures: dict[float, tuple[float, float]] = {}
+    for file in sorted(reports.glob(f"sweep-{arm}-0-*.json")):
         made: Any = json.loads(file.read_text())
         row = made["rows"][0]
-        figures = (row["at_least"]["4"]["value"], -row["critical_path_tokens"]["value"])
-        by_heat.setdefault(made["temperature"], []).append(figures)
-    if not by_heat:
-        print(f"choose.py: there is no sweep of {arm} in {reports}; run `run.sh sweep {arm} SEED`", file=sys.stderr)
+        figures[made["temperature"]] = row["at_least"]["4"]["value"], -row["critical_path_tokens"]["value"]
+    if not figures:
+        print(f"choose.py: there is no sweep of {arm} in {reports}; run `run.sh sweep {arm}`", file=sys.stderr)
         return 1
-    means = {heat: tuple(fmean(column) for column in zip(*rows, strict=True)) for heat, rows in by_heat.items()}
-    print(max(means, key=lambda heat: means[heat]))
+    print(max(figures, key=lambda heat: figures[heat]))
     return 0
 
 

@@ -2,18 +2,23 @@
 # The experiment of plan.md, one stage at a time; a stage that was interrupted goes on where it was, one that is finished
 # is not made again.
 #
+#   run.sh next               the next stage that is not done, in the order of their value; status 3 when nothing is left
+#   run.sh stages             all stages in that order, and which are done
+#
 #   run.sh cold SEED          the cold start of a seed, shared by its arms
-#   run.sh budget             `parallel` at the budgets of plan.md until one fits; prints it (put it into settings.sh)
+#   run.sh budget             `parallel` at the budgets of plan.md until one fits, which all later stages use
 #   run.sh rl ARM SEED        reinforcement learning of one arm
-#   run.sh sweep ARM SEED     its best checkpoint on validation puzzles at several temperatures
+#   run.sh sweep ARM          its best checkpoint of seed 0 on validation puzzles at several temperatures
 #   run.sh test ARM SEED      its best checkpoint on the test puzzles, at the temperature that validation chose
 #   run.sh frontier           the three modes of seed 0 on test puzzles under other budgets
-#   run.sh seconds            the three modes of seed 0, one episode at a time: the machine must do nothing else
 #   run.sh transfer           Sudoku, which no organizer's demonstration has shown
+#   run.sh seconds            the three modes of seed 0, one episode at a time: the machine must do nothing else
 #   run.sh collect            configurations, logs and reports into this folder
 #
 # Arms: asyncthink, parallel, sequential, uncapped, paper, no-path, no-cold, no-rl. RUNS is the folder of the runs
 # (default: runs/countdown_10x4), SMOKE=1 makes everything tiny, to test this script.
+#
+# All that is left, unattended: while bash docs/countdown_10x4/run.sh next; do :; done
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
@@ -24,33 +29,36 @@ RUNS=${RUNS:-runs/countdown_10x4}
 . "$here/settings.sh"
 
 cold() {  # SEED
-    local seed=$1
+    local seed=$1 model
     # The search alone, without any protocol: what the arm no-cold begins with.
-    train "search-$seed" sft --seed "$seed" --task "$task,$task,$task,sudoku-4" --shape "$shape" --decay 0 \
-        --solo 0.5 --part 0.5 --shared 0 --isolated 0 --steps "$search_steps" "${sft[@]}"
+    train "search-$seed" sft --steps "$search_steps" --seed "$seed" --task "$task,$task,$task,sudoku-4" \
+        --shape "$shape" --decay 0 --solo 0.5 --part 0.5 --shared 0 --isolated 0 "${sft[@]}"
     # Organizers of countdown alone: a quarter of the demonstrations is Sudoku by one agent.
-    train "cold-$seed" sft --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" --decay 0.3 \
-        --model "$(newest "search-$seed" step)" --solo 0.25 --shared 0.75 --isolated 0 --workers 0.25 \
-        --steps "$cold_steps" "${sft[@]}"
+    model=$(newest "search-$seed" step)
+    train "cold-$seed" sft --steps "$cold_steps" --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" --decay 0.3 \
+        --model "$model" --solo 0.25 --shared 0.75 --isolated 0 --workers 0.25 "${sft[@]}"
     python "$here/choose.py" copied "$RUNS/cold-$seed"
 }
 
 rl() {  # ARM SEED [BUDGET]
-    local arm=$1 seed=$2 budget=${3:-$budget} model own=() name=$1-$2
+    local arm=$1 seed=$2 limit model own=() name=$1-$2
     [ "$arm" = no-rl ] && return
-    [ $# -eq 3 ] && name=$arm-$seed-$budget
-    model=$(newest "cold-$seed" step)
     case $arm in
         asyncthink) ;;
         parallel) own=(--mode parallel --credit marginal --validate-temperature 1) ;;
-        sequential) own=(--mode sequential) ;;
-        uncapped) own=(--mode sequential) budget=$uncapped ;;
+        sequential | uncapped) own=(--mode sequential) ;;
         paper) own=(--eta-weight 0.2 --complete 0 --path-weight 0 --scale group) ;;
         no-path) own=(--path-weight 0) ;;
-        no-cold) model=$(newest "search-$seed" step) ;;
-        *) echo "arm: expected one of those in the head of $0, got $arm" >&2; exit 2 ;;
+        no-cold) ;;
+        *) fail "arm: expected one of those in its head, got $arm" ;;
     esac
-    train "$name" grpo --seed "$seed" --model "$model" --task "$task" --max-tokens "$budget" "${grpo[@]}" "${own[@]}"
+    if [ $# -eq 3 ]; then
+        limit=$3 name=$arm-$seed-$3
+    else
+        limit=$(limit_of "$arm")
+    fi
+    if [ "$arm" = no-cold ]; then model=$(newest "search-$seed" step); else model=$(newest "cold-$seed" step); fi
+    train "$name" grpo --steps "$rl_steps" --seed "$seed" --model "$model" --task "$task" --max-tokens "$limit" "${grpo[@]}" "${own[@]}"
 }
 
 model_of() {  # ARM SEED
@@ -66,28 +74,42 @@ mode_of() {  # ARM
 }
 
 limit_of() {  # ARM
-    if [ "$1" = uncapped ]; then echo "$uncapped"; else echo "$budget"; fi
+    if [ "$1" = uncapped ]; then
+        echo "$uncapped"
+    else
+        [ -e "$RUNS/budget" ] || fail "$RUNS has no budget yet: run its stage budget first"
+        cat "$RUNS/budget"
+    fi
 }
 
-sweep() {  # ARM SEED
-    local heat heats="0 0.3 0.6 0.8 1"
+sweep() {  # ARM
+    local heat limit model heats="0 0.3 0.6 0.8 1"
     [ "$1" = parallel ] && heats="0.6 0.8 1 1.2"
+    limit=$(limit_of "$1")
+    model=$(model_of "$1" 0)
     for heat in $heats; do
-        report "sweep-$1-$2-$heat" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$validation" \
-            --mode "$(mode_of "$1")" --model "$(model_of "$1" "$2")" --max-tokens "$(limit_of "$1")" \
-            --temperature "$heat"
+        report "sweep-$1-0-$heat" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$validation" \
+            --mode "$(mode_of "$1")" --model "$model" --max-tokens "$limit" --temperature "$heat"
     done
 }
 
-temperature() {  # ARM: by the sweeps of all its seeds
+temperature() {  # ARM: by the sweep of seed 0
     python "$here/choose.py" temperature "$RUNS/reports" "$1"
 }
 
 tested() {  # NAME ARM SEED OPTIONS...
-    local name=$1 arm=$2 seed=$3
+    local name=$1 arm=$2 heat model
+    model=$(model_of "$arm" "$3")
+    heat=$(temperature "$arm")
     shift 3
-    report "$name" --latency 0 --task "$task" --part test --first 1000000 --mode "$(mode_of "$arm")" \
-        --model "$(model_of "$arm" "$seed")" --temperature "$(temperature "$arm")" "$@"
+    report "$name" --latency 0 --task "$task" --part test --first 1000000 --mode "$(mode_of "$arm")" --model "$model" \
+        --temperature "$heat" "$@"
+}
+
+test_arm() {  # ARM SEED
+    local limit
+    limit=$(limit_of "$1")
+    tested "test-$1-$2" "$1" "$2" --puzzles "$test" --max-tokens "$limit"
 }
 
 frontier() {
@@ -100,44 +122,74 @@ frontier() {
 }
 
 seconds() {
-    python "$here/seconds.py" "$RUNS/reports/seconds.json" --task "$task" --puzzles "$timed_puzzles" \
-        "asyncthink=$(model_of asyncthink 0)=$(temperature asyncthink)=$budget" \
-        "parallel=$(model_of parallel 0)=$(temperature parallel)=$budget" \
-        "sequential=$(model_of sequential 0)=$(temperature sequential)=$budget"
+    local arm model heat limit modes=()
+    for arm in asyncthink parallel sequential; do
+        model=$(model_of "$arm" 0)
+        heat=$(temperature "$arm")
+        limit=$(limit_of "$arm")
+        modes+=("$arm=$model=$heat=$limit")
+    done
+    python "$here/seconds.py" "$RUNS/reports/seconds.json" --task "$task" --puzzles "$timed_puzzles" "${modes[@]}"
 }
 
 transfer() {
-    local arm
-    for arm in asyncthink no-rl; do
+    local arm model heat
+    for arm in asyncthink no-rl sequential parallel; do
+        model=$(model_of "$arm" 0)
+        heat=0
+        [ "$arm" = parallel ] && heat=1
         report "sudoku-$arm" --latency 0 --task sudoku-4 --part test --puzzles "$frontier_puzzles" --max-tokens 300 \
-            --model "$(model_of "$arm" 0)"
+            --mode "$(mode_of "$arm")" --model "$model" --temperature "$heat"
     done
-    report sudoku-sequential --latency 0 --task sudoku-4 --part test --puzzles "$frontier_puzzles" --max-tokens 300 \
-        --mode sequential --model "$(model_of sequential 0)"
-    report sudoku-parallel --latency 0 --task sudoku-4 --part test --puzzles "$frontier_puzzles" --max-tokens 300 \
-        --mode parallel --temperature 1 --model "$(model_of parallel 0)"
 }
 
 budget() {  # the rule of plan.md
-    local limit
-    for limit in $budgets; do
+    local limit model
+    while :; do
+        limit=$(python "$here/choose.py" budget "$RUNS/reports" "$budgets")
+        [ "${limit#fits }" != "$limit" ] && break
         rl parallel 0 "$limit"
+        model=$(newest "parallel-0-$limit" best)
         report "budget-$limit" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$budget_puzzles" \
-            --mode parallel --model "$(newest "parallel-0-$limit" best)" --max-tokens "$limit" --temperature 1
-        if python "$here/choose.py" budget "$RUNS/reports/budget-$limit.json"; then
-            ln -sfn "parallel-0-$limit" "$RUNS/parallel-0" # it is not trained a second time
-            return
-        fi
+            --mode parallel --model "$model" --max-tokens "$limit" --temperature 1
     done
-    echo "no budget of settings.sh fits: add one between those that are too small and too large" >&2
-    exit 1
+    limit=${limit#fits }
+    ln -sfn "parallel-0-$limit" "$RUNS/parallel-0" # it is not trained a second time
+    echo "$limit" > "$RUNS/budget.part"
+    mv "$RUNS/budget.part" "$RUNS/budget"
 }
 
-stage=${1:-}
-[ $# -gt 0 ] && shift
-case $stage in
-    cold | rl | sweep | budget | frontier | seconds | transfer) "$stage" "$@" ;;
-    test) tested "test-$1-$2" "$1" "$2" --puzzles "$test" --max-tokens "$(limit_of "$1")" ;;
-    collect) python "$here/page.py" collect "$RUNS" ;;
-    *) sed -n '2,19p' "$0" >&2; exit 2 ;;
+stages() {  # one a line, in the order of their value
+    local arm others="uncapped paper no-path no-cold"
+    echo "cold 0"
+    echo "budget"
+    echo "rl asyncthink 0"
+    echo "rl sequential 0"
+    for arm in asyncthink parallel sequential no-rl; do printf '%s\n' "sweep $arm" "test $arm 0"; done
+    echo "frontier"
+    echo "transfer"
+    for arm in $others; do printf '%s\n' "rl $arm 0" "sweep $arm" "test $arm 0"; done
+    echo "cold 1"
+    for arm in asyncthink parallel sequential; do printf '%s\n' "rl $arm 1" "test $arm 1"; done
+    echo "cold 2"
+    for arm in asyncthink parallel; do printf '%s\n' "rl $arm 2" "test $arm 2"; done
+    for arm in $others; do printf '%s\n' "rl $arm 1" "test $arm 1"; done
+    echo "test no-rl 1"
+    echo "collect"
+}
+
+stage() {  # STAGE WORDS...
+    case $1 in
+        test) shift && test_arm "$@" ;;
+        collect) python "$here/page.py" collect "$RUNS" ;;
+        *) "$@" ;;
+    esac
+}
+
+case ${1:-}:$# in
+    next:1) next ;;
+    stages:1)
+        stages | while read -r -a stage; do is_done "${stage[@]}" && mark=x || mark=" "; echo "[$mark] ${stage[*]}"; done ;;
+    cold:2 | rl:3 | sweep:2 | test:3 | budget:1 | frontier:1 | seconds:1 | transfer:1 | collect:1) run "$@" ;;
+    *) sed -n '2,22p' "$0" >&2; exit 2 ;;
 esac

@@ -1,13 +1,13 @@
 # What plan.md fixes, as run.sh reads it.
 task=countdown-10x4
 shape=6,192,6,2,32,512   # 2.5M parameters
-budget=410               # tokens an agent; set by `run.sh budget`
-budgets="410 380 440"    # tried in this order
+budgets="410 380 440"    # tokens an agent, tried in this order by `run.sh budget`
 uncapped=1200            # the limit of `uncapped`: one agent may search everything
 search_steps=4000
 cold_steps=8000
+rl_steps=200
 sft=(--batch-tokens 1500 --learning-rate 1.5e-3 --evaluate-every 500 --save-every 250)
-grpo=(--steps 200 --questions 8 --drawn 12 --rounds 1 --group-size 8 --minibatches 2 --clip-low 0.2 --clip-high 0.28
+grpo=(--questions 8 --drawn 12 --rounds 1 --group-size 8 --minibatches 2 --clip-low 0.2 --clip-high 0.28
     --entropy 1e-3 --temperature 1 --learning-rate 3e-4 --decay 0.2 --eta-weight 0 --complete 0.5 --path-weight 0.4
     --batch-tokens 4096 --cache-tokens 200000 --validate-every 25 --validate-puzzles 200 --save-every 5)
 validation=200
@@ -20,9 +20,10 @@ if [ -n "${SMOKE:-}" ]; then
     shape=2,64,2,1,32,128
     search_steps=4
     cold_steps=4
+    rl_steps=2
     sft=(--batch-tokens 1500 --no-bfloat16 --evaluate-every 2 --save-every 2)
-    grpo=(--steps 2 --questions 1 --drawn 2 --rounds 1 --group-size 2 --minibatches 1 --entropy 1e-3 --eta-weight 0
+    grpo=(--questions 1 --drawn 2 --rounds 1 --group-size 2 --minibatches 1 --entropy 1e-3 --eta-weight 0
         --complete 0.5 --path-weight 0.4 --validate-every 1 --validate-puzzles 2 --save-every 1)
-    budget=24 uncapped=30 budgets="24"
+    uncapped=30 budgets="24"
     validation=2 budget_puzzles=2 test=3 frontier_puzzles=2 frontier_budgets="10 20" timed_puzzles=2
 fi

@@ -61,19 +61,37 @@ def write(folder: Path, **reports: dict[str, Any]) -> None:
         (folder / f"{name.replace('_', '-')}.json").write_text(json.dumps(made))
 
 
-def test_the_temperature_is_chosen_over_all_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_temperature_is_chosen_on_seed_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(
         tmp_path,
         sweep_asyncthink_0_0=report(0.0, [1.0, 1.0], 300), sweep_asyncthink_0_1=report(1.0, [1.0, 1.0], 200),
-        sweep_asyncthink_1_0=report(0.0, [1.0, 0.0], 300), sweep_asyncthink_1_1=report(1.0, [0.0, 0.0], 200),
+        sweep_asyncthink_0_2=report(1.2, [1.0, 0.0], 100), sweep_asyncthink_1_0=report(0.0, [1.0, 1.0], 100),
     )  # fmt: skip
     assert choose.temperature(tmp_path, "asyncthink") == 0
-    assert capsys.readouterr().out == "0.0\n"
+    assert capsys.readouterr().out == "1.0\n"
     assert choose.temperature(tmp_path, "parallel") == 1
     assert "there is no sweep of parallel" in capsys.readouterr().err
-    for solved, fits in ((0.69, True), (0.71, False)):
-        write(tmp_path, budget_410=report(1.0, [solved] * 2, 400))
-        assert choose.budget(tmp_path / "budget-410.json") == (0 if fits else 1)
+
+
+@pytest.mark.parametrize(
+    ("known", "answer"),
+    [
+        ({}, "410"),
+        ({410: 0.75}, "380"),
+        ({410: 0.695, 380: 0.6}, "fits 410"),
+        ({410: 0.75, 380: 0.65, 440: 0.8}, "392"),
+        ({410: 0.6, 380: 0.5, 440: 0.65}, None),
+    ],
+)
+def test_the_budget_is_tried_then_interpolated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], known: dict[int, float], answer: str | None
+) -> None:
+    for limit, solved in known.items():
+        write(tmp_path, **{f"budget_{limit}": report(1.0, [solved] * 2, 400) | {"budget": limit}})
+    assert choose.budget(tmp_path, "410 380 440") == (0 if answer else 1)
+    printed = capsys.readouterr()
+    assert printed.out == (f"{answer}\n" if answer else "")
+    assert answer or "no budget fits" in printed.err
 
 
 def test_a_table_is_over_seeds_and_puzzles(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_random_programs_leave_no_page(programs, context, join, pause):
     s.engine.draw = draw
     s.decoder.on_forward = lambda call: s.cache.check()
     with s._gate.enter():
-        run = s._new(s.request("q", GREEDY), None)
+        run = s._maker.run(s.request("q", GREEDY), None)
         s.scheduler.waiting.append(run)
         for step in range(2000):
             if run.done:

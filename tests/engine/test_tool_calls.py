@@ -62,7 +62,7 @@ class Scripted:
         self.sampler = ForkJoinSampler(self.decoder, tok, tools=tools, **options)
 
     def opening(self, question: str = "q") -> str:
-        return self.decoder.tok.decode(self.sampler._prompt(question, "question"))
+        return self.decoder.tok.decode(self.sampler._maker.prompt(question, "question"))
 
     def run(self, *scripts: str, **given: Any) -> Episode:
         self.decoder.scripts = [self.opening() + script for script in scripts]

@@ -6,14 +6,14 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from torch import Tensor
 
 from asyncthink_kernels import sample, use_backend
 from asyncthink_kernels.testing import compare, moved
-from conftest import Target
+from conftest import Target, forced, targets
 
-MANY = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(max_examples=50, deadline=None)
 
 
 def build(
@@ -50,17 +50,38 @@ def on(target: Target, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return tokens.cpu(), logprobs.cpu()
 
 
-def same_as_the_reference(target: Target, arguments: dict[str, Any]) -> Tensor:
-    """The tokens; the log-probability also of a float64 softmax."""
-    tokens, logprobs = on(target, arguments)
+def wanted(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The tokens of the reference, with their log-probabilities in a float64 softmax."""
     with use_backend("reference"):
-        want, _ = sample(**arguments)
-    assert torch.equal(tokens, want)
+        tokens, _ = sample(**arguments)
     heat = arguments["temperature"].double()
     heat[heat == 0] = 1
     exact = torch.log_softmax(arguments["logits"].double() / heat[:, None], dim=-1)
-    compare(logprobs, exact.gather(1, tokens[:, None])[:, 0], limit=3e-7, what="logprobs")
+    return tokens, exact.gather(1, tokens[:, None])[:, 0]
+
+
+def same_as_the_reference(target: Target, arguments: dict[str, Any]) -> Tensor:
+    """The tokens; the log-probability also of a float64 softmax."""
+    tokens, logprobs = on(target, arguments)
+    want, exact = wanted(arguments)
+    assert torch.equal(tokens, want)
+    compare(logprobs, exact, limit=3e-7, what="logprobs")
     return tokens
+
+
+def same_everywhere(arguments: dict[str, Any], few: int) -> Tensor:
+    """The tokens, and their log-probabilities, on every target; an emulator draws the first ``few`` rows alone.
+
+    What is wanted takes far longer than what a kernel draws: here it is made once for all targets.
+    """
+    want, exact = wanted(arguments)
+    for target in targets("sample"):
+        rows = few if emulated(target) else len(want)
+        with forced(target):
+            tokens, logprobs = on(target, {name: value[:rows] for name, value in arguments.items()})
+        assert torch.equal(tokens, want[:rows]), target
+        compare(logprobs, exact[:rows], limit=3e-7, what=f"logprobs on {target}")
+    return want
 
 
 def kept_by_a_sort(x: list[float], temperature: float, top_k: int, top_p: float, min_p: float) -> set[int]:

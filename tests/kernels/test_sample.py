@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import MANY, build, emulated, kept_by_a_sort, on, same_as_the_reference
+from samples import MANY, build, emulated, kept_by_a_sort, on, same_as_the_reference, same_everywhere
 
 from asyncthink_kernels import sample, use_backend
 from asyncthink_kernels.testing import compare, far_apart, moved, normal
@@ -47,21 +47,17 @@ def test_against_the_float64_reference(V: int, target: Target, dtype: torch.dtyp
     st.integers(0, 2**20),
 )
 def test_filters_are_those_of_a_sort(
-    target: Target, x: list[float], temperature: float, top_k: int, top_p: float, min_p: float, seed: int
+    x: list[float], temperature: float, top_k: int, top_p: float, min_p: float, seed: int
 ) -> None:
     """Logits with many ties: 64 draws stay within what a sort leaves, and reach all that has a fair share of it."""
     if max(x) == -math.inf:
         x[0] = 0.0
     kept = kept_by_a_sort(x, temperature, top_k, top_p, min_p)
-    N = 4 if emulated(target) else 64
-    logits = torch.tensor(x).expand(N, len(x))
-    tokens = set(
-        same_as_the_reference(
-            target, build(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
-        ).tolist()
-    )
+    logits = torch.tensor(x).expand(64, len(x))
+    arguments = build(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    tokens = set(same_everywhere(arguments, few=4).tolist())
     assert tokens <= kept
-    if N == 64 and len(set(x)) == 1 and len(kept) <= 2:  # a share of 1/2: missed once in 2^64
+    if len(set(x)) == 1 and len(kept) <= 2:  # a share of 1/2: missed once in 2^64
         assert tokens == kept
 
 
@@ -69,14 +65,13 @@ def test_filters_are_those_of_a_sort(
 @given(
     st.integers(1, 700), st.sampled_from([0, 1, 2, 256, 257, 500]), st.sampled_from([0.1, 0.5, 0.999, 1.0]), st.data()
 )
-def test_ties_at_the_border_of_a_filter(target: Target, V: int, top_k: int, top_p: float, data: st.DataObject) -> None:
+def test_ties_at_the_border_of_a_filter(V: int, top_k: int, top_p: float, data: st.DataObject) -> None:
     """Two or three values all over the row: the border falls among equal logits, in any run or chunk of it."""
     levels = data.draw(st.lists(st.sampled_from([0.0, 0.125, 1.0]), min_size=1, max_size=3))
     places = torch.randint(0, len(levels), (V,), generator=torch.Generator().manual_seed(V))
     x = torch.tensor(levels)[places]
     kept = kept_by_a_sort(x.tolist(), 1.0, top_k, top_p, 0.0)
-    N = 2 if emulated(target) else 32
-    tokens = same_as_the_reference(target, build(x.expand(N, V), top_k=top_k, top_p=top_p, seed=V))
+    tokens = same_everywhere(build(x.expand(32, V), top_k=top_k, top_p=top_p, seed=V), few=2)
     assert set(tokens.tolist()) <= kept
 
 

@@ -46,6 +46,46 @@ def test_norm(precision: torch.dtype, I: int) -> None:
 
 
 @pytest.mark.parametrize("precision", FLOATS, ids=str)
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_norm_that_rounds_at_the_end(precision: torch.dtype, offset: float) -> None:
+    lanes = lanes_of_sums(100)
+    assert lanes is not None
+    x, weight = 3 * normal((7, 3, 100), precision, 0), normal((100,), precision, 1)
+    weight[:2] = torch.tensor([0.0, -0.0])
+    y, program = torch.empty_like(x), NativeProgram()
+    program.norm(x, weight, y, 1e-5, lanes, wide=True, offset=offset)
+    run(program)
+    wide, scale = x.float(), weight + 1.0 if precision == torch.float32 else 1.0 + weight.float()
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)
+    same(y, (scaled * (scale if offset else weight.float())).to(precision))
+
+
+@pytest.mark.parametrize("precision", FLOATS, ids=str)
+@pytest.mark.parametrize("divisor", [1.0, 128**0.5])
+@pytest.mark.parametrize("I", [8, 100, 128])
+def test_l2_norm(precision: torch.dtype, divisor: float, I: int) -> None:
+    lanes = lanes_of_sums(I)
+    assert lanes is not None
+    x = 3 * normal((5, 3, 2 * I), precision, 0)[..., :I]
+    y, program = torch.empty(5, 3, I), NativeProgram()
+    program.l2_norm(x, y, 1e-6, divisor, lanes)
+    run(program)
+    wide = x.to(torch.float32, memory_format=torch.contiguous_format)
+    expected = wide * torch.rsqrt((wide * wide).sum(-1, keepdim=True) + 1e-6)
+    same(y, expected if divisor == 1.0 else expected / divisor)
+
+
+@pytest.mark.parametrize("precision", FLOATS[1:], ids=str)
+def test_gate_that_rounds_at_the_end(precision: torch.dtype) -> None:
+    x, gate = 9 * normal((5, 128), precision, 0), 9 * normal((5, 128), precision, 1)
+    y, program = torch.empty_like(x), NativeProgram()
+    table = functional.silu(torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(precision).float())
+    program.gate_wide(x, gate, table, y)
+    run(program)
+    same(y, (x * functional.silu(gate.float())).to(precision))
+
+
+@pytest.mark.parametrize("precision", FLOATS, ids=str)
 @pytest.mark.parametrize("D", [2, 64, 100])
 def test_rotate(precision: torch.dtype, D: int) -> None:
     x, cos, sin = normal((5, 3, D), precision, 0), normal((5, D), precision, 1), normal((5, D), precision, 2)
@@ -128,6 +168,10 @@ def test_errors_come_when_an_op_is_appended() -> None:
         program.rotate(x[:, None, :7], x[:, :7], x[:, :7], x[:, None, :7])
     with pytest.raises(ValueError, match="gate: expected bfloat16 or float16, got float32"):
         program.gate(x, x, torch.zeros(1 << 16), x)
+    with pytest.raises(ValueError, match="table: expected float32, got bfloat16"):
+        program.gate_wide(x.bfloat16(), x.bfloat16(), torch.zeros(1 << 16).bfloat16(), x.bfloat16())
+    with pytest.raises(ValueError, match="y: expected float32, got bfloat16"):
+        program.l2_norm(x[:, None], x[:, None].bfloat16(), 1e-5, 1.0, 8)
     with pytest.raises(ValueError, match="packed"):
         program.linears(x, [(pack_linear(torch.zeros(5, 6)), None, torch.zeros(2, 5))])
     assert len(program) == 0

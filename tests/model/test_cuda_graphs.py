@@ -15,7 +15,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from asyncthink import ForkJoinSampler, SamplingParams
 from asyncthink.episode.options import JoinMode
 from asyncthink.episode.records import Episode
-from asyncthink.model.cuda_graphs import MAX_ROWS, CaptureError, Rerun, StepGraphs
+from asyncthink.model.cuda_graphs import MAX_ROWS, CaptureError, Rerun
 from asyncthink.model.decoder import Decoder
 from asyncthink_kernels.cache import Branch, Capacity, PlanBuffers
 from graph_cases import capturable, graphs_of, history, make
@@ -41,7 +41,7 @@ class Counting(Rerun):
 def counted(decoder: Decoder, most: int = 32) -> Counting:
     """Let the decoder's steps be counted."""
     recorder = Counting()
-    decoder.graphs = StepGraphs(decoder._attention, decoder.model, decoder._pass, recorder, most)
+    decoder._packed.capture(recorder, most)
     return recorder
 
 
@@ -228,7 +228,7 @@ def test_a_model_that_cannot_be_captured_decodes_eagerly_and_says_why_once(late:
 
     model = tiny("qwen3_moe")
     decoder = make(model, True)
-    decoder.graphs = StepGraphs(decoder._attention, model, decoder._pass, Failing())
+    decoder._packed.capture(Failing())
     root = decoder.cache.root()
     with pytest.warns(RuntimeWarning, match="qwen3_moe cannot be captured: called a synchronizing operation; every"):
         (first,) = feed(decoder, (root, tokens(1, 1)))

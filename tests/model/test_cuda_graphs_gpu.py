@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from asyncthink.model.cuda_graphs import CaptureError, CudaRecorder, Rerun, StepGraphs
+from asyncthink.model.cuda_graphs import CaptureError, CudaRecorder, Rerun
 from asyncthink_kernels.cache import StepPlan
 from graph_cases import capturable, graphs_of, history, make
 from tiny_models import feed, same, tiny, tokens
@@ -149,7 +149,7 @@ def test_an_error_before_the_capture_is_the_models_own_and_later_ones_are_the_ca
 def test_captured_steps_are_bitwise_the_uncaptured_ones(family: str) -> None:
     model = capturable(tiny(family)).cuda()
     captured, rerun = make(model, True), make(model, True)
-    rerun.graphs = StepGraphs(rerun._attention, model, rerun._pass, Rerun())
+    rerun._packed.capture(Rerun())
     for one, other in zip(history(captured, feed), history(rerun, feed), strict=True):
         assert torch.equal(one, other)
     assert captured.graphs is not None and "graphs" not in captured.unavailable
@@ -205,7 +205,7 @@ def test_recording_goes_on_after_all_was_forgotten_and_beside_plans_on_the_gpu()
 def test_dropped_graphs_and_tokens_on_the_gpu() -> None:
     model = tiny("qwen3").cuda()
     decoder, plain = make(model, True), make(model, False)
-    decoder.graphs = StepGraphs(decoder._attention, model, decoder._pass, CudaRecorder(decoder.device), most=1)
+    decoder._packed.capture(most=1)
     for one, found in ((decoder, got := []), (plain, expected := [])):
         branches = [one.cache.root() for _ in range(4)]
         for count in (1, 4, 2, 4, 1, 1):

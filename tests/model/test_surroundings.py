@@ -123,7 +123,7 @@ def test_a_model_that_was_moved_is_named_before_anything_is_written(part: str) -
     moved: nn.Module = model if part == "all of it" else model.model.layers[-1]
     moved.to(torch.bfloat16)
     for use in (lambda: feed(decoder, (root, tokens(1, 2))), decoder.refresh):
-        with pytest.raises(DecoderError, match=r"bfloat16 on cpu.* but this Decoder was made for torch.float32 on cpu"):
+        with pytest.raises(DecoderError, match=r"bfloat16 on cpu.* but this decoder was made for torch.float32 on cpu"):
             use()
     assert all(group.k.isnan().all() and group.v.isnan().all() for group in decoder.storage.groups)
     moved.to(torch.float32)

@@ -15,7 +15,20 @@ from rich.console import Console
 
 from asyncthink.cli.chat import converse
 from asyncthink.cli.evaluate import evaluate
-from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Json, Pool, Revision, Save, Weights, loading
+from asyncthink.cli.options import (
+    Context,
+    Device,
+    Dtype,
+    Fallback,
+    JoinMode,
+    Json,
+    NumStates,
+    Pool,
+    Revision,
+    Save,
+    Weights,
+    loading,
+)
 from asyncthink.cli.profile import profile_step
 from asyncthink.cli.renamed import Command
 from asyncthink.cli.run import ask
@@ -95,6 +108,8 @@ def demo(
     device: Device = "auto",
     dtype: Dtype = "auto",
     weights: Weights = None,
+    num_states: NumStates = None,
+    fallback: Fallback = None,
     revision: Revision = None,
     out: Annotated[Path, typer.Option(help="HTML file for the timeline.")] = Path("timeline.html"),
     save: Save = None,
@@ -109,6 +124,7 @@ def demo(
         from asyncthink.engine.loaded import LoadedModel
 
         options: dict[str, Any] = {"device": device, "dtype": dtype, "weights": weights, "revision": revision}
+        options |= {"num_states": num_states, "fallback": fallback}
         loaded = LoadedModel.load(model or checkpoint_path(), **options, progress=progress)
     outcome = play(loaded, console, seed=seed, pool=pool, context=context, join=join)
     write_whole(out, timeline_html(outcome.episode, outcome.sequential))

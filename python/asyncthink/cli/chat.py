@@ -11,7 +11,18 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncthink.cli.keyboard import interruptible, lines, no_echo
-from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Pool, Revision, Weights, loading
+from asyncthink.cli.options import (
+    Context,
+    Device,
+    Dtype,
+    Fallback,
+    JoinMode,
+    NumStates,
+    Pool,
+    Revision,
+    Weights,
+    loading,
+)
 from asyncthink.cli.remote import Servers, connect
 from asyncthink.episode.options import Mode, Options, default_forms
 from asyncthink.files import check_writable
@@ -50,6 +61,8 @@ def converse(
     device: Device = "auto",
     dtype: Dtype = "auto",
     weights: Weights = None,
+    num_states: NumStates = None,
+    fallback: Fallback = None,
     revision: Revision = None,
     server: Servers = None,
 ) -> None:
@@ -62,6 +75,7 @@ def converse(
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
         loaded: LoadedModel | RemoteModel
         placed: dict[str, Any] = {"device": device, "dtype": dtype, "weights": weights}
+        placed |= {"num_states": num_states, "fallback": fallback}
         if server:
             loaded = connect(server, model, revision, progress, **placed)
         else:

@@ -40,7 +40,7 @@ class Outcome:
     @property
     def pages_shared(self) -> int:
         """Pages of K/V that workers read in place; without sharing they would be computed or copied again."""
-        return -(-self.episode.kv_bytes_shared // self.page_bytes)
+        return -(-self.episode.kv_bytes_shared // self.page_bytes) if self.page_bytes else 0
 
 
 def play(loaded: LoadedModel, console: Console, *, seed: int, pool: int, context: str, join: str) -> Outcome:

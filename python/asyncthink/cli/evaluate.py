@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
-from asyncthink.cli.options import Depth, Device, Dtype, Revision, Weights, loading
+from asyncthink.cli.options import Depth, Device, Dtype, Fallback, NumStates, Revision, Weights, loading
 from asyncthink.cli.ray_options import RayActors, RayAddress, RayBatch, RayCpus, RayGpus
 from asyncthink.cli.remote import Servers, connect
 from asyncthink.episode.options import Mode
@@ -54,6 +54,8 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     weights: Weights = None,
+    num_states: NumStates = None,
+    fallback: Fallback = None,
     revision: Revision = None,
     ray_actors: RayActors = 0,
     ray_cpus: RayCpus = 1,
@@ -80,6 +82,7 @@ def evaluate(
         paths = models_by_mode(model or [], [setting["mode"] for setting in settings])
         models: Mapping[str, LoadedModel | RayModel | RemoteModel]
         placed: dict[str, Any] = {"device": device, "dtype": dtype, "weights": weights}
+        placed |= {"num_states": num_states, "fallback": fallback}
         if server:
             if ray_actors or len(set(paths.values())) > 1:
                 raise ValueError("server: expected one model and no Ray actors beside it")

@@ -18,6 +18,18 @@ Weights = Annotated[
     str | None,
     typer.Option(help="int8 or int4: on a CPU, hold linear layers in 8 or 4 bits. Default: as stored."),
 ]
+NumStates = Annotated[
+    int | None,
+    typer.Option(min=1, help="Recurrent states of the cache, one an agent. Default: by the free memory, at most 256."),
+]
+Fallback = Annotated[
+    bool | None,
+    typer.Option(
+        "--fallback/--no-fallback",
+        help="Run the model on caches of its own, one a branch: exact and slower; --no-fallback refuses a model that "
+        "needs that. Default: where needed, with a warning.",
+    ),
+]
 Pool = Annotated[int, typer.Option(help="Agents alive at the same time: the organizer and up to POOL - 1 workers.")]
 Context = Annotated[str, typer.Option(help="What a worker sees: shared (the organizer's tokens) or isolated.")]
 JoinMode = Annotated[str, typer.Option("--join", help="How a return enters the organizer: exact, append or link.")]

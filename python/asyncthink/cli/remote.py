@@ -24,7 +24,7 @@ Servers = Annotated[
 
 
 def connect(
-    servers: Sequence[str], model: str, revision: str | None, progress: Callable[[str], None], **here: str | None
+    servers: Sequence[str], model: str, revision: str | None, progress: Callable[[str], None], **here: str | int | None
 ) -> RemoteModel:
     """The model on the servers.
 

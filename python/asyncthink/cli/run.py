@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from asyncthink.cli.options import Context, Depth, Device, Dtype, JoinMode, Json, Pool, Revision, Save, Weights, loading
+from asyncthink.cli.options import (
+    Context,
+    Depth,
+    Device,
+    Dtype,
+    Fallback,
+    JoinMode,
+    Json,
+    NumStates,
+    Pool,
+    Revision,
+    Save,
+    Weights,
+    loading,
+)
 from asyncthink.cli.remote import Servers, connect
 from asyncthink.episode.options import default_forms
 from asyncthink.files import check_writable, write_whole
@@ -54,6 +68,8 @@ def ask(
     device: Device = "auto",
     dtype: Dtype = "auto",
     weights: Weights = None,
+    num_states: NumStates = None,
+    fallback: Fallback = None,
     revision: Revision = None,
     server: Servers = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print how the model runs here, and why.")] = False,
@@ -75,6 +91,7 @@ def ask(
         agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join, "depth": depth}
         forms: dict[str, Any] = {"answer": answer, "guide": guide}
         placed: dict[str, Any] = {"device": device, "dtype": dtype, "weights": weights}
+        placed |= {"num_states": num_states, "fallback": fallback}
         sampler: ForkJoinSampler | RemoteSampler
         if server:
             there = connect(server, model, revision, progress, **placed)

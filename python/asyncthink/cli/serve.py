@@ -12,7 +12,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from asyncthink.cli.options import Context, Device, Dtype, JoinMode, Pool, Revision, Weights, loading
+from asyncthink.cli.options import (
+    Context,
+    Device,
+    Dtype,
+    Fallback,
+    JoinMode,
+    NumStates,
+    Pool,
+    Revision,
+    Weights,
+    loading,
+)
 from asyncthink.episode.options import default_forms
 
 API_KEY = "ASYNCTHINK_API_KEY"
@@ -40,6 +51,7 @@ def serve(
     pool: Pool = 4,
     num_pages: Annotated[int | None, typer.Option(help="Pages of the K/V cache.")] = None,
     page_size: Annotated[int | None, typer.Option(help="Tokens of a page.")] = None,
+    num_states: NumStates = None,
     max_episodes: Annotated[int, typer.Option(help="Episodes that run at once; others wait.")] = 64,
     max_rows: Annotated[int, typer.Option(help="New tokens of one step.")] = 1024,
     max_waiting: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 256,
@@ -67,6 +79,7 @@ def serve(
     device: Device = "auto",
     dtype: Dtype = "auto",
     weights: Weights = None,
+    fallback: Fallback = None,
     revision: Revision = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API has it, with a page to watch it organize.
@@ -108,9 +121,10 @@ def serve(
         sock = listen(host, port)  # a port that is taken is told of before the model is loaded
         agents: dict[str, Any] = {"mode": mode, "pool": pool, "context": context, "join": join}
         agents |= default_forms(saved_prompts(source, revision) is not None, mode, guide=guide)
-        sizes: dict[str, Any] = {"num_pages": num_pages, "page_size": page_size, "max_rows": max_rows}
-        sizes |= {"max_episodes": max_episodes, "compile": compile or None}
+        sizes: dict[str, Any] = {"num_pages": num_pages, "page_size": page_size, "num_states": num_states}
+        sizes |= {"max_rows": max_rows, "max_episodes": max_episodes, "compile": compile or None}
         placed: dict[str, Any] = {"device": device, "dtype": dtype, "weights": weights, "revision": revision}
+        placed |= {"fallback": fallback}
         ahead = min(max(8, pool), MAX_AGENTS) if warm_up is None else warm_up
         limited: dict[str, Any] = {"max_waiting": max_waiting, "warm_up": ahead, "progress": progress}
         engine = AsyncEngine.load(source, **limited, **agents, **sizes, **placed)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from asyncthink.cli.options import Depth
+from asyncthink.cli.options import Depth, NumStates
 from asyncthink.cli.renamed import Command
 from asyncthink.cli.train_grpo import grpo
 from asyncthink.cli.train_options import (
     BatchTokens,
     Bfloat16,
+    Bfloat16Backward,
     Checkpointing,
     Decay,
     Device,
@@ -79,6 +80,7 @@ def sft(
     seed: Annotated[int, typer.Option(help="Seed of the weights and the puzzles.")] = 0,
     threads: Threads = 1,
     bfloat16: Bfloat16 = None,
+    bfloat16_backward: Bfloat16Backward = False,
     weights: Weights = "float32",
     lora: Lora = 0,
     lora_alpha: LoraAlpha = None,
@@ -109,6 +111,7 @@ def sft(
             shape=Shape.parse(shape),
             seed=seed,
             bfloat16="auto" if bfloat16 is None else bfloat16,
+            bfloat16_backward=bfloat16_backward,
             weights=weights,
             lora=lora,
             lora_alpha=lora_alpha,
@@ -144,6 +147,10 @@ def memory(
     model: Annotated[str, typer.Option(help="Folder or hub id; only its config.json is read.")],
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a packed batch.")] = 8192,
     cache_tokens: Annotated[int, typer.Option(min=0, help="Capacity of the sampler's K/V cache, in tokens.")] = 65_536,
+    num_states: NumStates = None,
+    trace_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of a trace with its prefix, for a model that trains one row a trace.")
+    ] = 1024,
     weights: Weights = "float32",
     lora: Lora = 0,
     lora_targets: LoraTargets = "all-linear",
@@ -160,5 +167,6 @@ def memory(
         config = load_config(model)
     except ValueError as error:
         raise ValueError(f"model: {error}") from error
-    for name, size in estimate(config, options, batch_tokens, cache_tokens, processes).items():
+    more: dict[str, Any] = {"num_states": num_states, "trace_tokens": trace_tokens}
+    for name, size in estimate(config, options, batch_tokens, cache_tokens, processes, **more).items():
         print(f"{name:<12}{size / 2**30:8.2f} GiB")

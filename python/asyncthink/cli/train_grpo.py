@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from asyncthink.cli.options import Depth
+from asyncthink.cli.options import Depth, Fallback, NumStates
 from asyncthink.cli.ray_options import RayActors, RayAddress, RayBatch, RayCpus, RayGpus
 from asyncthink.cli.train_options import (
+    Bfloat16Backward,
     Checkpointing,
     Decay,
     Device,
@@ -55,6 +56,8 @@ def grpo(
         int, typer.Option(help="Tokens of a packed batch. Bounds memory, does not change the result.")
     ] = 8192,
     cache_tokens: Annotated[int, typer.Option(help="Capacity of the sampler's K/V cache, in tokens.")] = 65536,
+    num_states: NumStates = None,
+    fallback: Fallback = None,
     learning_rate: LearningRate = 1e-4,
     warmup: Annotated[int, typer.Option(help="Steps of the warm-up.")] = 5,
     decay: Decay = 0.0,
@@ -107,6 +110,7 @@ def grpo(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the questions and the draws.")] = 0,
     threads: Threads = 1,
+    bfloat16_backward: Bfloat16Backward = False,
     weights: Weights = "float32",
     lora: Lora = 0,
     lora_alpha: LoraAlpha = None,
@@ -149,6 +153,7 @@ def grpo(
             model=model,
             seed=seed,
             bfloat16=False,
+            bfloat16_backward=bfloat16_backward,
             weights=weights,
             lora=lora,
             lora_alpha=lora_alpha,
@@ -173,6 +178,8 @@ def grpo(
         minibatches=minibatches,
         batch_tokens=batch_tokens,
         cache_tokens=cache_tokens,
+        num_states=num_states,
+        fallback=fallback,
         learning_rate=learning_rate,
         warmup=warmup,
         decay=decay,

@@ -12,6 +12,13 @@ Bfloat16 = Annotated[
     bool | None,
     typer.Option("--bfloat16/--no-bfloat16", help="Multiply matrices in bfloat16. Default: the faster choice here."),
 ]
+Bfloat16Backward = Annotated[
+    bool,
+    typer.Option(
+        "--bfloat16-backward",
+        help="Multiply matrices in bfloat16 in the backward pass alone: no loss changes by a bit.",
+    ),
+]
 BatchTokens = Annotated[int, typer.Option(help="Tokens of a packed batch; its last episode may exceed them.")]
 Pool = Annotated[int, typer.Option(help="Agents alive at the same time: the organizer and up to POOL - 1 workers.")]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate, between warm-up and decay.")]

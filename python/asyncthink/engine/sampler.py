@@ -9,36 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asyncthink.engine.guided import GuidedLogits
+from asyncthink.engine.assembly import assemble
 from asyncthink.engine.jobs import Job, Participant
-from asyncthink.engine.local import LocalEngine, draw_tokens
-from asyncthink.engine.open import open_model, stop_ids
-from asyncthink.engine.prefix_cache import PrefixCache
-from asyncthink.engine.prompting import Prompter, default_prompts
-from asyncthink.engine.requests import (
-    Origin,
-    Request,
-    check_length,
-    check_params,
-    check_templates,
-    continued,
-    params_for,
-    templates,
-)
+from asyncthink.engine.local import Draw, draw_tokens
+from asyncthink.engine.requests import Origin, Request, params_for, templates
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.stats import EngineStats
 from asyncthink.engine.stream import EpisodeStream
 from asyncthink.engine.threads import Thread, Threads
-from asyncthink.engine.tools import Tool, Toolbox, declared
-from asyncthink.episode.core import EpisodeCore
+from asyncthink.engine.tools import Tool
 from asyncthink.episode.modes import opening
 from asyncthink.episode.options import Aggregate, AnswerForm, Context, Guide, JoinMode, Mode, Options
 from asyncthink.episode.params import SamplingParams
 from asyncthink.episode.recorder import Listener
 from asyncthink.episode.records import Episode, Event, TokenEvent
 from asyncthink.model.choice import ModelSource
-from asyncthink.protocol.codec import Codec
-from asyncthink.protocol.messages import Question, turns
+from asyncthink.protocol.messages import Question
 from asyncthink.protocol.prompts import PromptFormat
 
 __all__ = ["EpisodeStream", "ForkJoinSampler", "SamplingParams", "Thread", "TokenEvent", "Tool"]
@@ -63,6 +49,8 @@ class ForkJoinSampler:
             or float32 where this CPU multiplies much faster in it (:meth:`explain` gives the choice and its reason).
         page_size: tokens of a page: 1, 8, 16 (None), 32, 64 or 128.
         num_pages: pages of the K/V cache; None: a share of the free memory.
+        num_states: recurrent states that the cache holds, for a model with such layers: one for each running agent, and
+            snapshots. None: an eighth of the free memory, at most 256.
         max_rows: the most new tokens in one step; longer prompts are prefilled in chunks.
         max_episodes: the most episodes that run at once; others wait.
         prefix_pages: the most pages that heads of earlier contexts may hold (:class:`.prefix_cache.PrefixCache`); None:
@@ -79,9 +67,9 @@ class ForkJoinSampler:
     Raises:
         ValueError: a model that cannot be loaded or served (DecoderError gives the reason), a join mode that the model
             does not support, options outside their range, a depth above 1 with prompts that have no templates for
-            workers that may fork. Also arguments without effect: ``device``, ``dtype``,
-            ``revision`` with a live module; these and ``page_size``, ``num_pages``, ``graphs``, ``compile``, ``pack``,
-            ``weights``, ``lm_head``, ``fallback`` with a Decoder.
+            workers that may fork. Also arguments without effect: ``device``, ``dtype``, ``revision`` with a live
+            module; these and ``page_size``, ``num_pages``, ``num_states``, ``graphs``, ``compile``, ``pack``,
+            ``weights``, ``lm_head``, ``fallback`` with a Decoder; ``num_states`` without recurrent layers.
 
     A seed makes an episode reproducible in any batch, whatever the cache holds: every agent has its own random stream,
     the attention of a branch is bitwise independent of the other branches, and a prompt whose head was computed before
@@ -123,6 +111,7 @@ class ForkJoinSampler:
         revision: str | None = None,
         page_size: int | None = None,
         num_pages: int | None = None,
+        num_states: int | None = None,
         max_rows: int = 1024,
         max_episodes: int = 64,
         prefix_pages: int | None = None,
@@ -135,33 +124,18 @@ class ForkJoinSampler:
         progress: Callable[[str], None] | None = None,
     ) -> None:
         self.options = Options(mode, pool, context, join, aggregate, answer, guide, forks, depth)
-        sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
+        sizes: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages, "num_states": num_states}
         sizes |= {"graphs": graphs, "compile": compile, "pack": pack, "weights": weights}
         sizes |= {"lm_head": lm_head, "fallback": fallback}
+        limits: dict[str, Any] = {"max_rows": max_rows, "max_episodes": max_episodes, "prefix_pages": prefix_pages}
         source: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
-        default = default_prompts(self.options.guide)
-        opened = open_model(model, tokenizer, prompts, sizes=sizes, **source, progress=progress, default=default)
-        self.decoder, self.tokenizer, self.prompts, self._prompts_from = opened
-        self.own_prompts = None if self._prompts_from.startswith("default") else self.prompts
-        self.codec = Codec(self.tokenizer, stop_ids(self.decoder.model))
-        self.cache = self.decoder.cache
-        self.toolbox = Toolbox.of(tools, self.tokenizer, self.codec, thinks=self.options.answer == AnswerForm.TEXT)
-        if self.toolbox and self.options.answer == AnswerForm.TAGS:
-            self.prompts = declared(self.prompts, self.toolbox.schemas)
-        given: dict[str, Any] = {"own": self.own_prompts is not None, "guide": self.options.guide}
-        given |= {"tools": self.toolbox.schemas if self.toolbox else ()}
-        self._prompter = Prompter(self.tokenizer, self.codec, self.prompts, **given)
-        self._check_options(self.options)
-        self.prefixes = PrefixCache(self.prompts, self.codec, self.decoder, prefix_pages)
-        self.engine = LocalEngine(
-            self.decoder,
-            self.prefixes,
-            GuidedLogits(self.codec),
-            lambda *rows: self._draw(*rows),
-            max_rows=max_rows,
-            max_episodes=max_episodes,
-        )
-        self.scheduler = self.engine.scheduler
+        source |= {"sizes": sizes, "progress": progress}
+        draw: Draw = lambda *rows: self._draw(*rows)  # noqa: E731  looked up at each step, as a test may replace it
+        parts = assemble(model, tokenizer, prompts, self.options, tools, draw, **limits, **source)
+        self.decoder, self.tokenizer, self.codec = parts.decoder, parts.tokenizer, parts.codec
+        self.prompts, self.own_prompts, self._prompts_from = parts.prompts, parts.own_prompts, parts.prompts_from
+        self.cache, self.prefixes, self.toolbox = parts.decoder.cache, parts.prefixes, parts.toolbox
+        self.engine, self.scheduler, self._maker = parts.engine, parts.engine.scheduler, parts.maker
         self.threads = Threads(self.engine, self.tokenizer, self.codec)
         self._gate = self.decoder.gate
 
@@ -197,7 +171,7 @@ class ForkJoinSampler:
             ]
             self.engine.prepare_prefixes(templates(self.options))
             runs = [
-                self._new(request, _numbered(number, on_event) if on_event else None)
+                self._maker.run(request, _numbered(number, on_event) if on_event else None)
                 for number, request in enumerate(requests)
             ]
             self.scheduler.waiting.extend(runs)
@@ -220,7 +194,7 @@ class ForkJoinSampler:
         with self._gate.enter():
             request = self.request(question, params, name="questions[0]")
             self.engine.prepare_prefixes(templates(request.options))
-            return EpisodeStream(self.engine, functools.partial(self._new, request))
+            return EpisodeStream(self.engine, functools.partial(self._maker.run, request))
 
     # -- requests with their own options ------------------------------------------------------------------------
 
@@ -237,14 +211,7 @@ class ForkJoinSampler:
         ``options`` are the episode's own; None: the sampler's. Raises ValueError as :meth:`generate` does, and for
         options that the model does not support.
         """
-        params = params if params is not None else SamplingParams()
-        options = options if options is not None else self.options
-        check_params(params, "params")
-        self._check_options(options)
-        if self.toolbox and options.answer != self.options.answer:
-            raise ValueError(f"answer: expected {str(self.options.answer)!r} beside tools, got {str(options.answer)!r}")
-        tokens = self._prompt(question, name, options)
-        return Request(question, tokens, params, options)
+        return self._maker.request(question, params, options, name)
 
     def continuation(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, origin: Origin | None = None
@@ -255,17 +222,12 @@ class ForkJoinSampler:
         that the tokenizer adds to one. Raises ValueError for a prompt without tokens, one that is too long, and an id
         that is not the tokenizer's.
         """
-        params = params if params is not None else SamplingParams()
-        check_params(params, "params")
-        tokens = continued(self.codec, prompt)
-        check_length(tokens, "prompt", self.cache, self.decoder.max_length)
-        text = prompt if isinstance(prompt, str) else self.codec.decode(tokens)
-        return Request(text, tokens, params, Options(Mode.SEQUENTIAL, answer=AnswerForm.TEXT), origin or Origin())
+        return self._maker.continuation(prompt, params, origin)
 
     def start(self, request: Request, listener: Listener | None = None) -> EpisodeRun:
         """Queue the request's episode beside all others. The caller holds the decoder's gate, and calls the steps."""
         self.engine.prepare_prefixes(templates(request.options))
-        run = self._new(request, listener)
+        run = self._maker.run(request, listener)
         self.scheduler.waiting.append(run)
         return run
 
@@ -312,7 +274,7 @@ class ForkJoinSampler:
                 raise RuntimeError(
                     "refresh: expected no running episode in any sampler of this decoder; finish or close them first"
                 )
-            self.decoder.refresh()
+            self.decoder.refresh(weights_only=True)
             self.prefixes.drop_stale()
 
     def pin(self, question: Question) -> None:
@@ -327,12 +289,12 @@ class ForkJoinSampler:
         """
         with self._gate.enter():
             self.prefixes.prepare(templates(self.options))
-            self.prefixes.pin(opening(self.options), self._prompt(question, "question"))
+            self.prefixes.pin(opening(self.options), self._maker.prompt(question, "question"))
 
     def unpin(self, question: Question) -> None:
         """Let go of a pinned question. Raises ValueError if it is not pinned."""
         with self._gate.enter():
-            self.prefixes.unpin(self._prompt(question, "question"))
+            self.prefixes.unpin(self._maker.prompt(question, "question"))
 
     @property
     def stats(self) -> EngineStats:
@@ -352,42 +314,6 @@ class ForkJoinSampler:
     def _draw(self, logits: Tensor, runs: Sequence[Job], agents: Sequence[Participant]) -> Sequence[tuple[int, float]]:
         """(token, log-probability) for each row of logits [N, V]; a subclass may override it."""
         return draw_tokens(logits, runs, agents)
-
-    def _new(self, request: Request, listener: Listener | None) -> EpisodeRun:
-        question = request.question
-        core = EpisodeCore(
-            turns(question)[-1][1],
-            request.prompt,
-            request.params,
-            request.options,
-            self._prompter.texts(request.options),
-            max_length=self.decoder.max_length,
-            listener=listener,
-            tools=self.toolbox.texts if self.toolbox else None,
-            rule=request.origin.rule,
-            tail=request.origin.tail,
-        )
-        if not isinstance(question, str):
-            core.episode.meta["messages"] = [dict(message) for message in question]
-        first = request.origin.agent, request.origin.position
-        shared = 0 if self.decoder.forks_copy else self.decoder.storage.bytes_per_token
-        return EpisodeRun(core, self.cache, self.prefixes, shared, self.toolbox, first)
-
-    def _check_options(self, options: Options) -> None:
-        if options.join not in self.decoder.join_modes:
-            raise ValueError(
-                f"join: this model offers {', '.join(self.decoder.join_modes)}, got {str(options.join)!r}: "
-                f"{self.decoder.unavailable[options.join]}"
-            )
-        if self.toolbox and options.guide != Guide.OFF:
-            raise ValueError(f"guide: expected 'off' beside tools (guides know only tags), got {str(options.guide)!r}")
-        check_templates(self._prompter.format(options), options)
-
-    def _prompt(self, question: Question, name: str, options: Options | None = None) -> list[int]:
-        """The tokens that open an episode. Raises ValueError if the cache or the model cannot hold them."""
-        tokens = self._prompter.tokens(question, name, options if options is not None else self.options)
-        check_length(tokens, name, self.cache, self.decoder.max_length)
-        return tokens
 
 
 def _numbered(number: int, on_event: Callable[[int, Event | TokenEvent], None]) -> Listener:

@@ -124,7 +124,7 @@ class DecoderActor:
     def _load(self, weights: Weights) -> None:
         (loaded,) = self._models.values()
         load_weights(loaded.decoder.model, weights)
-        loaded.decoder.refresh()
+        loaded.decoder.refresh(weights_only=True)
 
 
 def weights_of(model: nn.Module, trainable: bool = False) -> Weights:

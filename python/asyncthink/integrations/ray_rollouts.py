@@ -15,7 +15,7 @@ from asyncthink.integrations.ray_actor import weights_of
 from asyncthink.integrations.ray_cluster import check_resources, connect, gpus_for
 from asyncthink.train.grpo_config import GRPOConfig
 from asyncthink.train.loading import Loaded, load
-from asyncthink.train.rollout_sampler import sampler_options
+from asyncthink.train.rollout_sampler import cache_options, sampler_options
 
 _NAME = "policy"
 
@@ -91,7 +91,5 @@ class RayRolloutSampler(RaySampler):
 def open_policy(config: GRPOConfig) -> dict[str, LoadedModel]:
     """The model that a run trains, before its first step. An :data:`.ray_actor.Opener` with its argument bound."""
     loaded = load(config.model).for_depth(config.depth, [config.context])
-    sampler = ForkJoinSampler(
-        loaded.model, loaded.tokenizer, prompts=loaded.prompts, num_pages=-(-config.cache_tokens // 16)
-    )
+    sampler = ForkJoinSampler(loaded.model, loaded.tokenizer, prompts=loaded.prompts, **cache_options(config))
     return {_NAME: LoadedModel(_NAME, sampler.decoder, sampler.tokenizer, sampler.own_prompts)}

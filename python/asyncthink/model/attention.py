@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from asyncthink.model.rotary import Rotary, ShiftTables
 from asyncthink_kernels import append_kv, copy_pages, join_append, tree_attention
 from asyncthink_kernels.cache import Capacity, Group, KVStorage, PlanBuffers, Scatter, StepPlan
 from asyncthink_kernels.dispatch import find_prefill
+
+_S = TypeVar("_S", bound="Step")
 
 _OPTIONS = {"scale": "scaling", "window": "sliding_window", "softcap": "softcap"}
 """Options of attention, by the keywords under which layers pass them."""
@@ -65,11 +67,15 @@ class PagedAttention:
 
     def step(self, plan: StepPlan, tokens: Tensor) -> Step:
         """The receiver of one forward pass of tokens [T] over ``plan``, which go to the device in one copy."""
+        return self.step_of(Step, plan, tokens)
+
+    def step_of(self, kind: type[_S], plan: StepPlan, tokens: Tensor) -> _S:
+        """:meth:`step` of this kind."""
         rotations, fresh = self._shift_tables.load(plan.shifts), plan.fresh
         if plan.slots.device != self.device:
             buffers = PlanBuffers(Capacity.exact(plan), self.device)
             plan, tokens = load(buffers, plan, tokens), buffers.tokens
-        return Step(self, plan, tokens.to(self.device), rotations, fresh)
+        return kind(self, plan, tokens.to(self.device), rotations, fresh)
 
     def append(self, scatter: Scatter) -> None:
         """Carry out an ``append`` join: K, rotated by the shift, and V to their new slots, in all layers."""

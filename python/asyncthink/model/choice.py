@@ -70,18 +70,8 @@ def load_decoder(
     """
     check_choice(weights, lm_head)
     network = load_network(path, revision=revision, device=device, dtype=dtype, progress=progress)
-
-    def slow() -> FallbackDecoder:
-        if network.quantized:
-            raise DecoderError("weights: expected unquantized ones on the fallback decoder, got those of a GGUF file")
-        decoder = FallbackDecoder(network.model, progress=progress, weights=weights, lm_head=lm_head, **options)
-        decoder.why_device, decoder.why_dtype = network.why_device, network.why_dtype
-        return decoder
-
-    def fast() -> Decoder:
-        return Decoder.of(network, weights=weights, lm_head=lm_head, progress=progress, **options)
-
-    return _choose(fast, slow, fallback)
+    options |= {"weights": weights, "lm_head": lm_head, "progress": progress}
+    return _choose(lambda: Decoder.of(network, **options), lambda: FallbackDecoder.of(network, **options), fallback)
 
 
 def _choose(fast: Callable[[], Decoder], slow: Callable[[], FallbackDecoder], fallback: bool | None) -> BranchDecoder:

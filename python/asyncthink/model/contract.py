@@ -9,6 +9,7 @@ Letters: T rows (tokens) of a step, N rows whose logits are wanted, V vocabulary
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -94,17 +95,39 @@ class Copied(NamedTuple):
     state_bytes: int
 
 
-class BranchDecoder(Protocol):
-    """A causal language model that decodes branches. One thread at a time, which holds :attr:`gate`.
+@dataclass(frozen=True, slots=True)
+class ForkBytes:
+    """What a fork costs, in bytes: K and V of a token that it reads in place (``shared``) or copies (``token``), and
+    the state that it copies whatever its length.
 
-    ``forks_copy``: a fork has K and V of its own; else it reads its parent's.
+    >>> ForkBytes(token=512, state=64).copied([(0, 10)])
+    [Copied(place=0, kv_bytes=5120, state_bytes=64)]
     """
+
+    shared: int = 0
+    token: int = 0
+    state: int = 0
+
+    def copied(self, copies: Sequence[tuple[int, int]]) -> list[Copied]:
+        """The bytes of each copy of a step, given as (place in its work, tokens)."""
+        return [Copied(place, tokens * self.token, self.state) for place, tokens in copies]
+
+    def counts(self, copies: int, tokens: int) -> dict[str, int]:
+        """The bytes of so many copies of so many tokens together, by the names of ``EngineStats``."""
+        return {"kv_bytes_copied": tokens * self.token, "state_bytes_copied": copies * self.state}
+
+
+class BranchDecoder(Protocol):
+    """A causal language model that decodes branches. One thread at a time, which holds :attr:`gate`."""
 
     why_device: str
     why_dtype: str | None
 
     @property
-    def forks_copy(self) -> bool: ...
+    def fork_bytes(self) -> ForkBytes:
+        """What a fork reads in place and what it copies."""
+        ...
+
     @property
     def states(self) -> Any: ...
     def copied(self, plan: Any) -> Sequence[Copied]:
@@ -143,5 +166,5 @@ class BranchDecoder(Protocol):
     def join(self, dst: Any, src: Any, start: int, stop: int, mode: str) -> None: ...
     def copy(self, dst: Any, src: Any, start: int, stop: int) -> None: ...
     def weights_version(self) -> int: ...
-    def refresh(self) -> None: ...
+    def refresh(self, weights_only: bool = False) -> None: ...
     def explain(self) -> dict[str, str]: ...

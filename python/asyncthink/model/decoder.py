@@ -5,43 +5,34 @@ Letters: T rows (tokens) of a step, N rows whose logits are wanted, V vocabulary
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from asyncthink.model.attention import PagedAttention, Step
-from asyncthink.model.checks import check_kind, padding_token, vocabulary
-from asyncthink.model.compiled import CompiledModel
-from asyncthink.model.contract import Copied
-from asyncthink.model.cuda_graphs import CaptureError, CudaRecorder, Rerun, StepGraphs
+from asyncthink.model.building import examine, reserve, steps_for
+from asyncthink.model.checks import padding_token, vocabulary
+from asyncthink.model.contract import Copied, ForkBytes
+from asyncthink.model.cuda_graphs import StepGraphs
 from asyncthink.model.explain import explain
-from asyncthink.model.files import Network, load_network
-from asyncthink.model.fork_check import check_packed_fork
-from asyncthink.model.gate import Gate
-from asyncthink.model.hook import DecoderError, HookedModel
-from asyncthink.model.joins import CACHE_JOINS, JOIN_MODES, find_movable_keys, only_exact
-from asyncthink.model.layers import record_layers, record_rows
-from asyncthink.model.linear import packed_linears
-from asyncthink.model.linear_copies import LinearCopies
-from asyncthink.model.memory import chunk_for, num_pages_for, num_states_for
+from asyncthink.model.files import Network
+from asyncthink.model.hook import DecoderError
+from asyncthink.model.joins import JOIN_MODES, CacheJoins
+from asyncthink.model.packed_steps import PackedSteps
 from asyncthink.model.quantized import QuantizedLinears, check_choice, refuse
 from asyncthink.model.recorded import RecordedSteps
-from asyncthink.model.recurrent import StateLayout, StateStorage, has_states
-from asyncthink.model.rotary import Rotary, length_dependent
-from asyncthink.model.row_passes import RowPasses, check_row_fork
+from asyncthink.model.recurrent import StateStorage
+from asyncthink.model.row_passes import RowPasses
+from asyncthink.model.served import ServedModel
 from asyncthink.model.step_checks import StepChecks
-from asyncthink.model.weights import described, version
-from asyncthink_kernels.cache import Branch, KVStorage, StatefulCache, StatefulPlan, StepPlan, TreeCache
+from asyncthink.model.weights import version
+from asyncthink_kernels.cache import Branch, StatefulCache, StatefulPlan, StepPlan, TreeCache
 
 __all__ = ["Decoder", "DecoderError"]
 
 
-class Decoder:
+class Decoder(ServedModel):
     """A causal language model that decodes the branches of a tree, all of them in one forward pass a step.
 
     The model's weights are shared, never copied. A call leaves its training mode, attention implementation and
@@ -74,7 +65,7 @@ class Decoder:
         num_pages, memory_bytes: size of the cache, by either; default: 65,536 tokens, or a quarter of the free memory
             if that is less.
         num_states: recurrent states that the cache holds, one for each running agent, and snapshots; default: an eighth
-            of the free memory, at most 256. Ignored for a model without such layers.
+            of the free memory, at most 256. ValueError for a model without such layers.
         chunk: tokens of a node in one attention item; default 512, on a GPU by the heads of the model
             (:func:`asyncthink_kernels.tuning.chunk_tokens`).
         progress: called with a short phrase before each part of the building, which may take seconds.
@@ -104,15 +95,12 @@ class Decoder:
     torch.Size([1, 151936])
     """
 
-    graphs: StepGraphs | None = None
-    recorded: RecordedSteps | None = None
+    cache: TreeCache
     max_length: int | None = None
     states: StateStorage | None = None
-    forks_copy = False
-    cache: TreeCache
+    _packed: PackedSteps | None = None
+    _rows: RowPasses | None = None
     _refreshes = 0
-    why_device: str = "where the live model is"
-    why_dtype: str | None = None
 
     def __init__(
         self,
@@ -136,93 +124,27 @@ class Decoder:
             raise ValueError(f"pack: expected None or False beside weights={weights!r}, got True")
         say = progress or (lambda what: None)
         model = getattr(model, "_orig_mod", model)
-        TreeCache(1, page_size, chunk or page_size)  # raises on invalid sizes before the model is run
-        say("checking the model")
-        stateful = has_states(model)
-        kind = check_kind(model, states=stateful)
-        if compile and stateful:
-            raise DecoderError(f"{kind} has recurrent layers, whose steps cannot run through torch.compile")
-        self._hooked = HookedModel(model)
-        self.device = next(model.parameters()).device
-        changing = length_dependent(model)
-        changes_at = None if changing is None else changing[1]
-        layout = StateLayout(self._hooked, kind) if stateful else None
-        if layout is None:
-            layers = record_layers(self._hooked, kind, changes_at=changes_at)
-        else:
-            layers = record_rows(self._hooked, kind, layout.attention_layers, changes_at=changes_at)
-        self.max_length = layers.max_length
-        self._ends = layers.ends or (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
-        self._made_for = described(self._ends)
-        if weights is not None:
-            refuse(model, f"weights={weights!r}")  # before more is computed
-        say("packing linear layers")
-        self.linears: LinearCopies | None
-        self.linears, unpacked = packed_linears(model, pack if weights is None else False)
-        self._hooked.linears = self.linears
-        say("comparing with the model's own logits")
-        rotaries: tuple[Rotary, ...] | None
-        if layout is None:
-            check_packed_fork(self._hooked, layers, kind, page_size)
-            rotaries, self.unavailable = find_movable_keys(model, kind, layers, changing)
-        else:
-            by_token = check_row_fork(self._hooked, layers, layout, kind, page_size)
-            rotaries, self.unavailable = None, only_exact(kind)
+        least = 1 if num_states is None else num_states
+        StatefulCache(
+            1, page_size, chunk or page_size, num_states=least
+        )  # raises on invalid sizes before anything runs
+        examined = examine(model, page_size, say, compiled=bool(compile), pack=pack, weights=weights, lm_head=lm_head)
+        self._keep(examined.hooked, examined.kind, examined.ends)
+        self.linears, self.max_length = examined.linears, examined.layers.max_length
+        self.unavailable = dict(examined.unavailable)
         self.join_modes = tuple(mode for mode in JOIN_MODES if mode not in self.unavailable)
-
-        if weights is not None:  # last, because the checks compare with the weights as they are
-            say("quantizing linear layers")
-            self.linears = self._hooked.linears = QuantizedLinears(model, weights, lm_head)
         say("reserving the cache")
-        token_bytes = sum(s.kv_heads * (s.head_dim + s.v_head_dim) for s in layers.shapes) * layers.dtype.itemsize
-        num_pages = num_pages_for(num_pages, memory_bytes, page_size, token_bytes, self.device)
-        self.storage = KVStorage(layers.shapes, num_pages, page_size, layers.dtype, self.device)
-        self._attention = PagedAttention([call.module for call in layers.calls], self.storage, rotaries)
-        chunk = chunk or chunk_for(model, layers, page_size, self.device)
-        if layout is None:
-            self.cache = TreeCache(num_pages, page_size, chunk)
-        else:
-            num_states = num_states_for(num_states, layout.bytes_per_state, self.device)
-            self.cache = StatefulCache(num_pages, page_size, chunk, num_states=num_states, by_token=by_token)
-            self.states = StateStorage(layout, num_states, self.device)
-            self._rows = RowPasses(self._hooked, self._attention, self.states)
+        held = reserve(
+            examined, page_size, num_pages=num_pages, memory_bytes=memory_bytes, num_states=num_states, chunk=chunk
+        )
+        self.cache, self.storage, self.states = held.cache, held.storage, held.states
+        self._joins = CacheJoins(held.cache, held.attention, self.unavailable)
         if self.linears is None and pack is None:
-            self.unavailable["pack"] = unpacked
+            self.unavailable["pack"] = examined.unpacked
         padding = padding_token(model) if self._hooked.first_position else None
         self._checks = StepChecks(vocabulary(model), padding, self.max_length)
-        self._kind = kind
-        if self.device.type == "cpu" and layout is None and not compile and record:
-            self.recorded = RecordedSteps(self._hooked, self._attention)
-        if compile:
-            self._hooked.compiled = CompiledModel(model, "inductor" if compile is True else compile)
-        if graphs or (graphs is None and self.device.type == "cuda"):
-            impossible = None if changing is None else f"its {changing[0]} RoPE depends on the positions"
-            self._set_up_graphs(impossible if layout is None else "it has recurrent layers")
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        *,
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "auto",
-        revision: str | None = None,
-        weights: str | None = None,
-        lm_head: str = "auto",
-        progress: Callable[[str], None] | None = None,
-        **options: Any,
-    ) -> Decoder:
-        """A Decoder for the model at a local folder, in a GGUF file, or at a hub id.
-
-        ``device``, ``dtype`` and ``revision`` are those of :func:`asyncthink.model.files.load_network`; ``progress``
-        is called with a phrase before each stage; ``options`` are those of the constructor. With ``weights`` the model
-        has the quantized layers in the place of its own, so that they are in memory once. Layers that a GGUF file holds
-        in 8 or 4 bits keep them on a CPU, whether or not others are quantized. DecoderError, one line, for a path
-        without a model, weights that are missing or broken, and a model that cannot be served.
-        """
-        check_choice(weights, lm_head)
-        network = load_network(path, revision=revision, device=device, dtype=dtype, progress=progress)
-        return cls.of(network, weights=weights, lm_head=lm_head, progress=progress, **options)
+        options: dict[str, Any] = {"graphs": graphs, "compile": compile, "record": record}
+        self._packed, self._rows = steps_for(examined, held, self.unavailable, **options)
 
     @classmethod
     def of(
@@ -233,7 +155,7 @@ class Decoder:
         lm_head: str = "auto",
         progress: Callable[[str], None] | None = None,
         **options: Any,
-    ) -> Decoder:
+    ) -> Self:
         """A Decoder for a model that was loaded; arguments and errors are those of :meth:`load`."""
         if weights is None and not network.quantized:
             decoder = cls(network.model, progress=progress, **options)
@@ -257,14 +179,21 @@ class Decoder:
         return explain(self)
 
     @property
-    def model(self) -> nn.Module:
-        """The model itself."""
-        return self._hooked.model
+    def graphs(self) -> StepGraphs | None:
+        """The captured decode steps; None: every step runs eagerly."""
+        return None if self._packed is None else self._packed.graphs
 
-    @functools.cached_property
-    def gate(self) -> Gate:
-        """Lets one thread at a time use this decoder's cache."""
-        return Gate()
+    @property
+    def recorded(self) -> RecordedSteps | None:
+        """The recorded decode steps; None on a GPU and where they are not wanted."""
+        steps = self._packed or self._rows
+        return None if steps is None else steps.recorded
+
+    @property
+    def fork_bytes(self) -> ForkBytes:
+        """What a fork reads in place and what it copies."""
+        state = 0 if self.states is None else self.states.bytes_per_state
+        return ForkBytes(shared=self.storage.bytes_per_token, state=state)
 
     def weights_version(self) -> int:
         """A number that changes by :meth:`refresh`, and when weights are changed in place or moved.
@@ -291,51 +220,41 @@ class Decoder:
         self._check_weights()
         self._checks.check(tokens, plan, rows)
         if isinstance(plan, StatefulPlan):
-            assert isinstance(self.cache, StatefulCache)
+            assert isinstance(self.cache, StatefulCache) and self._rows is not None
             logits = self._rows.forward(tokens, plan, rows.cpu())
             self.cache.commit(plan)
             return logits
-        if self.graphs is not None and self.graphs.takes(plan, rows):
-            try:
-                return self.graphs.step(plan, tokens)
-            except CaptureError as error:
-                self.graphs = None
-                self.unavailable["graphs"] = f"{self._kind} cannot be captured: {error}"
-                warnings.warn(f"{self.unavailable['graphs']}; every step runs eagerly", RuntimeWarning, stacklevel=2)
-        step = self._attention.step(plan, tokens)
-        if self.recorded is not None and self.recorded.takes(step):
-            return self.recorded.step(step, rows, self._pass)
-        return self._pass(step, rows.to(self.device))
+        assert self._packed is not None
+        return self._packed.forward(tokens, plan, rows)
 
-    def refresh(self) -> None:
+    def refresh(self, weights_only: bool = False) -> None:
         """After a change of the model: forget all packed weights, and the captured steps if weights were moved.
 
-        Weights changed in place need no call. For other changes of the model see :attr:`graphs`. K and V in the cache
-        stay those of the old weights: release their branches. DecoderError if the weights have another dtype or device
-        now, which the cache does not have: make a new Decoder.
+        Recorded steps are forgotten, too; with ``weights_only``, where nothing but weights changed, only those whose
+        weights were moved: to record them again takes longer than to run them. Weights changed in place need no call.
+        For other changes of the model see :attr:`graphs`. K and V in the cache stay those of the old weights: release
+        their branches. DecoderError if the weights have another dtype or device now, which the cache does not have:
+        make a new Decoder.
         """
         self._check_weights()
         self._refreshes += 1
-        if self.graphs is not None:
-            self.graphs.refresh()
         if self.linears is not None:
             self.linears.forget()
-        if self.recorded is not None:
-            self.recorded.clear()
+        for steps in (self._packed, self._rows):
+            if steps is not None:
+                steps.refresh(weights_only)
 
     def copied(self, plan: StepPlan | StatefulPlan) -> list[Copied]:
         """What this plan copies: recurrent states, of forks that go on."""
-        if self.states is None or not isinstance(plan, StatefulPlan):
-            return []
-        return [Copied(place, 0, self.states.bytes_per_state) for place in plan.copied]
+        return self.fork_bytes.copied([(place, 0) for place in plan.copied] if isinstance(plan, StatefulPlan) else [])
 
     def counts(self) -> dict[str, int]:
         """Of a model with recurrent layers: forward passes, copied bytes, and slots of states."""
         if self.states is None:
             return {}
-        stats, size = self.cache.stats, self.states.bytes_per_state
+        stats = self.cache.stats
         held = {"free_states": self.cache.free_states, "num_states": self.states.num_states}
-        return {"passes": stats.passes, "state_bytes_copied": stats.states_copied * size, **held}
+        return {"passes": stats.passes, **self.fork_bytes.counts(stats.states_copied, 0), **held}
 
     def join(self, dst: Branch, src: Branch, start: int, stop: int, mode: str) -> None:
         """Continue ``dst`` with tokens [start, stop) of ``src``'s context without computing them again.
@@ -344,18 +263,7 @@ class Decoder:
         that is not in ``join_modes``, and for ``exact``, which is no join of the cache: pass the tokens to the next
         step. OutOfPages, with nothing changed, where ``append`` finds no room.
         """
-        if mode not in CACHE_JOINS:
-            raise ValueError(f"mode must be 'append' or 'link' (for 'exact' plan the tokens as rows), got {mode!r}")
-        if mode in self.unavailable:
-            raise DecoderError(self.unavailable[mode])
-        before = dst.length
-        scatter = self.cache.join(dst, src, start, stop, "append" if mode == "append" else "link")
-        if scatter is not None:
-            try:
-                self._attention.append(scatter)
-            except BaseException:
-                self.cache.truncate(dst, before)  # so that slots which were never written are not read
-                raise
+        self._joins.join(dst, src, start, stop, mode)
 
     def copy(self, dst: Branch, src: Branch, start: int, stop: int) -> None:
         """Continue ``dst``, a fork of ``start`` tokens, with a bitwise copy of ``src``'s tokens [start, stop).
@@ -365,46 +273,13 @@ class Decoder:
         begins a node or a chunk in which ``src`` has the others; OutOfPages where there is no room. Nothing has
         changed then.
         """
-        self.cache.check_copy(dst, src, start, stop)
-        scatter = self.cache.join(dst, src, start, stop, "append")
-        assert scatter is not None
-        try:
-            self._attention.copy(scatter)
-        except BaseException:
-            self.cache.truncate(dst, start)  # so that slots which were never written are not read
-            raise
+        self._joins.copy(dst, src, start, stop)
 
     def _replace_linears(self, linears: QuantizedLinears) -> None:
         """Put the layers into the model, whose own weights are given up."""
         self.linears = self._hooked.linears = linears
         linears.replace(self.model)
-        if self.recorded is not None:
-            self.recorded.clear()
-        self._made_for = described(self._ends)
-
-    def _set_up_graphs(self, impossible: str | None) -> None:
-        """Run decode steps from static buffers, unless there is a reason why that is ``impossible``."""
-        if impossible is not None:
-            self.unavailable["graphs"] = f"{self._kind} cannot be captured: {impossible}"
-            return
-        recorder = CudaRecorder(self.device) if self.device.type == "cuda" else Rerun()
-        self.graphs = StepGraphs(self._attention, self.model, self._pass, recorder)
-
-    def _pass(self, step: Step, rows: Tensor) -> Tensor:
-        """One forward pass -> logits [N,V] of rows [N]."""
-        logits = self._hooked.run(step, step.tokens, step.positions, rows)
-        if step.calls != len(self._attention.layers):
-            raise RuntimeError(
-                f"expected {len(self._attention.layers)} attention calls, got {step.calls}: "
-                "the model was changed, or used by another thread, during the step"
-            )
-        return logits
-
-    def _check_weights(self) -> None:
-        """DecoderError after ``model.to(...)``. Only two layers are checked, because this runs in every step."""
-        current = described(self._ends)
-        if current != self._made_for:
-            raise DecoderError(
-                f"{self._kind}: the weights are {current} now, but this Decoder was made for {self._made_for}; "
-                "move the model back, or make a new Decoder (refresh() is for weights that changed their values)"
-            )
+        for steps in (self._packed, self._rows):
+            if steps is not None:
+                steps.refresh()
+        self._keep(self._hooked, self.kind, self._weighted)

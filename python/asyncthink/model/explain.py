@@ -43,13 +43,12 @@ def _states(decoder: Any) -> str:
 
 def _recorded(decoder: Any) -> str:
     steps = decoder.recorded
-    if steps is None and decoder.states is not None:
-        return "no: the model has recurrent layers"
     if steps is None:
         return "no: steps are compiled" if decoder.compiled else "no: not asked for, or not on a CPU"
     if steps.reason is not None:
         return f"no: {steps.reason}"
-    return f"decode steps of sizes that come again run without the model's Python; {len(steps.programs)} programs now"
+    held = f"{len(steps.programs)} programs now, in {steps.memory.nbytes:,} bytes"
+    return f"decode steps of sizes that come again run without the model's Python; {held}"
 
 
 def _threads(decoder: Any) -> str:

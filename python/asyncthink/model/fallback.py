@@ -5,22 +5,21 @@ Letters: T rows (tokens) of a step, N rows whose logits are wanted, V vocabulary
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from asyncthink.model.auto_dtype import dtype_name
 from asyncthink.model.checks import check_servable, probe_tokens, text_config, vocabulary
-from asyncthink.model.contract import Copied
+from asyncthink.model.contract import Copied, ForkBytes
 from asyncthink.model.copied_branch import CopiedBranch, CopiedPlan
 from asyncthink.model.copied_cache import CopiedCache
 from asyncthink.model.copied_step import run_step
 from asyncthink.model.fallback_check import Sizes, choose_feed
-from asyncthink.model.gate import Gate
+from asyncthink.model.files import Network
 from asyncthink.model.hook import DecoderError, HookedModel
 from asyncthink.model.joins import CACHE_JOINS
 from asyncthink.model.linear import packed_linears
@@ -29,8 +28,8 @@ from asyncthink.model.memory import DEFAULT_SHARE, DEFAULT_TOKENS, free_memory
 from asyncthink.model.own_cache import CHUNKS, FEEDS, WHOLE
 from asyncthink.model.quantized import count_parameters, quantized_before
 from asyncthink.model.rotary import length_dependent
+from asyncthink.model.served import ServedModel
 from asyncthink.model.watch import WatchedTables
-from asyncthink.model.weights import described
 
 _STATES = 64  # caches whose fixed part the default memory has room for
 _PROBED = 6  # tokens
@@ -45,7 +44,7 @@ class CopiedStorage:
     dtype: torch.dtype
 
 
-class FallbackDecoder:
+class FallbackDecoder(ServedModel):
     """A causal language model that decodes branches one at a time, each with a cache object of the model's own.
 
     It computes what ``model(input_ids, past_key_values=cache, use_cache=True)`` computes, with the attention that the
@@ -82,13 +81,10 @@ class FallbackDecoder:
     torch.Size([1, 250880])
     """
 
-    forks_copy = True
     graphs = None
     states = None
     compiled = False
     join_modes = ("exact",)
-    why_device: str = "where the live model is"
-    why_dtype: str | None = None
     reason = ""
 
     def __init__(
@@ -109,9 +105,7 @@ class FallbackDecoder:
         model = getattr(model, "_orig_mod", model)
         CopiedCache(None, 1, page_size)  # raises on invalid sizes before the model is run
         say("checking the model")
-        self.kind = check_servable(model)
-        self._hooked = HookedModel(model)
-        self.device = next(model.parameters()).device
+        self._keep(HookedModel(model), check_servable(model), [model])
         self.max_length = _longest(self._hooked)
         say("packing linear layers")
         self.linears: LinearCopies | None
@@ -122,7 +116,7 @@ class FallbackDecoder:
         self.feed = self._calls.feed
         dtype = next(model.parameters()).dtype
         self.storage = CopiedStorage(sizes.token, sizes.state, dtype)
-        unit = sizes.token or -(-sizes.state // page_size) or 8  # with neither, the token ids that are kept
+        unit = sizes.unit(page_size)
         self.cache = CopiedCache(
             self._calls,
             _pages(num_pages, memory_bytes, page_size, unit, sizes, self.device),
@@ -134,17 +128,20 @@ class FallbackDecoder:
         if self.linears is None and pack is None:
             self.unavailable["pack"] = unpacked
         self._vocabulary = vocabulary(model)
-        self._made_for = described([model])
+
+    @classmethod
+    def of(cls, network: Network, **options: Any) -> Self:
+        """A decoder for a model that was loaded; arguments and errors are those of :meth:`load`."""
+        if network.quantized:
+            raise DecoderError("weights: expected unquantized ones on the fallback decoder, got those of a GGUF file")
+        decoder = cls(network.model, **options)
+        decoder.why_device, decoder.why_dtype = network.why_device, network.why_dtype
+        return decoder
 
     @property
-    def model(self) -> nn.Module:
-        """The model itself."""
-        return self._hooked.model
-
-    @functools.cached_property
-    def gate(self) -> Gate:
-        """Lets one thread at a time use this decoder's cache."""
-        return Gate()
+    def fork_bytes(self) -> ForkBytes:
+        """What a fork copies; it reads nothing in place."""
+        return ForkBytes(token=self.storage.bytes_per_token, state=self.storage.state_bytes)
 
     @property
     def cost(self) -> str:
@@ -173,18 +170,15 @@ class FallbackDecoder:
 
     def copied(self, plan: CopiedPlan) -> list[Copied]:
         """The caches that this plan copied."""
-        return [Copied(place, *self._bytes(1, tokens)) for place, tokens in plan.copied]
+        return self.fork_bytes.copied(plan.copied)
 
     def counts(self) -> dict[str, int]:
         """Calls of the model, and the bytes of all copies."""
-        kv_bytes, state_bytes = self._bytes(self.cache.stats.copies, self.cache.stats.tokens_copied)
-        return {"passes": self._calls.count, "kv_bytes_copied": kv_bytes, "state_bytes_copied": state_bytes}
+        stats = self.cache.stats
+        return {"passes": self._calls.count, **self.fork_bytes.counts(stats.copies, stats.tokens_copied)}
 
-    def _bytes(self, copies: int, tokens: int) -> tuple[int, int]:
-        return tokens * self.storage.bytes_per_token, copies * self.storage.state_bytes
-
-    def refresh(self) -> None:
-        """After a change of the model: forget all packed weights. Release the branches that it computed before.
+    def refresh(self, weights_only: bool = False) -> None:
+        """After a change of the model, or of its weights: forget all packed weights. Release the branches before it.
 
         DecoderError if the weights have another dtype or device now.
         """
@@ -239,13 +233,6 @@ class FallbackDecoder:
                 raise ValueError(f"plan: expected one that was not run or undone, got {branch} with {count} new tokens")
             if self.max_length is not None and branch.length > self.max_length:
                 raise ValueError(f"this model takes {self.max_length} positions, got position {branch.length - 1}")
-
-    def _check_weights(self) -> None:
-        current = described([self.model])
-        if current != self._made_for:
-            raise DecoderError(
-                f"{self.kind}: the weights are {current} now, but this decoder was made for {self._made_for}"
-            )
 
 
 def _longest(hooked: HookedModel) -> int | None:

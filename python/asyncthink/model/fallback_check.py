@@ -29,6 +29,10 @@ class Sizes(NamedTuple):
     token: int
     state: int
 
+    def unit(self, page_size: int) -> int:
+        """Bytes that a token counts for in pages; with neither, those of the token ids that are kept."""
+        return self.token or -(-self.state // page_size) or 8
+
 
 def choose_feed(hooked: HookedModel, kind: str, most: int | None) -> tuple[OwnCalls, Sizes]:
     """The fastest way of feeding the model that gives its own logits, and what its caches take.
@@ -62,7 +66,7 @@ def choose_feed(hooked: HookedModel, kind: str, most: int | None) -> tuple[OwnCa
             why.append(f"{feed}: {one_line(error)}")
             continue
         if worst <= most_apart:
-            return calls, Sizes(0, 0) if feed == WHOLE else _sizes(calls, contexts.parent)
+            return calls, Sizes(0, 0) if feed == WHOLE else cache_sizes(calls, contexts.parent)
         why.append(f"{feed}: relative difference {worst:.1e}, expected at most {most_apart:.1e}")
     raise DecoderError(f"{kind} gives other logits with its own cache than without ({'; '.join(why)})")
 
@@ -113,8 +117,8 @@ def _step(cache: CopiedCache, calls: OwnCalls, work: list[tuple[CopiedBranch, li
     return torch.split(run_step(cache, calls, plan, tokens, list(range(len(tokens)))), counts)
 
 
-def _sizes(calls: OwnCalls, tokens: list[int]) -> Sizes:
-    """What a cache grows by for each token, and what it takes beside."""
+def cache_sizes(calls: OwnCalls, tokens: list[int]) -> Sizes:
+    """What a cache grows by for each token, and what it takes beside: calls with half of these tokens, and all."""
     short, whole = len(tokens) // 2, len(tokens)
     small, large = (nbytes(calls.extend(None, [], tokens[:count], 1)[0]) for count in (short, whole))
     token = max(-(-(large - small) // (whole - short)), 0)

@@ -169,7 +169,8 @@ class HookedModel:
         keeps = columns is not None and "logits_to_keep" in self._keywords
         if keeps:
             keywords["logits_to_keep"] = columns
-        output = self.model(input_ids=tokens, use_cache=True, return_dict=True, **keywords)
+        forward = self.model if self.compiled is None else functools.partial(self.compiled, None)
+        output = forward(input_ids=tokens, use_cache=True, return_dict=True, **keywords)
         logits: Tensor = output.logits
         return logits if keeps or columns is None else logits[:, columns]
 

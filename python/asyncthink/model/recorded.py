@@ -25,6 +25,7 @@ from asyncthink.model.attention import PagedAttention, Step
 from asyncthink.model.checks import one_line
 from asyncthink.model.hook import HookedModel
 from asyncthink.model.lowering import StepProgram
+from asyncthink.model.places import Memory
 from asyncthink.model.quantized import QuantizedLinear
 from asyncthink.model.recorder import NotRecordableError, Recording, record
 from asyncthink_kernels.ops.step_program import PARTS, native
@@ -38,6 +39,9 @@ MAX_PROGRAMS = 64
 DECODING, OTHERS = 2, 16
 """How often sizes have come when they are recorded: where every row draws, the next token brings them again; a prompt's
 may never come again, and a step that is recorded takes a few times as long."""
+
+_Key = tuple[int, int]
+_Run = Callable[[Any, Tensor], Tensor]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _OWN = (nn.Module, QuantizedLinear)
@@ -57,9 +61,10 @@ class RecordedSteps:
     def __init__(self, hooked: HookedModel, attention: PagedAttention) -> None:
         self._hooked, self._attention = hooked, attention
         self.reason: str | None = _unknown(hooked.model)  # why nothing is recorded
-        self._programs: OrderedDict[tuple[int, int], StepProgram] = OrderedDict()
-        self._seen: Counter[tuple[int, int]] = Counter()
-        self._recordings: dict[tuple[int, int], Recording] = {}
+        self._programs: OrderedDict[_Key, StepProgram] = OrderedDict()
+        self._seen: Counter[_Key] = Counter()
+        self._recordings: dict[_Key, Recording] = {}
+        self.memory = Memory()
         self._proven = False  # two passes of the same sizes have made the same calls
         self._model = _State(hooked.model)
 
@@ -83,6 +88,7 @@ class RecordedSteps:
         self._programs.clear()
         self._seen.clear()
         self._recordings.clear()
+        self.memory = Memory()
         self._proven = False
         self.reason = _unknown(self._hooked.model)
         self._model = _State(self._hooked.model)
@@ -91,13 +97,13 @@ class RecordedSteps:
         """Whether steps of this size are recorded here."""
         return self.reason is None and len(step.tokens) <= MAX_ROWS and native() is not None
 
-    def step(self, step: Step, rows: Tensor, run: Callable[[Step, Tensor], Tensor]) -> Tensor:
+    def step(self, step: Step, rows: Tensor, run: _Run) -> Tensor:
         """Logits [N,V] of rows [N] of a step that :meth:`takes` allows; ``run`` is the model itself."""
         if not self._model.is_same():
             self.clear()
             if self.reason is not None:
                 return run(step, rows)
-        key = len(step.tokens), len(rows)
+        key = self._key(step, rows)
         program = self._programs.get(key)
         if program is not None and not program.in_place():  # weights lie elsewhere now
             self.clear()
@@ -109,41 +115,58 @@ class RecordedSteps:
             return run(step, rows)
         try:
             return self._recorded(key, step, rows, run)
+        except _DiffersError as error:
+            self.reason = str(error)
+            return error.logits
         except NotRecordableError as error:
             self.reason, step.calls = str(error), 0
             return run(step, rows)
 
-    def _recorded(
-        self, key: tuple[int, int], step: Step, rows: Tensor, run: Callable[[Step, Tensor], Tensor]
-    ) -> Tensor:
+    def _recorded(self, key: _Key, step: Step, rows: Tensor, run: _Run) -> Tensor:
         """A step by the model itself, which is recorded, or compared with the program of its recording."""
         before = self._recordings.pop(key, None)
         if before is None or not self._proven:
-            logits, recording = record(self._hooked, step, rows, _tensors(self._hooked, self._attention))
+            logits, recording = self._record(step, rows)
             if before is not None and not recording.same_as(before):
                 raise NotRecordableError("two passes of the same sizes made different calls")
             self._proven = self._proven or before is not None
             self._recordings[key] = recording
             return logits
-        logits = run(step, rows)
-        if not logits.isfinite().all():  # a later step decides
-            self._recordings[key] = before
-            return logits
         with torch.inference_mode():
-            places = [(place.k_cache, place.v_cache) for place in self._attention.layers]
+            before_it = self._held(step)
+            logits = run(step, rows)
+            if not logits.isfinite().all():  # a later step decides
+                self._recordings[key] = before
+                return logits
             try:
-                program = StepProgram(before, places)
+                program = self._program(before)
             except (RuntimeError, ValueError) as error:
-                raise NotRecordableError(f"its program cannot be made: {one_line(error)}") from error
-            written = self._written(step)
-            got = self._replayed(program, step, rows)
-            same = [torch.equal(*pair) for pair in zip((got, *self._written(step)), (logits, *written), strict=True)]
-        if not all(same):
-            raise NotRecordableError("its program gives other bits than the model itself")
+                raise _DiffersError(f"its program cannot be made: {one_line(error)}", logits) from error
+            written = self._held(step)
+            self._put_back(step, before_it)
+            got = [self._replayed(program, step, rows), *self._held(step)]
+            if not all(map(torch.equal, got, (logits, *written))):
+                self._put_back(step, written)
+                raise _DiffersError("its program gives other bits than the model itself", logits)
         self._programs[key] = program
         if len(self._programs) > MAX_PROGRAMS:
-            self._programs.popitem(last=False)
+            gone, _ = self._programs.popitem(last=False)
+            self._seen[gone] = 0  # else sizes that come in turn would be recorded in every step
         return logits
+
+    def _key(self, step: Any, rows: Tensor) -> _Key:
+        """What decides the calls of a pass."""
+        return len(step.tokens), len(rows)
+
+    def _record(self, step: Any, rows: Tensor) -> tuple[Tensor, Recording]:
+        return record(self._hooked, step, rows, tensors(self._hooked))
+
+    def _program(self, recording: Recording) -> StepProgram:
+        return StepProgram(recording, self._places, self.memory)
+
+    @property
+    def _places(self) -> list[tuple[Tensor, Tensor]]:
+        return [(place.k_cache, place.v_cache) for place in self._attention.layers]
 
     def _replayed(self, program: StepProgram, step: Step, rows: Tensor) -> Tensor:
         hooked = self._hooked
@@ -153,14 +176,31 @@ class RecordedSteps:
         with hooked.exclusive(), torch.inference_mode():
             if hooked.linears is not None:
                 hooked.linears.copy_changed()  # type: ignore[attr-defined]
-            logits = program.run(step, **inputs)
+            logits = program.run(step, **inputs)[0]
             return logits.clone() if hooked.keeps_logits else logits[rows]
 
-    def _written(self, step: Step) -> list[Tensor]:
-        """K and V of the step's tokens, in all layers."""
-        slots = step.plan.slots
-        pages, offsets = slots // self._attention.storage.page_size, slots % self._attention.storage.page_size
-        return [cache[pages, offsets] for place in self._attention.layers for cache in place[1:]]
+    def _held(self, step: Any) -> list[Tensor]:
+        """A copy of what a step writes: K and V of its tokens, in all layers."""
+        return [cache[self._tokens(step)] for place in self._places for cache in place]
+
+    def _put_back(self, step: Any, held: list[Tensor]) -> None:
+        """Write what :meth:`_held` gave."""
+        caches = [cache for place in self._places for cache in place]
+        for cache, tokens in zip(caches, held, strict=True):
+            cache[self._tokens(step)] = tokens
+
+    def _tokens(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Pages and offsets of the step's tokens in the caches."""
+        size = self._attention.storage.page_size
+        return step.plan.slots // size, step.plan.slots % size
+
+
+class _DiffersError(NotRecordableError):
+    """There is no program with the bits of the model, which has run: its ``logits`` stand."""
+
+    def __init__(self, message: str, logits: Tensor) -> None:
+        super().__init__(message)
+        self.logits = logits
 
 
 class _State:
@@ -230,7 +270,7 @@ def _unknown(model: nn.Module) -> str | None:
     return None
 
 
-def _tensors(hooked: HookedModel, attention: PagedAttention) -> Iterator[Tensor]:
+def tensors(hooked: HookedModel) -> Iterator[Tensor]:
     """What a pass may read besides its tokens and positions."""
     for module in hooked.model.modules():
         held = itertools.chain(module._parameters.values(), module._buffers.values())

@@ -2,14 +2,16 @@
 
 What a transformers model does in Python depends on its configuration and on the sizes of a step, not on numbers. So a
 pass of the same sizes is the same list of calls on other numbers; calls that depend on numbers (``nonzero``, ``item``)
-are refused, and so are calls that write into tensors.
+are refused, and so are calls that write into tensors, unless the pass made them or they are states lent to it.
 
-Letters: T rows of a step, N rows whose logits are wanted, Hq query heads, H kv heads, D and Dv head dims, V vocabulary.
+Letters: T rows of a step, N rows whose logits are wanted, Hq query heads, H kv heads, D and Dv head dims, V vocabulary,
+B rows of a pass with states, n tokens of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +23,13 @@ from torch.utils._pytree import tree_map_only
 from asyncthink.model.attention import Step
 from asyncthink.model.hook import HookedModel
 from asyncthink.model.linear_copies import watched_ops
+from asyncthink.model.recurrent import StateKey, states
 
 ATTENTION = "attention"
 """Stands for append_kv and tree_attention of a layer: (q, k, v, layer) and the options of the layer -> out."""
+
+LOAD, STORE = "load", "store"
+"""Stand for states from and to the slots of the rows: (key) -> state and (key, state)."""
 
 _REFUSED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
 _SMALL = 64  # numbers of a tensor that a pass makes from Python
@@ -42,13 +48,17 @@ class Register:
 
 @dataclass(frozen=True)
 class Call:
-    """One call: ``op`` is torch's, or a name of ours. Tensors in ``args`` and ``kwargs`` are registers."""
+    """One call: ``op`` is torch's, or a name of ours. Tensors in ``args`` and ``kwargs`` are registers.
+
+    ``written`` are those of its arguments that it writes into; such a call has no ``outs``.
+    """
 
     op: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     outs: tuple[Register, ...]
     view: bool = False  # the output lies in memory of an argument
+    written: tuple[Register, ...] = ()
 
     @property
     def registers(self) -> list[Register]:
@@ -65,6 +75,8 @@ class Recording:
     constants: dict[Register, Tensor] = field(default_factory=dict)
     inputs: dict[str, Register] = field(default_factory=dict)
     logits: Register = Register(-1)
+    states: dict[StateKey, Register] = field(default_factory=dict)  # as they are lent
+    states_behind: dict[StateKey, Register] = field(default_factory=dict)  # where they lie after the pass
 
     def same_as(self, other: Recording) -> bool:
         """Whether another pass of the same sizes made the same calls."""
@@ -72,6 +84,7 @@ class Recording:
         return (
             self.calls == other.calls
             and (self.inputs, self.logits) == (other.inputs, other.logits)
+            and (self.states, self.states_behind) == (other.states, other.states_behind)
             and mine.keys() == theirs.keys()
             and all(mine[key] is theirs[key] or torch.equal(mine[key], theirs[key]) for key in mine)
         )
@@ -93,14 +106,35 @@ def record(hooked: HookedModel, step: Step, rows: Tensor, known: Iterable[Tensor
 
     NotRecordableError with nothing lost: the step may be run again.
     """
-    recorder = _Recorder(step, known)
-    hooked.compiled = recorder.run
-    recorder.model = hooked.model
-    try:
+    recorder = _Recorder(hooked, step, known)
+    with recorder.takes_the_pass():
         logits = hooked.run(recorder, step.tokens, step.positions, rows)
-    finally:
-        hooked.compiled = None
     return logits, recorder.recording
+
+
+def record_rows(
+    hooked: HookedModel,
+    step: Step,
+    cache: Any,
+    lent: Mapping[StateKey, Tensor],
+    columns: Tensor,
+    known: Iterable[Tensor],
+) -> tuple[Tensor, Recording]:
+    """As :func:`record`, for a pass of B rows with states: -> (logits [B,m,V] of columns [m], the recording).
+
+    The rows have as many tokens of the step each. The states ``lent`` in the ``cache`` are written.
+    """
+    recorder = _Recorder(hooked, step, known)
+    B = next(iter(lent.values())).shape[0]
+    with recorder.takes_the_pass():
+        recorder.lend(lent)
+        logits = hooked.run_rows(recorder, cache, step.tokens.view(B, -1), step.positions.view(B, -1), columns)
+        recorder.return_states(states(cache))
+    return logits, recorder.recording
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _harmless(func: Any, args: tuple[Any, ...]) -> bool:
@@ -115,15 +149,33 @@ def _harmless(func: Any, args: tuple[Any, ...]) -> bool:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the calls of a pass, and takes its attention calls."""
 
-    model: nn.Module
-
-    def __init__(self, step: Step, known: Iterable[Tensor]) -> None:
+    def __init__(self, hooked: HookedModel, step: Step, known: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
+        self._hooked = hooked
         self._step = step
         self._known = {id(tensor): tensor for tensor in known}
         self._registers: dict[int, Register] = {}
+        self._writable: set[int] = set()  # memory that the pass made, and that of states
         self._ours = False
+
+    @contextmanager
+    def takes_the_pass(self) -> Iterator[None]:
+        """Passes of the model go through :meth:`run` within."""
+        self._hooked.compiled = self.run
+        try:
+            yield
+        finally:
+            self._hooked.compiled = None
+
+    def lend(self, lent: Mapping[StateKey, Tensor]) -> None:
+        """These states are read and written by the pass."""
+        self.recording.states = {key: self._new(tensor) for key, tensor in lent.items()}
+        self._writable |= {_memory(tensor) for tensor in lent.values()}
+
+    def return_states(self, behind: Mapping[StateKey, Tensor]) -> None:
+        """These are the states after the pass."""
+        self.recording.states_behind = {key: self._read(tensor) for key, tensor in behind.items()}
 
     def run(self, receiver: Any, **keywords: Any) -> Any:
         """The model's forward pass, recorded."""
@@ -131,7 +183,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if name in keywords:
                 self.recording.inputs[name] = self._new(keywords[name])
         with watched_ops(), self:
-            output = self.model(**keywords)
+            output = self._hooked.model(**keywords)
         self.recording.logits = self._read(output.logits)
         return output
 
@@ -161,7 +213,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._ours:
             return func(*args, **kwargs)
         if func._schema.is_mutable:
-            raise NotRecordableError(f"{func} writes into a tensor")
+            return self._write(func, args, kwargs)
         if _REFUSED & set(func.tags) and not _harmless(func, args):
             raise NotRecordableError(f"what {func} gives depends on numbers")
         read_args, read_kwargs = tree_map_only(Tensor, self._read, (tuple(args), dict(kwargs)))
@@ -172,12 +224,31 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = [self.recording.samples[register.number] for register in registers_in((read_args, read_kwargs))]
         if len(outs) == 1 and any(outs[0] is tensor for tensor in given):
             return result  # nothing was done
-        memory = {tensor.untyped_storage().data_ptr() for tensor in given}
-        shared = [out.untyped_storage().data_ptr() in memory for out in outs if out.numel()]
+        memory = {_memory(tensor) for tensor in given}
+        shared = [_memory(out) in memory for out in outs if out.numel()]
         if any(shared) and not all(shared):
             raise NotRecordableError(f"{func} gives a view and a copy")
         self._note(func, read_args, read_kwargs, outs, view=any(shared))
+        if not any(shared):
+            self._writable |= {_memory(out) for out in outs if out.numel()}
         return result
+
+    def _write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that writes into its arguments: into what the pass made, or into states lent to it."""
+        given = {name.name: value for name, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+        targets = [given.get(each.name) for each in func._schema.arguments if each.is_write]
+        if not all(isinstance(target, Tensor) for target in targets):
+            raise NotRecordableError(f"{func} writes into something else than a tensor")
+        if _REFUSED & set(func.tags):
+            raise NotRecordableError(f"what {func} gives depends on numbers")
+        if all(not target.numel() for target in targets):
+            return func(*args, **kwargs)
+        read_args, read_kwargs = tree_map_only(Tensor, self._read, (tuple(args), dict(kwargs)))
+        if not all(_memory(target) in self._writable for target in targets):
+            raise NotRecordableError(f"{func} writes into a tensor that the pass did not make")
+        written = tuple(map(self._read, targets))
+        self.recording.calls.append(Call(func, read_args, read_kwargs, (), written=written))
+        return func(*args, **kwargs)
 
     def _note(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outs: Any, view: bool) -> None:
         self.recording.calls.append(Call(op, args, kwargs, tuple(map(self._new, outs)), view))

@@ -8,7 +8,7 @@ Letters: S slots, B rows of a pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -184,12 +184,26 @@ class StateStorage:
             for tensor in self._slots.values():
                 tensor[destination] = tensor[source]
 
-    def lend(self, slots: Sequence[int], *, fresh: bool) -> tuple[Cache, dict[StateKey, Tensor]]:
-        """A cache for a pass over these slots, and the states that lie in it; none where the rows are empty so far."""
+    @property
+    def tensors(self) -> Mapping[StateKey, Tensor]:
+        """All slots [S, ...] of each tensor."""
+        return self._slots
+
+    def rows(self, slots: Sequence[int]) -> dict[StateKey, Tensor]:
+        """The states in these slots: in their place where the slots have no gap, else copied."""
+        return {key: self._rows(tensor, slots) for key, tensor in self._slots.items()}
+
+    def lend(self, slots: Sequence[int], *, fresh: bool, copied: bool = False) -> tuple[Cache, dict[StateKey, Tensor]]:
+        """A cache for a pass over these slots, and the states that lie in it; none where the rows are empty so far.
+
+        ``copied``: the pass works on copies, whatever the slots.
+        """
         cache = self.layout.cache()
         if fresh:
             return cache, {}
-        lent = {key: self._rows(tensor, slots) for key, tensor in self._slots.items()}
+        lent = self.rows(slots)
+        if copied:
+            lent = {key: rows.clone() for key, rows in lent.items()}
         for (number, kind, index), rows in lent.items():
             layer: Any = cache.layers[number]
             getattr(layer, f"{kind}_states")[index] = rows

@@ -12,21 +12,33 @@ from asyncthink.model.attention import PagedAttention
 from asyncthink.model.checks import one_line, probe_tokens
 from asyncthink.model.hook import DecoderError, HookedModel
 from asyncthink.model.layers import Layers
+from asyncthink.model.recorded_rows import RecordedRows, RowStep
 from asyncthink.model.recurrent import StateLayout, StateStorage
 from asyncthink.model.tolerance import TOLERANCE
 from asyncthink_kernels.cache import Branch, KVStorage, RowPass, StatefulCache, StatefulPlan
 
 
 class RowPasses:
-    """Runs the passes of a :class:`StatefulPlan`: attention on the paged cache, states from their slots."""
+    """Runs the passes of a :class:`StatefulPlan`: attention on the paged cache, states from their slots.
 
-    def __init__(self, hooked: HookedModel, attention: PagedAttention, states: StateStorage) -> None:
-        self.hooked, self.attention, self.states = hooked, attention, states
+    ``recorded`` serves passes of one new token a row, where it is given.
+    """
+
+    def __init__(
+        self,
+        hooked: HookedModel,
+        attention: PagedAttention,
+        states: StateStorage,
+        recorded: RecordedRows | None = None,
+    ) -> None:
+        self.hooked, self.attention, self.states, self.recorded = hooked, attention, states, recorded
 
     def forward(self, tokens: Tensor, plan: StatefulPlan, rows: Tensor) -> Tensor:
         """tokens [T], rows [N] int64 on the CPU -> logits [N,V]. States and K/V of the tokens are written."""
         with torch.inference_mode():
             self.states.copy(plan.copies)
+            if len(plan.passes) == 1:
+                return self._pass(tokens, plan.passes[0], rows)
             wanted: Tensor | None = None
             for each in plan.passes:
                 hit = torch.isin(rows, each.rows)
@@ -39,23 +51,38 @@ class RowPasses:
 
     def _pass(self, tokens: Tensor, one: RowPass, rows: Tensor) -> Tensor:
         """One pass -> the logits [*,V] of those of its rows that are wanted."""
-        B, n = one.rows.shape
+        n = one.rows.shape[1]
         places = one.rows.flatten()
-        step = self.attention.step(one.plan, tokens[places])
+        step = self.attention.step_of(RowStep, one.plan, tokens[places])
+        step.slots = one.slots
         where = (places[:, None] == rows).int().argmax(dim=0)  # of each wanted row among those of the pass
-        columns = torch.unique(where % n) if len(rows) else torch.tensor([n - 1], device="cpu")
-        cache, _ = self.states.lend(one.slots, fresh=one.fresh)
+        columns = torch.unique(where % n) if len(rows) and n > 1 else torch.tensor([n - 1], device="cpu")
+        if n == 1 and not one.fresh and self.recorded is not None and self.recorded.takes(step):
+            logits = self.recorded.step(step, columns, self._run)
+        else:
+            logits = self._run(step, columns, fresh=one.fresh)
+        among = torch.searchsorted(columns, where % n)
+        return logits[(where // n).to(logits.device), among.to(logits.device)]
+
+    def refresh(self, weights_only: bool) -> None:
+        """The model changed: forget recorded passes; with ``weights_only``, where nothing but weights did, none."""
+        if self.recorded is not None and not weights_only:
+            self.recorded.clear()
+
+    def _run(self, step: RowStep, columns: Tensor, *, fresh: bool = False) -> Tensor:
+        """One pass by the model itself -> logits [B,m,V] of columns [m]."""
+        B = len(step.slots)
+        cache, _ = self.states.lend(step.slots, fresh=fresh)
         logits = self.hooked.run_rows(
-            step, cache, step.tokens.view(B, n), step.positions.view(B, n), columns.to(step.tokens.device)
+            step, cache, step.tokens.view(B, -1), step.positions.view(B, -1), columns.to(step.tokens.device)
         )
         if step.calls != len(self.attention.layers):
             raise RuntimeError(
                 f"expected {len(self.attention.layers)} attention calls, got {step.calls}: "
                 "the model was changed, or used by another thread, during the step"
             )
-        self.states.take_back(cache, one.slots)
-        among = torch.searchsorted(columns, where % n)
-        return logits[(where // n).to(logits.device), among.to(logits.device)]
+        self.states.take_back(cache, step.slots)
+        return logits
 
 
 def check_row_fork(hooked: HookedModel, layers: Layers, layout: StateLayout, kind: str, page_size: int) -> bool:

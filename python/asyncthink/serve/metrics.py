@@ -100,6 +100,8 @@ def _gauges(stats: ServiceStats, rate: float) -> Iterable[Metric]:
         "pages": ("Pages of the K/V cache", stats.engine.num_pages),
         "pages_held": ("Pages held by running episodes", stats.pages),
         "head_pages": ("Pages held by heads of earlier contexts", stats.engine.head_pages),
+        "states": ("Recurrent states that the cache has room for", stats.engine.num_states),
+        "states_free": ("Recurrent states that nobody or only snapshots hold", stats.engine.free_states),
         "tokens_per_second": ("Tokens drawn a second since this page was last read", rate),
     }
     for name, (text, value) in values.items():

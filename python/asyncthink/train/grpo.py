@@ -187,8 +187,9 @@ class Trainer:
         batches = split_into_batches(rollouts, kept, self.config.batch_tokens)
         passes = self.world.most(len(batches))
         for batch in batches:
-            batch_sums = self._loss([rollouts[number] for number in batch], [weights[number] for number in batch])
-            (batch_sums.loss / divisor).backward()  # type: ignore[no-untyped-call]
+            with self.loaded.backward_products():
+                batch_sums = self._loss([rollouts[number] for number in batch], [weights[number] for number in batch])
+                (batch_sums.loss / divisor).backward()  # type: ignore[no-untyped-call]
             for name in SUMMED:
                 value = getattr(batch_sums, name)
                 sums[name] += float(value.detach() if isinstance(value, torch.Tensor) else value)

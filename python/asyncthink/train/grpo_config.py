@@ -34,6 +34,8 @@ class GRPOConfig:
         steps: rollouts of the run; each is followed by ``minibatches`` optimizer steps on its episodes.
         batch_tokens: tokens of a packed batch. It bounds memory and does not change the result.
         cache_tokens: capacity of the sampler's K/V cache in tokens. Episodes that do not fit wait.
+        num_states: recurrent states that the sampler keeps, one for each running agent; None: by the free memory.
+        fallback: whether the sampler may run the model on caches of its own (:class:`asyncthink.ForkJoinSampler`).
         learning_rate, warmup, decay: see :mod:`.schedule`.
         clip: largest gradient norm.
         max_skipped: consecutive optimizer steps without a finite loss and gradient that stop the run (:mod:`.steps`).
@@ -66,6 +68,8 @@ class GRPOConfig:
     minibatches: int = 1
     batch_tokens: int = 8192
     cache_tokens: int = 65536
+    num_states: int | None = None
+    fallback: bool | None = None
     learning_rate: float = 1e-4
     warmup: int = 5
     decay: float = 0.0
@@ -92,6 +96,10 @@ class GRPOConfig:
         for name in (*positive, "max_skipped", "rounds", "validate_puzzles"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.num_states is not None and self.num_states < 1:
+            raise ValueError(f"num_states: expected at least 1, got {self.num_states}")
+        if self.fallback not in (None, True, False):
+            raise ValueError(f"fallback: expected True, False or None, got {self.fallback!r}")
         if self.group_size < 2:
             raise ValueError(f"group_size: expected at least 2 (advantages are relative), got {self.group_size}")
         if self.drawn is not None and self.drawn < self.questions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ from asyncthink.model.auto_dtype import choose_dtype
 from asyncthink.model.files import device_for, load_tokenizer, open_weights
 from asyncthink.protocol.chat import prompts_for
 from asyncthink.protocol.prompts import PromptFormat
+from asyncthink.train.backward_products import BFloat16Backward
 from asyncthink.train.distributed import ALONE, World
 from asyncthink.train.lora import FOLDER, add_lora, load_adapter, reset_adapters
 from asyncthink.train.sharding import is_sharded, shard
@@ -77,6 +78,8 @@ class ModelOptions:
         model: a folder or hub id; None: random weights of ``shape``, by ``seed``, with the number-level tokenizer.
         bfloat16: multiply matrices in bfloat16 (autocast); everything else stays in the weights' dtype. "auto": if
             that is faster on this machine (:func:`asyncthink.model.auto_dtype.choose_dtype`).
+        bfloat16_backward: multiply matrices of the backward pass alone in bfloat16 (:mod:`.backward_products`), which
+            leaves every loss bitwise as it is.
         weights: dtype of the stored weights. "bfloat16" halves weights, gradients and moments, but loses updates
             smaller than 1/256 of a weight. It is meant for LoRA, whose adapters are always float32.
         lora: rank of the adapters; 0 trains all weights. ``lora_alpha``: None means twice the rank. ``lora_targets``:
@@ -92,6 +95,7 @@ class ModelOptions:
     shape: Shape = field(default_factory=Shape)
     seed: int = 0
     bfloat16: bool | Literal["auto"] = "auto"
+    bfloat16_backward: bool = False
     weights: str = "float32"
     lora: int = 0
     lora_alpha: int | None = None
@@ -120,6 +124,7 @@ class Loaded:
     prompts: PromptFormat
     device: torch.device
     bfloat16: bool
+    bfloat16_backward: bool = False
 
     def for_depth(self, depth: int, contexts: Iterable[str]) -> Loaded:
         """With the prompts of a run with ``depth`` levels of workers in these contexts; its checkpoints get them.
@@ -134,6 +139,10 @@ class Loaded:
         """The context in which the model computes: autocast to bfloat16, or disabled."""
         cache = not is_sharded(self.model)  # it would keep a copy of every layer's whole weights
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=cache)
+
+    def backward_products(self) -> AbstractContextManager[object]:
+        """The context of a forward pass and its backward pass."""
+        return BFloat16Backward() if self.bfloat16_backward else nullcontext()
 
 
 def bfloat16_for(options: ModelOptions) -> tuple[bool, str]:
@@ -175,7 +184,7 @@ def load(options: ModelOptions, resume: Path | None = None, world: World = ALONE
     if adapted and resume is not None:
         load_adapter(resume / FOLDER, model)
     bfloat16 = bfloat16_for(options)[0] if options.bfloat16 == "auto" else options.bfloat16
-    return Loaded(model.train(), tokenizer, prompts, device, bfloat16)
+    return Loaded(model.train(), tokenizer, prompts, device, bfloat16, options.bfloat16_backward)
 
 
 def _open(

@@ -1,7 +1,9 @@
 """Attention on a packed batch; it replaces the attention of a transformers model.
 
-On a GPU it is FlexAttention with one block mask per batch, elsewhere torch's attention row by row. Both implement the
-mask of :func:`asyncthink.train.packing.visible`.
+On a GPU it is FlexAttention with one block mask per batch. On a CPU it is our own kernel, which skips what a token does
+not see and copies no prefix; for what that does not compute (float64, windows, softcaps, head dims other than multiples
+of 16, no native build) torch's attention row by row. All implement the mask of
+:func:`asyncthink.train.packing.visible`.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from asyncthink.model.tolerance import difference, limit
 from asyncthink.train.packed_flex import block_mask, flex
 from asyncthink.train.packing import Batch, Limits, Span, limits
 from asyncthink.train.trace_rows import STATES, forked, require_causal, run_rows
+from asyncthink_kernels.ops.row_attention import RowPlan, computes, row_attention
 
 ATTENTION = "asyncthink_rows"
 """The name of our attention over packed rows."""
@@ -46,6 +49,11 @@ class PackedAttention:
         if window not in self._limits:
             self._limits[window] = limits(self.batch, window)
         return self._limits[window]
+
+    @functools.cached_property
+    def plan(self) -> RowPlan:
+        """What our own kernel reads."""
+        return RowPlan.of([(span.start, span.stop, span.seen) for span in self.batch.spans])
 
     @functools.cached_property
     def visible(self) -> Tensor:
@@ -96,7 +104,12 @@ class PackedAttention:
                 return flex(query, key, value, self.blocks(window), scale, softcap)
             # float32 even under an autocast to bfloat16: the CPU's flash attention is slower in bfloat16
             dtype = torch.promote_types(query.dtype, torch.float32)
-            out = self._by_rows(query.to(dtype), key.to(dtype), value.to(dtype), scale, window, softcap)
+            given = [tensor.to(dtype) for tensor in (query, key, value)]
+            if window is None and softcap is None and computes(*given):
+                q, k, v = (tensor[0].transpose(0, 1) for tensor in given)
+                out = row_attention(q, k, v, self.plan, scale).transpose(0, 1)[None]
+            else:
+                out = self._by_rows(*given, scale, window, softcap)
             return out.to(query.dtype)
 
     def _by_rows(

@@ -28,10 +28,16 @@ def local_sampler(loaded: Loaded, config: GRPOConfig) -> ForkJoinSampler:
         loaded.model,
         loaded.tokenizer,
         prompts=loaded.prompts,
-        num_pages=-(-config.cache_tokens // 16),
         max_episodes=max(64, (config.drawn or config.questions) * config.group_size),  # all of a step, if they fit
+        **cache_options(config),
         **sampler_options(config),
     )
+
+
+def cache_options(config: GRPOConfig) -> dict[str, Any]:
+    """What the rollouts of a run are decoded with."""
+    pages = -(-config.cache_tokens // 16)
+    return {"num_pages": pages, "num_states": config.num_states, "fallback": config.fallback}
 
 
 def sampler_options(config: GRPOConfig) -> dict[str, Any]:

@@ -197,9 +197,10 @@ def update(
     mine = world.mine(numbers)
     for number in mine:
         batch = packer.batch(config.seed, number, config.batch_tokens).to(loaded.device)
-        with loaded.autocast():
-            batch_loss = -token_logprobs(loaded.model, batch).sum()
-        batch_loss.backward()  # type: ignore[no-untyped-call]
+        with loaded.backward_products():
+            with loaded.autocast():
+                batch_loss = -token_logprobs(loaded.model, batch).sum()
+            batch_loss.backward()  # type: ignore[no-untyped-call]
         learned = int((batch.labels != IGNORED).sum())
         sums = [
             total + new
