@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncthink.engine.guided import GuidedLogits
-from asyncthink.engine.local import Draw, LocalEngine
+from asyncthink.engine.local import LocalEngine
 from asyncthink.engine.open import open_model, stop_ids
 from asyncthink.engine.prefix_cache import PrefixCache
 from asyncthink.engine.prompting import Prompter, default_prompts
 from asyncthink.engine.request_maker import RequestMaker
+from asyncthink.engine.rows import Draw
 from asyncthink.engine.tools import Tool, Toolbox, declared
 from asyncthink.episode.options import AnswerForm, Options
 from asyncthink.model.choice import ModelSource

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from asyncthink.engine.assembly import assemble
 from asyncthink.engine.jobs import Job, Participant
-from asyncthink.engine.local import Draw, draw_tokens
+from asyncthink.engine.local import draw_tokens
 from asyncthink.engine.requests import Origin, Request, params_for, templates
+from asyncthink.engine.rows import Draw
 from asyncthink.engine.run import EpisodeRun
 from asyncthink.engine.stats import EngineStats
 from asyncthink.engine.stream import EpisodeStream
