@@ -1,5 +1,5 @@
-// Attention over packed rows, with gradients: the arguments and their checks. T tokens, Hq query heads, H kv heads, D and
-// Dv head dims of K and V, R rows, M ranges, N trees.
+// Attention over packed rows, with gradients: the arguments and their checks. T tokens, Hq query heads, H kv heads, D
+// and Dv head dims of K and V, R rows, M ranges, N trees.
 #pragma once
 
 #include "common/check.h"
@@ -24,8 +24,8 @@ struct RowAttention {
   View trees;   // [N, 2] int64: rows [first, last); rows of different trees see no token in common
   float scale;
   bool bfloat16;  // products of factors that are rounded to bfloat16, where the processor multiplies pairs of them
-  View out;  // [T, Hq, Dv], written at the tokens of rows
-  View lse;  // [T, Hq]: log2 of the sum of 2^logit, logits in units of log2
+  View out;       // [T, Hq, Dv], written at the tokens of rows
+  View lse;       // [T, Hq]: log2 of the sum of 2^logit, logits in units of log2
 
   Sizes check() const {
     Sizes sizes;

@@ -65,7 +65,8 @@ class Job {
   std::vector<Tile> tiles(int64_t first, int64_t last) const {
     std::vector<Tile> made;
     for (int64_t i = first; i < last; ++i)
-      for (int64_t token = row(i).start; token < row(i).stop; token += row_attention_kernels().rows) made.push_back({i, token});
+      for (int64_t token = row(i).start; token < row(i).stop; token += row_attention_kernels().rows)
+        made.push_back({i, token});
     return made;
   }
 
@@ -147,8 +148,8 @@ void row_attention(const RowAttention& args, const View& workspace) {
   });
 }
 
-// A tree's tiles and the query heads of a kv head add to the same gradients of K and V, so one thread takes them all, in
-// one order.
+// A tree's tiles and the query heads of a kv head add to the same gradients of K and V, so one thread takes them all,
+// in one order.
 void row_attention_backward(const RowAttention& args, const RowAttentionGrads& grads, const View& workspace) {
   grads.check(args);
   const Sizes sizes = args.check();
@@ -162,10 +163,9 @@ void row_attention_backward(const RowAttention& args, const RowAttentionGrads& g
     const MutableMatrix dk = mutable_head(grads.k, h), dv = mutable_head(grads.v, h);
     for (const Tile& tile : job.tiles(tree.first, tree.last))
       for (int64_t hq = h * job.group(); hq < (h + 1) * job.group(); ++hq)
-        job.math().backward(job.prepare(tile, hq), {.out = head(grads.out, hq, tile.first),
-                                                       .q = mutable_head(grads.q, hq, tile.first),
-                                                       .k = dk,
-                                                       .v = dv});
+        job.math().backward(
+            job.prepare(tile, hq),
+            {.out = head(grads.out, hq, tile.first), .q = mutable_head(grads.q, hq, tile.first), .k = dk, .v = dv});
   });
 }
 

@@ -68,7 +68,8 @@ inline void multiply_block(const Factor& a, int64_t K, const float* b, int64_t b
 template <class Math, int R>
 inline void multiply_rows(const Factor& a, int64_t K, const Matrix& b, int64_t n, const MutableMatrix& c, bool add_to) {
   int64_t j = 0;
-  for (; j + 2 * W <= n; j += 2 * W) multiply_block<Math, R, 2>(a, K, b.data + j, b.stride, c.data + j, c.stride, add_to);
+  for (; j + 2 * W <= n; j += 2 * W)
+    multiply_block<Math, R, 2>(a, K, b.data + j, b.stride, c.data + j, c.stride, add_to);
   if (j < n) multiply_block<Math, R, 1>(a, K, b.data + j, b.stride, c.data + j, c.stride, add_to);
 }
 
@@ -87,11 +88,11 @@ inline void copy_rows(const Matrix& from, int64_t tokens, int64_t D, float facto
 }
 
 struct Scratch {
-  int64_t stride;    // of scores
-  float *p, *ds;     // [kRows, stride]
-  float *q, *dq;     // [kRows, D]
-  float *o, *dout;   // [kRows, Dv]
-  float *rounded;    // what is made of these for the products, one after the other
+  int64_t stride;   // of scores
+  float *p, *ds;    // [kRows, stride]
+  float *q, *dq;    // [kRows, D]
+  float *o, *dout;  // [kRows, Dv]
+  float* rounded;   // what is made of these for the products, one after the other
 
   explicit Scratch(const RowTile& tile) : stride(tile.columns + 16) {
     p = tile.scratch;
@@ -104,7 +105,8 @@ struct Scratch {
   }
 };
 
-// A factor of a product in the elements of Math: of floats they are the matrix itself, of pairs they are written to `to`.
+// A factor of a product in the elements of Math: of floats they are the matrix itself, of pairs they are written to
+// `to`.
 template <class Math>
 inline Matrix along_columns(const float* x, int64_t stride, [[maybe_unused]] int64_t columns,
                             [[maybe_unused]] float* to) {
@@ -121,8 +123,7 @@ inline Matrix along_columns(const float* x, int64_t stride, [[maybe_unused]] int
 }
 
 template <class Math>
-inline Matrix along_rows(const float* x, int64_t stride, [[maybe_unused]] int64_t columns,
-                            [[maybe_unused]] float* to) {
+inline Matrix along_rows(const float* x, int64_t stride, [[maybe_unused]] int64_t columns, [[maybe_unused]] float* to) {
 #if ATK_BF16_DOT
   if constexpr (Math::kPairs) {
     const auto rounded = [](const float* p) {
