@@ -63,6 +63,14 @@ def test_compiled_counts_where_it_is_faster(tmp_path: Path) -> None:
     assert goal(text, "neither linear").endswith("| 8: 4.0% compiled, 8: 9.0%, 256: 14.0% | met |")
 
 
+def test_both_dtypes_of_a_hybrid_count(tmp_path: Path) -> None:
+    corners = [
+        {"branches": 8, "prefix": 4096, "dtype": name, "x transformers": x} for name, x in [("a", 8.0), ("b", 4.9)]
+    ]
+    write(tmp_path, "hybrid", [*corners, corners[1] | {"prefix": 512, "x transformers": 1.0}])
+    assert goal(report.page(tmp_path), "recurrent layers").endswith("| a 8.00, b 4.90 | missed |")
+
+
 def test_roofline(tmp_path: Path) -> None:
     rows = [ROW | {"shape": f"{b} x 1024", "x prefix once": 2.0} for b in (1, 4, 8, 16)]
     write(tmp_path, "tree_attention", rows)
