@@ -13,7 +13,15 @@ from matplotlib import pyplot
 
 Rows = list[dict[str, Any]]
 #: An engine looks the same in every panel.
-COLORS = {"ours": "C0", "compiled": "C1", "transformers": "C2", "llama.cpp": "C3"}
+COLORS = {
+    "ours": "C0",
+    "eager": "#9ecae1",
+    "compiled": "C1",
+    "int8": "#9e9ac8",
+    "int4": "#54278f",
+    "transformers": "C2",
+    "llama.cpp": "C3",
+}
 
 
 def ratios(row: dict[str, Any]) -> list[float]:
@@ -48,7 +56,7 @@ def generation_picture(data: dict[str, Any], path: Path) -> bool:
     """Tokens a second of all branches, a group of bars for each cell, a panel for each dtype."""
     rows: Rows = data["rows"]
     dtypes = sorted({row["dtype"] for row in rows})
-    figure, axes = pyplot.subplots(1, len(dtypes), figsize=(6 * len(dtypes), 3.8), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(dtypes), figsize=(8 * len(dtypes), 3.8), squeeze=False)
     for axis, dtype in zip(axes[0], dtypes, strict=True):
         mine = [row for row in rows if row["dtype"] == dtype]
         engines = {"ours": "tokens/s"} | {n.removesuffix(" tokens/s"): n for n in mine[0] if n.endswith(" tokens/s")}
@@ -61,7 +69,8 @@ def generation_picture(data: dict[str, Any], path: Path) -> bool:
         ticks = [f"{row['branches']} x {row['prefix']:,}" for row in mine]
         axis.set_xticks([cell + width * (len(engines) - 1) / 2 for cell in range(len(mine))], ticks, fontsize=8)
         axis.set(title=dtype, ylabel="tokens/s, all branches", xlabel="branches x prefix")
-    axes[0][0].legend()
+        axis.set_ylim(top=1.18 * axis.get_ylim()[1])  # room for the legend
+    axes[0][0].legend(loc="upper center", ncols=len(engines), fontsize=8)
     return _save(figure, path)
 
 
