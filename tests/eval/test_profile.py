@@ -17,6 +17,7 @@ from asyncthink.engine.labels import PREFIX, label
 from asyncthink.engine.loaded import LoadedModel
 from asyncthink.eval.profiling import PARTS, own_times, profile
 from asyncthink.model import linear as model_pack
+from asyncthink.model.decoder import Decoder
 
 TINY = {
     "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -74,6 +75,16 @@ def test_packed_layers_are_seen(monkeypatch: pytest.MonkeyPatch, compiled: bool)
     found = profile(decoder, tokenizer, agents=2, prefix=9, tokens=4)
     assert all(found["parts"][part] > 0 for part in PARTS)
     assert sum(found["shares"].values()) == pytest.approx(1.0)
+
+
+def test_packed_layers_of_steps_that_are_not_recorded_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of many rows are not."""
+    monkeypatch.setattr(model_pack, "LEAST_BYTES", 1)
+    made, tokenizer = profile_command.random_model(TINY, "float32", 2, 9, 4, False)
+    decoder = Decoder(made.model, num_pages=16, record=False)
+    assert decoder.linears is not None and decoder.recorded is None
+    found = profile(decoder, tokenizer, agents=2, prefix=9, tokens=4)
+    assert all(found["parts"][part] > 0 for part in PARTS)
 
 
 def test_compiled_layers_that_are_not_packed_cannot_be_seen() -> None:

@@ -45,6 +45,7 @@ _STEP = f"{PREFIX}step"
 _EVENTS = {
     "aten::linear": "linear",
     "asyncthink::packed_linear": "linear",
+    "asyncthink::quantized_linear": "linear",
     "asyncthink::tree_attention": "attention",
     "asyncthink::append_kv": "append",
     f"{PREFIX}model": "transformers",

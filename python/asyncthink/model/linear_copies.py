@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import profiler
 
 from asyncthink.model.weights import version
 
@@ -29,8 +30,8 @@ def watched_ops() -> Iterator[None]:
 
 
 def through_ops() -> bool:
-    """Whether layers call registered ops, because torch.compile or a recorder watches. The dispatcher takes longer."""
-    return torch.compiler.is_compiling() or bool(_watchers)
+    """Whether layers call registered ops, as a compiler, a recorder or a profiler watches. The dispatcher is slower."""
+    return torch.compiler.is_compiling() or bool(_watchers) or profiler._is_profiler_enabled
 
 
 class LinearCopies(ABC):
