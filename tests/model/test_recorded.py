@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from recorded_pair import SIZES, Pair
+from torch import nn
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
@@ -19,60 +20,9 @@ from asyncthink_kernels.ops.step_program import native
 from tiny_models import FAMILIES, eager, same, tiny, tokens
 
 pytestmark = pytest.mark.skipif(native() is None, reason="the native CPU kernels were not built")
-SIZES: dict[str, Any] = {"page_size": 4, "num_pages": 80, "chunk": 8}
 
 #: Families whose passes take tensors from elsewhere than the model.
 NOT_RECORDED = {"gpt2"}
-
-
-class Pair:
-    """A decoder that records and one that does not, which go through the same steps."""
-
-    def __init__(self, model: nn.Module, **options: Any) -> None:
-        self.model = model
-        self.recording = Decoder(model, **SIZES, **options)
-        self.plain = Decoder(model, record=False, **SIZES, **options)
-        self._seed = 0
-        self.branches: list[list[Any]] = [[], []]
-        for decoder, branches in zip(self.decoders, self.branches, strict=True):
-            decoder.storage.poison()
-            branches.append(decoder.cache.root())
-
-    @property
-    def decoders(self) -> tuple[Decoder, Decoder]:
-        return self.recording, self.plain
-
-    def fork(self, of: int, at: int | None = None) -> None:
-        for decoder, branches in zip(self.decoders, self.branches, strict=True):
-            branches.append(decoder.cache.fork(branches[of], at=at))
-
-    def join(self, dst: int, src: int, start: int, stop: int, mode: str) -> None:
-        for decoder, branches in zip(self.decoders, self.branches, strict=True):
-            decoder.join(branches[dst], branches[src], start, stop, mode)
-
-    def step(self, *work: tuple[int, int], rows: list[int] | None = None) -> Tensor:
-        """The same tokens through both -> the same logits, K and V, to the last bit."""
-        count = sum(new for _, new in work)
-        self._seed += 1
-        wanted = list(range(count)) if rows is None else rows
-        got = []
-        for decoder, branches in zip(self.decoders, self.branches, strict=True):
-            plan = decoder.cache.plan([(branches[number], new) for number, new in work])
-            got.append(decoder.forward(tokens(count, self._seed), plan, wanted))
-        assert torch.equal(*got)
-        for ours, theirs in zip(self.recording.storage.groups, self.plain.storage.groups, strict=True):
-            torch.testing.assert_close((ours.k, ours.v), (theirs.k, theirs.v), rtol=0, atol=0, equal_nan=True)
-        return got[0]
-
-    @property
-    def programs(self) -> int:
-        assert self.recording.recorded is not None
-        return len(self.recording.recorded.programs)
-
-
-def decode(pair: Pair, steps: int, *branches: int) -> None:
-    for _ in range(steps):
-        pair.step(*((branch, 1) for branch in branches))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,7 +30,7 @@ def test_every_family_keeps_its_bits(family: str) -> None:
     pair = Pair(tiny(family, dtype=torch.bfloat16), pack=True)
     pair.step((0, 9))
     pair.fork(0, at=6)
-    decode(pair, 6, 0, 1)
+    pair.decode(6, 0, 1)
     steps = pair.recording.recorded
     assert steps is not None
     if family in NOT_RECORDED:
@@ -101,18 +51,18 @@ def test_forks_joins_and_rows_of_all_kinds(
     pair.step((0, 7))
     pair.fork(0)
     pair.fork(0, at=5)
-    decode(pair, 5, 0)
-    decode(pair, 5, 0, 1, 2)
+    pair.decode(5, 0)
+    pair.decode(5, 0, 1, 2)
     for _ in range(5):
         pair.step((0, 1), (1, 3), rows=[0, 3])
     assert pair.programs == 3
     start = pair.branches[0][1].length - 6
     pair.join(0, 1, start, start + 3, "append")
-    decode(pair, 2, 0, 1, 2)
+    pair.decode(2, 0, 1, 2)
     pair.join(0, 1, start, start + 2, "link")  # angles of keys elsewhere
-    decode(pair, 3, 0, 1, 2)
+    pair.decode(3, 0, 1, 2)
     pair.join(2, 1, start, start + 4, "link")
-    decode(pair, 3, 0, 1, 2)
+    pair.decode(3, 0, 1, 2)
     for _ in range(5):
         pair.step((1, 2), rows=[])
     assert pair.programs == 4
@@ -121,7 +71,7 @@ def test_forks_joins_and_rows_of_all_kinds(
 
 def test_prompts_are_recorded_late() -> None:
     pair = Pair(tiny("llama", num_hidden_layers=1))
-    decode(pair, 5, 0)
+    pair.decode(5, 0)
     for _ in range(recorded.OTHERS):
         pair.step((0, 3), rows=[2])
     assert pair.programs == 1
@@ -132,14 +82,14 @@ def test_prompts_are_recorded_late() -> None:
 
 def test_weights_that_change_in_place_are_read() -> None:
     pair = Pair(tiny("qwen3", num_hidden_layers=1), pack=True)
-    decode(pair, 5, 0)
+    pair.decode(5, 0)
     before = pair.programs
     optimizer = torch.optim.SGD(pair.model.parameters(), lr=0.1)
     pair.model(tokens(5, 1)[None]).logits.square().sum().backward()
     optimizer.step()
-    decode(pair, 2, 0)
+    pair.decode(2, 0)
     pair.model.load_state_dict({name: 1.1 * value for name, value in pair.model.state_dict().items()})
-    decode(pair, 2, 0)
+    pair.decode(2, 0)
     assert pair.programs == before == 1
 
 
@@ -170,10 +120,10 @@ def own_forward(model: Any) -> None:
 @pytest.mark.parametrize("change", [replace_parameter, move_weights, replace_module, hook, own_forward])
 def test_other_changes_end_the_programs(change: Callable[[Any], None]) -> None:
     pair = Pair(tiny("llama", num_hidden_layers=1), pack=True)
-    decode(pair, 5, 0)
+    pair.decode(5, 0)
     assert pair.programs == 1
     change(pair.model)
-    decode(pair, 6, 0)
+    pair.decode(6, 0)
     steps = pair.recording.recorded
     assert steps is not None and pair.programs == (change not in (hook, own_forward))
     assert (steps.reason is None) == (pair.programs == 1)
@@ -181,23 +131,23 @@ def test_other_changes_end_the_programs(change: Callable[[Any], None]) -> None:
 
 def test_hooks_of_other_modules_and_hooks_that_are_gone_end_nothing() -> None:
     pair = Pair(tiny("llama", num_hidden_layers=1))
-    decode(pair, 5, 0)
+    pair.decode(5, 0)
     assert pair.recording.recorded is not None
     before = pair.recording.recorded.programs
     nn.Linear(2, 2).register_forward_hook(lambda module, args, output: 2 * output)
     pair.model.register_forward_pre_hook(lambda module, args: None).remove()
-    decode(pair, 2, 0)
+    pair.decode(2, 0)
     assert pair.recording.recorded.programs == before and len(before) == 1
     hook(pair.model)
-    decode(pair, 2, 0)
+    pair.decode(2, 0)
     assert pair.recording.recorded.reason == "model.layers.0.mlp has hooks"
 
 
 def test_a_hook_of_every_module_ends_the_programs() -> None:
     pair = Pair(tiny("llama", num_hidden_layers=1))
-    decode(pair, 5, 0)
+    pair.decode(5, 0)
     with nn.modules.module.register_module_forward_hook(lambda module, args, output: None):
-        decode(pair, 3, 0)
+        pair.decode(3, 0)
         steps = pair.recording.recorded
         assert steps is not None and str(steps.reason).startswith("all modules have hooks")
 
@@ -205,18 +155,18 @@ def test_a_hook_of_every_module_ends_the_programs() -> None:
 def test_a_forward_replaced_on_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody's function ends the recording; one of transformers' is recorded anew."""
     pair = Pair(tiny("llama", num_hidden_layers=1))
-    decode(pair, 5, 0)
+    pair.decode(5, 0)
     steps = pair.recording.recorded
     assert steps is not None
     before = steps.programs
     monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", Qwen2RMSNorm.forward)
-    decode(pair, 1, 0)
+    pair.decode(1, 0)
     assert len(before) == 1 and not steps.programs
-    decode(pair, 5, 0)
+    pair.decode(5, 0)
     assert steps.reason is None and pair.programs == 1
     plain = modeling_llama.LlamaMLP.forward
     monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", functools.wraps(plain)(lambda mlp, x: 2 * plain(mlp, x)))
-    decode(pair, 3, 0)
+    pair.decode(3, 0)
     assert steps.reason == (
         "model.layers.0.mlp is a transformers.models.llama.modeling_llama.LlamaMLP with a forward of test_recorded"
     )
@@ -224,29 +174,29 @@ def test_a_forward_replaced_on_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_function_replaced_that_a_forward_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair(tiny("llama", num_hidden_layers=1))
-    decode(pair, 5, 0)
+    pair.decode(5, 0)
     plain = modeling_llama.apply_rotary_pos_emb
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, *angles: plain(2 * q, k, *angles))
-    decode(pair, 1, 0)
+    pair.decode(1, 0)
     assert pair.programs == 0
-    decode(pair, 5, 0)
+    pair.decode(5, 0)
     assert pair.programs == 1
 
 
 def test_refresh_records_again() -> None:
     pair = Pair(tiny("llama", num_hidden_layers=1))
-    decode(pair, 5, 0)
+    pair.decode(5, 0)
     pair.model.config.rms_norm_eps = 1.0  # read when the model was made
     pair.model.model.norm.variance_epsilon = 1.0  # type: ignore[union-attr]
     for decoder in pair.decoders:
         decoder.refresh()
-    decode(pair, 5, 0)
+    pair.decode(5, 0)
     assert pair.programs == 1
 
 
 def test_new_weights_in_place_keep_the_programs() -> None:
     pair = Pair(tiny("llama", num_hidden_layers=1))
-    decode(pair, 5, 0)
+    pair.decode(5, 0)
     steps = pair.recording.recorded
     assert steps is not None
     programs = steps.programs
@@ -255,7 +205,7 @@ def test_new_weights_in_place_keep_the_programs() -> None:
             parameter.mul_(1.5)
     for decoder in pair.decoders:
         decoder.refresh(weights_only=True)
-    decode(pair, 5, 0)
+    pair.decode(5, 0)
     assert steps.programs == programs
 
 
@@ -276,7 +226,7 @@ def test_a_program_of_other_bits_is_not_used(monkeypatch: pytest.MonkeyPatch) ->
     real = recorded.StepProgram.run
     monkeypatch.setattr(recorded.StepProgram, "run", lambda *args, **given: real(*args, **given) * 1.01)
     pair = Pair(tiny("llama", num_hidden_layers=1))
-    decode(pair, 6, 0)
+    pair.decode(6, 0)
     assert pair.programs == 0
     assert pair.recording.recorded is not None
     assert pair.recording.recorded.reason == "its program gives other bits than the model itself"
@@ -293,7 +243,7 @@ def test_the_least_recently_used_program_goes_first(monkeypatch: pytest.MonkeyPa
 
 def test_programs_lie_in_the_same_memory() -> None:
     pair = Pair(tiny("llama", num_hidden_layers=1))
-    decode(pair, 4, 0)
+    pair.decode(4, 0)
     assert pair.recording.recorded is not None
     memory = pair.recording.recorded.memory
     held = memory.nbytes
@@ -330,5 +280,5 @@ def test_a_named_backend_and_large_steps_run_the_model() -> None:
 
 def test_training_between_steps() -> None:
     pair = Pair(tiny("llama", num_hidden_layers=1, attention_dropout=0.5).train())
-    decode(pair, 6, 0)
+    pair.decode(6, 0)
     assert pair.programs == 1 and pair.model.training
