@@ -8,6 +8,7 @@
 #   run.sh cold SEED          the cold start of a seed, shared by its arms
 #   run.sh budget             `parallel` at the budgets of plan.md until one fits, which all later stages use
 #   run.sh rl ARM SEED        reinforcement learning of one arm
+#   run.sh rl ARM SEED LIMIT  the same at a budget that may become the chosen one, beside the stage `budget`
 #   run.sh sweep ARM          its best checkpoint of seed 0 on validation puzzles at several temperatures
 #   run.sh test ARM SEED      its best checkpoint on the test puzzles, at the temperature that validation chose
 #   run.sh frontier           the three modes of seed 0 on test puzzles under other budgets
@@ -35,9 +36,14 @@ cold() {  # SEED
         --shape "$shape" --decay 0 --solo 0.5 --part 0.5 --shared 0 --isolated 0 "${sft[@]}"
     # Organizers of countdown alone: a quarter of the demonstrations is Sudoku by one agent.
     model=$(newest "search-$seed" step)
-    train "cold-$seed" sft --steps "$cold_steps" --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" --decay 0.3 \
+    train "cold-$seed" sft --steps "$cold_steps" --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" --decay 0 \
         --model "$model" --solo 0.25 --shared 0.75 --isolated 0 --workers 0.25 "${sft[@]}"
-    python "$here/choose.py" copied "$RUNS/cold-$seed"
+    # Only demonstrations that fit into the budget, of one agent alone and of organizers; few organizers do, so more of
+    # them are drawn.
+    model=$(newest "cold-$seed" step)
+    train "fit-$seed" sft --steps "$fit_steps" --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" --decay 1 \
+        --model "$model" --solo 0.1 --shared 0.9 --isolated 0 --workers 1 --max-tokens "$fit" "${sft[@]}"
+    python "$here/choose.py" copied "$RUNS/fit-$seed"
 }
 
 rl() {  # ARM SEED [BUDGET]
@@ -56,13 +62,21 @@ rl() {  # ARM SEED [BUDGET]
         limit=$3 name=$arm-$seed-$3
     else
         limit=$(limit_of "$arm")
+        if [ -e "$RUNS/$name-$limit/finished" ]; then # it is not trained a second time
+            ln -sfn "$name-$limit" "$RUNS/$name"
+            return
+        fi
     fi
-    if [ "$arm" = no-cold ]; then model=$(newest "search-$seed" step); else model=$(newest "cold-$seed" step); fi
+    case $arm in
+        no-cold) model=$(newest "search-$seed" step) ;;
+        uncapped) model=$(newest "cold-$seed" step) ;; # the last part of the cold start shows no search this long
+        *) model=$(newest "fit-$seed" step) ;;
+    esac
     train "$name" grpo --steps "$rl_steps" --seed "$seed" --model "$model" --task "$task" --max-tokens "$limit" "${grpo[@]}" "${own[@]}"
 }
 
 model_of() {  # ARM SEED
-    if [ "$1" = no-rl ]; then newest "cold-$2" step; else newest "$1-$2" best; fi
+    if [ "$1" = no-rl ]; then newest "fit-$2" step; else newest "$1-$2" best; fi
 }
 
 mode_of() {  # ARM
@@ -154,13 +168,13 @@ budget() {  # the rule of plan.md
             --mode parallel --model "$model" --max-tokens "$limit" --temperature 1
     done
     limit=${limit#fits }
-    ln -sfn "parallel-0-$limit" "$RUNS/parallel-0" # it is not trained a second time
+    ln -sfn "parallel-0-$limit" "$RUNS/parallel-0"
     echo "$limit" > "$RUNS/budget.part"
     mv "$RUNS/budget.part" "$RUNS/budget"
 }
 
 stages() {  # one a line, in the order of their value
-    local arm others="uncapped paper no-path no-cold"
+    local arm others="no-path paper no-cold uncapped"
     echo "cold 0"
     echo "budget"
     echo "rl asyncthink 0"
@@ -190,6 +204,6 @@ case ${1:-}:$# in
     next:1) next ;;
     stages:1)
         stages | while read -r -a stage; do is_done "${stage[@]}" && mark=x || mark=" "; echo "[$mark] ${stage[*]}"; done ;;
-    cold:2 | rl:3 | sweep:2 | test:3 | budget:1 | frontier:1 | seconds:1 | transfer:1 | collect:1) run "$@" ;;
-    *) sed -n '2,22p' "$0" >&2; exit 2 ;;
+    cold:2 | rl:[34] | sweep:2 | test:3 | budget:1 | frontier:1 | seconds:1 | transfer:1 | collect:1) run "$@" ;;
+    *) sed -n '2,23p' "$0" >&2; exit 2 ;;
 esac

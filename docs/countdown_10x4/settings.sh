@@ -4,12 +4,14 @@ shape=6,192,6,2,32,512   # 2.5M parameters
 budgets="410 380 440"    # tokens an agent, tried in this order by `run.sh budget`
 uncapped=1200            # the limit of `uncapped`: one agent may search everything
 search_steps=4000
-cold_steps=8000
-rl_steps=200
+cold_steps=5000
+fit_steps=2000
+fit=410                  # the longest agent of the last part of the cold start: the first budget
+rl_steps=60
 sft=(--batch-tokens 1500 --learning-rate 1.5e-3 --evaluate-every 500 --save-every 250)
 grpo=(--questions 8 --drawn 12 --rounds 1 --group-size 8 --minibatches 2 --clip-low 0.2 --clip-high 0.28
     --entropy 1e-3 --temperature 1 --learning-rate 3e-4 --decay 0.2 --eta-weight 0 --complete 0.5 --path-weight 0.4
-    --batch-tokens 4096 --cache-tokens 200000 --validate-every 25 --validate-puzzles 200 --save-every 5)
+    --batch-tokens 4096 --cache-tokens 200000 --validate-every 15 --validate-puzzles 200 --save-every 5)
 if grep -qs avx512_bf16 /proc/cpuinfo; then grpo+=(--bfloat16-backward); fi # elsewhere it takes longer
 validation=200
 budget_puzzles=400
@@ -21,6 +23,7 @@ if [ -n "${SMOKE:-}" ]; then
     shape=2,64,2,1,32,128
     search_steps=4
     cold_steps=4
+    fit_steps=4
     rl_steps=2
     sft=(--batch-tokens 1500 --no-bfloat16 --evaluate-every 2 --save-every 2)
     grpo=(--questions 1 --drawn 2 --rounds 1 --group-size 2 --minibatches 1 --entropy 1e-3 --eta-weight 0
