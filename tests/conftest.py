@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +19,13 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton looks when it is first imported
 os.environ.setdefault("ASYNCTHINK_CHECK", "1")
 
-import emulated
 import interpreted
-from asyncthink_kernels import dispatch, use_backend
-from asyncthink_kernels.backends import cuda
+from asyncthink_kernels import dispatch
+from targets import DEVICES, Target, forced, targets
 
 if interpreted.in_use():
     interpreted.install()
 
-try:
-    from asyncthink_kernels import _cpu
-except ImportError:
-    _cpu = None
-
-DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Cases of tree and paged attention that the interpreter runs by default: each takes another way through the kernels.
 INTERPRETED = {
@@ -60,30 +50,6 @@ LONG_INTERPRETED = {"test_bitwise_the_same_beside_many_siblings", "test_a_branch
 LONG = ("train", "kernels", "aot", "model", "engine", "cli")
 #: What they compare is the same in every dtype: one stands for all.
 ONE_DTYPE = {"test_capacity_beyond_the_plan_changes_nothing"}
-
-
-@dataclass(frozen=True)
-class Target:
-    """A backend on a device; ``isa`` is the instruction set to force, where there is a choice."""
-
-    backend: str
-    device: str
-    isa: str | None = None
-
-    def __str__(self) -> str:
-        return "-".join(part for part in (self.backend, self.device, self.isa) if part)
-
-
-def targets(op: str) -> list[Target]:
-    """Where ``op`` can run here; without a GPU the CUDA C++ kernels run on an emulator."""
-    if not torch.cuda.is_available() and not hasattr(cuda._cuda, "emulated"):
-        cuda._cuda = emulated.module()
-    found = []
-    for device in DEVICES:
-        for backend in dispatch.backends_for(op, device):
-            isas = _cpu.usable_isas() if backend == "cpu" and _cpu else [None]
-            found += [Target(backend, device, isa) for isa in isas]
-    return found
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -175,23 +141,6 @@ def unwritten_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
         return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor
 
     monkeypatch.setattr(torch, "empty", full_of_nan)
-
-
-@contextlib.contextmanager
-def forced(target: Target) -> Iterator[None]:
-    """Ops run on the target, with its instruction set; no warning is let through."""
-    before = _cpu.isa() if target.isa else None
-    if target.isa:
-        _cpu.set_isa(target.isa)
-    try:
-        with use_backend(target.backend), warnings.catch_warnings():
-            warnings.simplefilter("error")
-            if str(target) == "triton-cpu":  # numpy, which interprets, speaks up at every NaN
-                warnings.filterwarnings("ignore", "(invalid value|overflow|divide by zero|All-NaN slice) encountered")
-            yield
-    finally:
-        if before:
-            _cpu.set_isa(before)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asyncthink_kernels import sample, use_backend
 from asyncthink_kernels.testing import compare, moved
-from conftest import Target, forced, targets
+from targets import Target, forced, targets
 
 MANY = settings(max_examples=50, deadline=None)
 

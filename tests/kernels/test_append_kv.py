@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asyncthink_kernels import append_kv
 from asyncthink_kernels.testing import far_apart, moved, normal, odd_bits, widened
-from conftest import Target
+from targets import Target
 
 
 def build(

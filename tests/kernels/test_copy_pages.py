@@ -9,7 +9,7 @@ import torch
 
 from asyncthink_kernels import copy_pages
 from asyncthink_kernels.testing import far_apart, moved, normal, odd_bits
-from conftest import Target
+from targets import Target
 
 P = 9
 

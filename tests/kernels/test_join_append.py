@@ -21,7 +21,7 @@ from asyncthink_kernels.testing import (
     poisoned,
     widened,
 )
-from conftest import Target
+from targets import Target
 
 P = 12
 SHAPES: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import torch
 
 from asyncthink_kernels import merge_states, use_backend
 from asyncthink_kernels.testing import TOLERANCE, compare, far_apart, moved, normal, widened
-from conftest import Target
+from targets import Target
 
 SHAPES = [
     (1, 1, 1, 1),

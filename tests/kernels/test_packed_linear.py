@@ -12,7 +12,7 @@ from asyncthink_kernels import packed_linear, use_backend
 from asyncthink_kernels.ops.packed_linear import run_packed_linear
 from asyncthink_kernels.packed import pack_linear, unpack_linear
 from asyncthink_kernels.testing import compare, normal
-from conftest import Target
+from targets import Target
 
 #: rows, inputs, outputs: whole blocks and parts of them; tiles of 8, 4, 2, 1 rows; more than an item has.
 SHAPES = [(1, 32, 32), (1, 576, 200), (2, 34, 17), (3, 6, 3), (15, 96, 64), (70, 64, 33), (0, 32, 16)]

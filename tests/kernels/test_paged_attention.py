@@ -11,7 +11,7 @@ import torch
 
 from asyncthink_kernels import paged_attention, use_backend
 from asyncthink_kernels.testing import IMPOSSIBLE, TOLERANCE, compare, far_apart, moved, normal, poisoned, widened
-from conftest import Target
+from targets import Target
 from tree_cases import attend
 
 LENGTHS = (1, 16, 17, 0, 130, 63)

@@ -14,7 +14,7 @@ from torch import Tensor
 from asyncthink_kernels import quantized_linear, use_backend
 from asyncthink_kernels.quantized import QuantizedWeight, pack, quantize
 from asyncthink_kernels.testing import compare, far_apart, normal
-from conftest import Target
+from targets import Target
 
 FORMATS = {"int8": (8, False), "int4": (4, False), "int4 with offset": (4, True)}
 #: rows, inputs, outputs: whole blocks and groups, and parts of them; tiles of 8, 4, 2, 1 rows; more than an item has.

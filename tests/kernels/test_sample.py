@@ -13,7 +13,7 @@ from samples import MANY, build, emulated, kept_by_a_sort, on, same_as_the_refer
 
 from asyncthink_kernels import sample, use_backend
 from asyncthink_kernels.testing import compare, far_apart, moved, normal
-from conftest import Target, _cpu
+from targets import Target, _cpu
 
 
 @pytest.mark.parametrize("V", [1, 2, 31, 257, 5003, 32768])

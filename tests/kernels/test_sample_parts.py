@@ -12,7 +12,7 @@ from samples import build, emulated, on
 
 from asyncthink_kernels.backends import _sample
 from asyncthink_kernels.testing import compare
-from conftest import Target, _cpu
+from targets import Target, _cpu
 
 ONE = 2**40
 

@@ -9,7 +9,7 @@ import torch
 from samples import build, on
 
 from asyncthink_kernels import sample
-from conftest import Target
+from targets import Target
 
 
 def test_a_vocabulary_that_is_too_large() -> None:

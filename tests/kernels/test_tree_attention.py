@@ -24,7 +24,7 @@ from asyncthink_kernels.testing import (
     random_tree,
     widened,
 )
-from conftest import Target
+from targets import Target
 from tree_cases import CASES, PLAN, Case, attend, build, chain, forest, padded
 
 

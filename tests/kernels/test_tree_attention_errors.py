@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asyncthink_kernels import TreePlan, tree_attention
 from asyncthink_kernels.testing import moved
-from conftest import Target
+from targets import Target
 from tree_cases import CASES, PLAN, attend, build, padded
 
 CACHES = ("k_cache", "v_cache")
