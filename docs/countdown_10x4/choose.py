@@ -1,4 +1,4 @@
-"""What validation chooses: ``copied RUN``, ``budget REPORTS BUDGETS``, ``temperature REPORTS ARM`` (see run.sh)."""
+"""What validation chooses: ``copied RUN``, ``found REPORT``, ``budget REPORTS LIMITS``, ``temperature REPORTS ARM``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from asyncthink.train.progress import read_metrics
 
-COPIED = 0.98
+COPIED, FOUND = 0.98, 0.85
 BUDGET = (0.65, 0.73)
 SMOKE = bool(os.environ.get("SMOKE"))  # tiny runs meet no rule
 
@@ -21,6 +21,13 @@ def copied(run: Path) -> int:
     share = [line["held_out"]["organizer/final"] for line in read_metrics(run / "metrics.jsonl") if "held_out" in line]
     print(f"{run.name}: {share[-1]:.3f} of held-out organizers end right (expected at least {COPIED})")
     return 0 if share[-1] >= COPIED or SMOKE else 1
+
+
+def found(report: Path) -> int:
+    """Whether greedy organizers of the cold start find enough of the solutions: 1, and a line, if they do not."""
+    share = fmean(json.loads(report.read_text())["rows"][0]["per_puzzle"]["accuracy"])
+    print(f"{report.stem}: {share:.3f} of the solutions of validation puzzles are found (expected at least {FOUND})")
+    return 0 if share >= FOUND or SMOKE else 1
 
 
 def budget(reports: Path, budgets: str) -> int:
@@ -77,4 +84,4 @@ def temperature(reports: Path, arm: str) -> int:
 
 if __name__ == "__main__":
     what, path, *rest = sys.argv[1:]
-    sys.exit({"copied": copied, "budget": budget, "temperature": temperature}[what](Path(path), *rest))
+    sys.exit({"copied": copied, "found": found, "budget": budget, "temperature": temperature}[what](Path(path), *rest))

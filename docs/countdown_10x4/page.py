@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,12 +40,17 @@ _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTA
 def collect(runs: Path) -> None:
     """Configurations, shortened logs and reports of all finished runs."""
     DATA.mkdir(exist_ok=True)
+
+    def copied(source: Path, name: str) -> None:
+        """Folders of the runs by the name that run.sh gives them, wherever they were made."""
+        write_whole(DATA / name, source.read_text(encoding="utf-8").replace(str(runs), "runs/countdown_10x4"))
+
     for file in runs.glob("reports/*.json"):
-        shutil.copyfile(file, DATA / file.name)
-    for run in sorted(
-        folder for folder in runs.iterdir() if (folder / "finished").exists() and not folder.is_symlink()
-    ):
-        shutil.copyfile(run / "config.json", DATA / f"{run.name}.config.json")
+        copied(file, file.name)
+    finished = sorted(folder for folder in runs.iterdir() if (folder / "finished").exists())
+    named = {folder.resolve() for folder in finished if folder.is_symlink()}  # an arm at the chosen budget
+    for run in (folder for folder in finished if folder.is_symlink() or folder.resolve() not in named):
+        copied(run / "config.json", f"{run.name}.config.json")
         write_whole(DATA / f"{run.name}.log.json", json.dumps(shortened(run / "metrics.jsonl")))
 
 

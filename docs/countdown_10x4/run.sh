@@ -31,19 +31,26 @@ RUNS=${RUNS:-runs/countdown_10x4}
 
 cold() {  # SEED
     local seed=$1 model
+    # What searches alone do not teach a model of this size: whether a number is among those of the puzzle.
+    train "drill-$seed" sft --steps "$drill_steps" --seed "$seed" --task "$drills:THIRDS" --shape "$shape" --decay 0 \
+        --solo 1 --shared 0 --isolated 0 "${sft[@]}"
     # The search alone, without any protocol: what the arm no-cold begins with.
-    train "search-$seed" sft --steps "$search_steps" --seed "$seed" --task "$task,$task,$task,sudoku-4" \
-        --shape "$shape" --decay 0 --solo 0.5 --part 0.5 --shared 0 --isolated 0 "${sft[@]}"
+    model=$(newest "drill-$seed" step)
+    train "search-$seed" sft --steps "$search_steps" --seed "$seed" --task "$searched" --model "$model" --decay 0 \
+        --solo 0.5 --part 0.5 --shared 0 --isolated 0 "${sft[@]}"
     # Organizers of countdown alone: a quarter of the demonstrations is Sudoku by one agent.
     model=$(newest "search-$seed" step)
     train "cold-$seed" sft --steps "$cold_steps" --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" --decay 0 \
-        --model "$model" --solo 0.25 --shared 0.75 --isolated 0 --workers 0.25 "${sft[@]}"
+        --model "$model" --solo 0.25 --shared 0.75 --isolated 0 --workers 1 "${sft[@]}"
     # Only demonstrations that fit into the budget, of one agent alone and of organizers; few organizers do, so more of
     # them are drawn.
     model=$(newest "cold-$seed" step)
     train "fit-$seed" sft --steps "$fit_steps" --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" --decay 1 \
         --model "$model" --solo 0.1 --shared 0.9 --isolated 0 --workers 1 --max-tokens "$fit" "${sft[@]}"
     python "$here/choose.py" copied "$RUNS/fit-$seed"
+    report "cold-$seed" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$validation" \
+        --model "$(newest "fit-$seed" step)" --max-tokens "$fit"
+    python "$here/choose.py" found "$RUNS/reports/cold-$seed.json"
 }
 
 rl() {  # ARM SEED [BUDGET]

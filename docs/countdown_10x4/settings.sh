@@ -3,12 +3,16 @@ task=countdown-10x4
 shape=6,192,6,2,32,512   # 2.5M parameters
 budgets="410 380 440"    # tokens an agent, tried in this order by `run.sh budget`
 uncapped=1200            # the limit of `uncapped`: one agent may search everything
+drills=docs.countdown_10x4.drills
+searched=$task,$task,$drills:NEAR,$drills:NEAR,sudoku-4 # by tokens a quarter is drills
+for _ in 1 2 3 4; do searched+=,$drills:PAIRS,$drills:THIRDS; done
+drill_steps=1500
 search_steps=4000
-cold_steps=5000
+cold_steps=3000
 fit_steps=2000
 fit=410                  # the longest agent of the last part of the cold start: the first budget
 rl_steps=60
-sft=(--batch-tokens 1500 --learning-rate 1.5e-3 --evaluate-every 500 --save-every 250)
+sft=(--batch-tokens 1500 --learning-rate 1e-3 --evaluate-every 500 --save-every 250)
 grpo=(--questions 8 --drawn 12 --rounds 1 --group-size 8 --minibatches 2 --clip-low 0.2 --clip-high 0.28
     --entropy 1e-3 --temperature 1 --learning-rate 3e-4 --decay 0.2 --eta-weight 0 --complete 0.5 --path-weight 0.4
     --batch-tokens 4096 --cache-tokens 200000 --validate-every 15 --validate-puzzles 200 --save-every 5)
@@ -21,6 +25,7 @@ frontier_budgets="200 250 300 350 450 550"
 timed_puzzles=60
 if [ -n "${SMOKE:-}" ]; then
     shape=2,64,2,1,32,128
+    drill_steps=4
     search_steps=4
     cold_steps=4
     fit_steps=4

@@ -30,7 +30,7 @@ class Finding:
 def search_start(numbers: tuple[int, ...], target: int, start: int, reach: int = REACH) -> Iterator[Finding]:
     """Search the pairs whose smaller number is ``start``; third numbers above ``reach`` are not written down."""
     for other in numbers[numbers.index(start) + 1 :]:
-        yield from _search_pair(numbers, target, start, other, reach)
+        yield from search_pair(numbers, target, start, other, reach)
 
 
 def find_all(numbers: tuple[int, ...], target: int, reach: int = REACH) -> list[str]:
@@ -39,7 +39,8 @@ def find_all(numbers: tuple[int, ...], target: int, reach: int = REACH) -> list[
     return [finding.solution for finding in findings if finding.solution]
 
 
-def _search_pair(numbers: tuple[int, ...], target: int, a: int, b: int, reach: int) -> Iterator[Finding]:
+def search_pair(numbers: tuple[int, ...], target: int, a: int, b: int, reach: int = REACH) -> Iterator[Finding]:
+    """One line: what the pair ``a < b`` of ``numbers`` gives, and the third numbers that would reach the target."""
     rest = set(numbers) - {a, b}
     later = {c for c in rest if c > b}
     results = {"+": (f"{a}+{b}", a + b), "-": (f"{b}-{a}", b - a), "*": (f"{a}*{b}", a * b)}
@@ -92,7 +93,11 @@ class Writer:
 
     def search(self, numbers: tuple[int, ...], target: int, start: int, most: int | None = None) -> bool:
         """Write the search of ``start``. With ``most`` solutions in hand the search ends there and returns True."""
-        for finding in search_start(numbers, target, start, self.reach):
+        return self.write(search_start(numbers, target, start, self.reach), most)
+
+    def write(self, findings: Iterable[Finding], most: int | None = None) -> bool:
+        """Write these steps, with a label behind each solution; ``most`` as in :meth:`search`."""
+        for finding in findings:
             self.script.say(finding.text)
             if finding.solution:
                 self.script.say(f" {LABELS[self._labels]}:{finding.solution}")
