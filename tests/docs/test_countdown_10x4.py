@@ -24,6 +24,7 @@ sys.path.append(str(FOLDER))
 import choose  # noqa: E402
 import drills  # noqa: E402
 import floor  # noqa: E402
+import looked_up  # noqa: E402
 from tables import table_of  # noqa: E402
 
 
@@ -67,6 +68,11 @@ def test_a_drill_is_held_out_by_numbers_and_right(drill: Any) -> None:
     pairs = [drills.PAIRS.sample(seed) for seed in range(200)]
     told = [" a:" in drills.PAIRS.demonstrate(pair, 0).scripts[0].text for pair in pairs]
     assert 0.2 < sum(told) / len(told) < 0.8
+
+
+def test_third_numbers_are_where_a_label_may_follow() -> None:
+    words = ["7", "*", "17", "=", "119", "-", "4", ",", "17", "*", "19", "=", "32", "3", "-", "20", " a:", "17", "*"]
+    assert looked_up.thirds(words) == [6, 15]
 
 
 def report(temperature: float, solved: list[float], path: float, sha: str = "a") -> dict[str, Any]:
