@@ -2,7 +2,7 @@
 
 A demonstration of the search asks some ten times in 900 tokens whether a number is among the puzzle's. In 20 million
 tokens a model learned that for the numbers 3 to 11 and not for 2 and 12 to 20, and found half of the solutions.
-``THIRDS`` asks nothing else, a dozen times in fifty tokens, and is learned in some hundred steps. ``PAIRS`` is one line
+``THIRDS`` asks nothing else, a dozen times in fifty tokens, and was learned in 500 steps. ``PAIRS`` is one line
 of the search. ``NEAR`` is the whole search with a target that many pairs come near. Numbers are held out as those of
 countdown-10x4 are; no drill has an organizer.
 """
@@ -56,6 +56,7 @@ class Drill(Countdown):
         return Demonstration(self.prompt(puzzle), "sequential", "shared", pool, [writer.script])
 
     def write(self, puzzle: Listed, writer: Writer) -> None:
+        """Write what stands before the answer."""
         raise NotImplementedError
 
     def numbers(self, rng: random.Random, held_out: bool) -> tuple[int, ...]:

@@ -69,7 +69,7 @@ rl() {  # ARM SEED [BUDGET]
         limit=$3 name=$arm-$seed-$3
     else
         limit=$(limit_of "$arm")
-        if [ -e "$RUNS/$name-$limit/finished" ]; then # it is not trained a second time
+        if [ -e "$RUNS/$name-$limit/finished" ] && [ ! -e "$RUNS/$name" ]; then # it is not trained a second time
             ln -sfn "$name-$limit" "$RUNS/$name"
             return
         fi

@@ -25,6 +25,7 @@ import choose  # noqa: E402
 import drills  # noqa: E402
 import floor  # noqa: E402
 import looked_up  # noqa: E402
+import page  # noqa: E402
 from tables import table_of  # noqa: E402
 
 
@@ -151,6 +152,28 @@ def test_a_table_is_over_seeds_and_puzzles(tmp_path: Path) -> None:
     write(tmp_path, test_parallel_1=report(1.0, [1.0] * 4, 400, sha="b"))
     with pytest.raises(ValueError, match="test-parallel: expected reports on the same puzzles"):
         table_of(tmp_path, [("test-parallel", "parallel")], "parallel")
+
+
+def test_what_is_collected_names_arms_and_no_folder_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    monkeypatch.setattr(page, "DATA", tmp_path / "data")
+    for name in ("parallel-0-410", "parallel-0-380", "asyncthink-0"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "config.json").write_text(json.dumps({"out": f"{runs}/{name}"}))
+        (runs / name / "metrics.jsonl").write_text('{"step": 1, "tokens": 5, "seconds": 1.0, "loss": 0.5}\n')
+    for name in ("parallel-0-410", "parallel-0-380"):
+        (runs / name / "finished").touch()
+    (runs / "parallel-0").symlink_to("parallel-0-410")
+    (runs / "reports").mkdir()
+    write(runs / "reports", test_parallel_0={"model": f"{runs}/parallel-0/best-000060"})
+    page.collect(runs)
+    collected = {file.name: file.read_text() for file in page.DATA.iterdir()}
+    arms = [f"{arm}.{kind}.json" for arm in ("parallel-0", "parallel-0-380") for kind in ("config", "log")]
+    assert sorted(collected) == sorted([*arms, "test-parallel-0.json"])
+    assert str(tmp_path) not in "".join(collected.values())
+    assert "runs/countdown_10x4/parallel-0/best-000060" in collected["test-parallel-0.json"]
 
 
 def test_the_scripts_say_how_they_are_used() -> None:
