@@ -29,7 +29,7 @@ report() { # NAME OPTIONS...: an evaluation whose report is kept once it is whol
     shift
     [ -e "$RUNS/reports/$name.json" ] && return
     mkdir -p "$RUNS/reports"
-    asyncthink eval --pool 4 "$@" --json > "$RUNS/reports/$name.part"
+    asyncthink eval --pool 4 "$@" --json > "$RUNS/reports/$name.part" || return # also where `set -e` does not reach
     mv "$RUNS/reports/$name.part" "$RUNS/reports/$name.json"
 }
 

@@ -1,8 +1,9 @@
 """``python docs/countdown_10x4/looked_up.py MODEL ... [--puzzles N]``: which numbers a model finds among the puzzle's.
 
-In held-out searches by one agent, as demonstrated, a label follows a third number if the puzzle has it: ``102+13 a:``.
-For each number: the model's mean probability of a label where one follows, less that where none does. 1 is a model that
-looks the number up, 0 one that guesses.
+In held-out searches by one agent, as demonstrated, a third number stands where it reaches the target, and a label
+follows if the puzzle has it: ``102+13 a:``. First the share of third numbers that are the model's most likely ones
+there. Then for each number the model's mean probability of a label where one follows, less that where none does: 1 is a
+model that looks the number up, 0 one that guesses.
 """
 
 from __future__ import annotations
@@ -33,23 +34,26 @@ def thirds(words: list[str]) -> list[int]:
     return found
 
 
-def looked_up(folder: str, puzzles: int) -> dict[int, float]:
-    """By number from 2, for the model in ``folder``."""
+def looked_up(folder: str, puzzles: int) -> tuple[float, dict[int, float]]:
+    """The share of right third numbers, and look-ups by number from 2, for the model in ``folder``."""
     tokenizer, prompts = AutoTokenizer.from_pretrained(folder), PromptFormat.load(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     labels = [i for i in range(len(tokenizer)) if re.fullmatch(r" [a-i]:", tokenizer.decode([i]))]
     seen: dict[tuple[int, bool], list[float]] = defaultdict(list)
+    right: list[bool] = []
     for seed in range(puzzles):
         said = TASK.demonstrate(TASK.sample(seed, held_out=True), seed, "sequential")
         trace = encode(said, tokenizer, prompts).traces[0]
         words = [tokenizer.decode([token]) for token in trace.tokens]
         with torch.no_grad():
-            probability = model(torch.tensor([trace.tokens])).logits[0].softmax(-1)[:, labels].sum(-1)
+            logits = model(torch.tensor([trace.tokens])).logits[0]
+        likely, probability = logits.argmax(-1).tolist(), logits.softmax(-1)[:, labels].sum(-1)
         for at in thirds(words):
             if trace.sampled[at]:
                 seen[int(words[at]), trace.tokens[at + 1] in labels].append(float(probability[at]))
+                right.append(likely[at - 1] == trace.tokens[at])
     numbers = sorted(number for number, label in seen if label and (number, False) in seen)
-    return {number: fmean(seen[number, True]) - fmean(seen[number, False]) for number in numbers}
+    return fmean(right), {number: fmean(seen[number, True]) - fmean(seen[number, False]) for number in numbers}
 
 
 def main() -> None:
@@ -59,8 +63,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     for folder in options.models:
-        shown = " ".join(f"{number}:{value:.2f}" for number, value in looked_up(folder, options.puzzles).items())
-        print(f"{folder}\n{shown}")
+        right, numbers = looked_up(folder, options.puzzles)
+        shown = " ".join(f"{number}:{value:.2f}" for number, value in numbers.items())
+        print(f"{folder}\nthird numbers right: {right:.3f}\n{shown}")
 
 
 if __name__ == "__main__":

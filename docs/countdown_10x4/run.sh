@@ -9,11 +9,11 @@
 #   run.sh budget             `parallel` at the budgets of plan.md until one fits, which all later stages use
 #   run.sh rl ARM SEED        reinforcement learning of one arm
 #   run.sh rl ARM SEED LIMIT  the same at a budget that may become the chosen one, beside the stage `budget`
-#   run.sh sweep ARM          its best checkpoint of seed 0 on validation puzzles at several temperatures
+#   run.sh sweep ARM          its best checkpoint of the first seed on validation puzzles at several temperatures
 #   run.sh test ARM SEED      its best checkpoint on the test puzzles, at the temperature that validation chose
-#   run.sh frontier           the three modes of seed 0 on test puzzles under other budgets
+#   run.sh frontier           the three modes of the first seed on test puzzles under other budgets
 #   run.sh transfer           Sudoku, which no organizer's demonstration has shown
-#   run.sh seconds            the three modes of seed 0, one episode at a time: the machine must do nothing else
+#   run.sh seconds            the three modes of the first seed, one episode at a time: the machine must do nothing else
 #   run.sh collect            configurations, logs and reports into this folder
 #
 # Arms: asyncthink, parallel, sequential, uncapped, paper, no-path, no-cold, no-rl. RUNS is the folder of the runs
@@ -30,7 +30,7 @@ RUNS=${RUNS:-runs/countdown_10x4}
 . "$here/settings.sh"
 
 cold() {  # SEED
-    local seed=$1 model
+    local seed=$1 model steps
     # What searches alone do not teach a model of this size: whether a number is among those of the puzzle.
     train "drill-$seed" sft --steps "$drill_steps" --seed "$seed" --task "$drills:THIRDS" --shape "$shape" --decay 0 \
         --solo 1 --shared 0 --isolated 0 "${sft[@]}"
@@ -47,10 +47,26 @@ cold() {  # SEED
     model=$(newest "cold-$seed" step)
     train "fit-$seed" sft --steps "$fit_steps" --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" --decay 1 \
         --model "$model" --solo 0.1 --shared 0.9 --isolated 0 --workers 1 --max-tokens "$fit" "${sft[@]}"
-    python "$here/choose.py" copied "$RUNS/fit-$seed"
-    report "cold-$seed" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$validation" \
-        --model "$(newest "fit-$seed" step)" --max-tokens "$fit"
-    python "$here/choose.py" found "$RUNS/reports/cold-$seed.json"
+    # Which starts no worker has, and which workers are not joined: an organizer's few tokens, without those of workers.
+    model=$(newest "fit-$seed" step)
+    train "organize-$seed" sft --steps "$organize_steps" --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" \
+        --decay 1 --model "$model" --solo 0.1 --shared 0.9 --isolated 0 --workers 0.1 --max-tokens "$fit" "${sft[@]}"
+    # Both again, for long, the rate falling all the way: the arithmetic of the search needs small steps.
+    model=$(newest "organize-$seed" step)
+    for steps in $settle_steps; do # a longer one goes on where the shorter one ended
+        train "settle-$seed" sft --steps "$steps" --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" --decay 1 \
+            --model "$model" --solo 0.1 --shared 0.9 --isolated 0 --workers 0.5 --max-tokens "$fit" "${sft[@]}"
+        settled "$seed" "cold-$seed-$steps" && return
+    done
+    fail "the cold start of seed $seed misses a rule after $steps steps of settle-$seed: add a longer one to settings.sh"
+}
+
+settled() {  # SEED REPORT: whether a cold start meets the rules of plan.md
+    local model
+    model=$(newest "settle-$1" step)
+    report "$2" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$validation" --model "$model" \
+        --max-tokens "$fit" || fail "report $2 was not made"
+    python "$here/choose.py" copied "$model" && python "$here/choose.py" found "$RUNS/reports/$2.json"
 }
 
 rl() {  # ARM SEED [BUDGET]
@@ -76,14 +92,19 @@ rl() {  # ARM SEED [BUDGET]
     fi
     case $arm in
         no-cold) model=$(newest "search-$seed" step) ;;
-        uncapped) model=$(newest "cold-$seed" step) ;; # the last part of the cold start shows no search this long
-        *) model=$(newest "fit-$seed" step) ;;
+        uncapped)
+            # The last parts of the cold start show no search this long.
+            model=$(newest "settle-$seed" step)
+            train "alone-$seed" sft --steps "$alone_steps" --seed "$seed" --task "$drills:ALONE" --decay 1 \
+                --model "$model" --solo 1 --shared 0 --isolated 0 "${sft[@]}"
+            model=$(newest "alone-$seed" step) ;;
+        *) model=$(newest "settle-$seed" step) ;;
     esac
     train "$name" grpo --steps "$rl_steps" --seed "$seed" --model "$model" --task "$task" --max-tokens "$limit" "${grpo[@]}" "${own[@]}"
 }
 
 model_of() {  # ARM SEED
-    if [ "$1" = no-rl ]; then newest "fit-$2" step; else newest "$1-$2" best; fi
+    if [ "$1" = no-rl ]; then newest "settle-$2" step; else newest "$1-$2" best; fi
 }
 
 mode_of() {  # ARM
@@ -107,14 +128,14 @@ sweep() {  # ARM
     local heat limit model heats="0 0.3 0.6 0.8 1"
     [ "$1" = parallel ] && heats="0.6 0.8 1 1.2"
     limit=$(limit_of "$1")
-    model=$(model_of "$1" 0)
+    model=$(model_of "$1" "$first")
     for heat in $heats; do
-        report "sweep-$1-0-$heat" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$validation" \
+        report "sweep-$1-$heat" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$validation" \
             --mode "$(mode_of "$1")" --model "$model" --max-tokens "$limit" --temperature "$heat"
     done
 }
 
-temperature() {  # ARM: by the sweep of seed 0
+temperature() {  # ARM: by its sweep
     python "$here/choose.py" temperature "$RUNS/reports" "$1"
 }
 
@@ -137,7 +158,7 @@ frontier() {
     local arm limit
     for arm in asyncthink parallel sequential; do
         for limit in $frontier_budgets; do
-            tested "frontier-$arm-$limit" "$arm" 0 --puzzles "$frontier_puzzles" --max-tokens "$limit"
+            tested "frontier-$arm-$limit" "$arm" "$first" --puzzles "$frontier_puzzles" --max-tokens "$limit"
         done
     done
 }
@@ -145,7 +166,7 @@ frontier() {
 seconds() {
     local arm model heat limit modes=()
     for arm in asyncthink parallel sequential; do
-        model=$(model_of "$arm" 0)
+        model=$(model_of "$arm" "$first")
         heat=$(temperature "$arm")
         limit=$(limit_of "$arm")
         modes+=("$arm=$model=$heat=$limit")
@@ -156,7 +177,7 @@ seconds() {
 transfer() {
     local arm model heat
     for arm in asyncthink no-rl sequential parallel; do
-        model=$(model_of "$arm" 0)
+        model=$(model_of "$arm" "$first")
         heat=0
         [ "$arm" = parallel ] && heat=1
         report "sudoku-$arm" --latency 0 --task sudoku-4 --part test --puzzles "$frontier_puzzles" --max-tokens 300 \
@@ -169,33 +190,29 @@ budget() {  # the rule of plan.md
     while :; do
         limit=$(python "$here/choose.py" budget "$RUNS/reports" "$budgets")
         [ "${limit#fits }" != "$limit" ] && break
-        rl parallel 0 "$limit"
-        model=$(newest "parallel-0-$limit" best)
+        rl parallel "$first" "$limit"
+        model=$(newest "parallel-$first-$limit" best)
         report "budget-$limit" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$budget_puzzles" \
             --mode parallel --model "$model" --max-tokens "$limit" --temperature 1
     done
     limit=${limit#fits }
-    ln -sfn "parallel-0-$limit" "$RUNS/parallel-0"
+    ln -sfn "parallel-$first-$limit" "$RUNS/parallel-$first"
     echo "$limit" > "$RUNS/budget.part"
     mv "$RUNS/budget.part" "$RUNS/budget"
 }
 
 stages() {  # one a line, in the order of their value
     local arm others="no-path paper no-cold uncapped"
-    echo "cold 0"
-    echo "budget"
-    echo "rl asyncthink 0"
-    echo "rl sequential 0"
-    for arm in asyncthink parallel sequential no-rl; do printf '%s\n' "sweep $arm" "test $arm 0"; done
-    echo "frontier"
-    echo "transfer"
-    for arm in $others; do printf '%s\n' "rl $arm 0" "sweep $arm" "test $arm 0"; done
-    echo "cold 1"
-    for arm in asyncthink parallel sequential; do printf '%s\n' "rl $arm 1" "test $arm 1"; done
-    echo "cold 2"
-    for arm in asyncthink parallel; do printf '%s\n' "rl $arm 2" "test $arm 2"; done
-    for arm in $others; do printf '%s\n' "rl $arm 1" "test $arm 1"; done
-    echo "test no-rl 1"
+    printf '%s\n' "cold $first" budget "rl asyncthink $first" "rl sequential $first"
+    for arm in asyncthink parallel sequential no-rl; do printf '%s\n' "sweep $arm" "test $arm $first"; done
+    printf '%s\n' frontier transfer
+    for arm in $others; do printf '%s\n' "rl $arm $first" "sweep $arm" "test $arm $first"; done
+    echo "cold $second"
+    for arm in asyncthink parallel sequential; do printf '%s\n' "rl $arm $second" "test $arm $second"; done
+    echo "cold $third"
+    for arm in asyncthink parallel; do printf '%s\n' "rl $arm $third" "test $arm $third"; done
+    for arm in $others; do printf '%s\n' "rl $arm $second" "test $arm $second"; done
+    echo "test no-rl $second"
     echo "collect"
 }
 

@@ -10,7 +10,11 @@ drill_steps=1500
 search_steps=4000
 cold_steps=3000
 fit_steps=2000
-fit=410                  # the longest agent of the last part of the cold start: the first budget
+organize_steps=1500
+settle_steps="5000 10000 15000" # the first of these at which a cold start meets its rules
+alone_steps=1500         # of one agent that may search everything, for the arm uncapped
+fit=410                  # the longest agent of the last parts of the cold start: the first budget
+first=1 second=0 third=2   # seeds; the first chooses budget and temperatures, and is what is timed
 rl_steps=60
 sft=(--batch-tokens 1500 --learning-rate 1e-3 --evaluate-every 500 --save-every 250)
 grpo=(--questions 8 --drawn 12 --rounds 1 --group-size 8 --minibatches 2 --clip-low 0.2 --clip-high 0.28
@@ -29,6 +33,8 @@ if [ -n "${SMOKE:-}" ]; then
     search_steps=4
     cold_steps=4
     fit_steps=4
+    organize_steps=4
+    settle_steps=4 alone_steps=4
     rl_steps=2
     sft=(--batch-tokens 1500 --no-bfloat16 --evaluate-every 2 --save-every 2)
     grpo=(--questions 1 --drawn 2 --rounds 1 --group-size 2 --minibatches 1 --entropy 1e-3 --eta-weight 0

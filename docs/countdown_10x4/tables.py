@@ -22,7 +22,7 @@ class Arm:
     label: str
     columns: dict[str, Floats]
     reports: list[dict[str, Any]]
-    seconds: Floats | None = None  # [N], seed 0
+    seconds: Floats | None = None  # [N], of one seed
 
     @property
     def seeds(self) -> int:
@@ -126,4 +126,4 @@ def _seconds(arms: Sequence[Arm]) -> list[str]:
     medians = [(arm.label, float(np.median(seconds))) for arm, seconds in timed]
     label, first = medians[0]
     shown = ", ".join(f"x{first / other:.3f} of {name} ({other:.3f} s)" for name, other in medians[1:])
-    return [f"seconds of one episode at a time, medians, seed 0: {label} {first:.3f} s, {shown}"]
+    return [f"seconds of one episode at a time, medians, one seed: {label} {first:.3f} s, {shown}"]

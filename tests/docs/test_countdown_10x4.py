@@ -51,7 +51,9 @@ def test_independent_agents_find_more_with_more_room() -> None:
     assert shares[0] == 0 <= shares[1] <= shares[2] == 1
 
 
-@pytest.mark.parametrize("drill", [drills.THIRDS, drills.PAIRS, drills.NEAR], ids=lambda drill: drill.name)
+@pytest.mark.parametrize(
+    "drill", [drills.THIRDS, drills.PAIRS, drills.NEAR, drills.ALONE], ids=lambda drill: drill.name
+)
 def test_a_drill_is_held_out_by_numbers_and_right(drill: Any) -> None:
     for seed, held_out in [(seed, held_out) for seed in range(20) for held_out in (False, True)]:
         puzzle = drill.sample(seed, held_out)
@@ -66,6 +68,7 @@ def test_a_drill_is_held_out_by_numbers_and_right(drill: Any) -> None:
             assert len(found) == drills.ASKED
         else:
             assert set(answered) <= set(known) and (drill is not drills.NEAR or answered)
+            assert drill is not drills.ALONE or len(answered) == drill.asked
     pairs = [drills.PAIRS.sample(seed) for seed in range(200)]
     told = [" a:" in drills.PAIRS.demonstrate(pair, 0).scripts[0].text for pair in pairs]
     assert 0.2 < sum(told) / len(told) < 0.8
@@ -91,11 +94,11 @@ def write(folder: Path, **reports: dict[str, Any]) -> None:
         (folder / f"{name.replace('_', '-')}.json").write_text(json.dumps(made))
 
 
-def test_the_temperature_is_chosen_on_seed_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_temperature_is_chosen_by_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(
         tmp_path,
-        sweep_asyncthink_0_0=report(0.0, [1.0, 1.0], 300), sweep_asyncthink_0_1=report(1.0, [1.0, 1.0], 200),
-        sweep_asyncthink_0_2=report(1.2, [1.0, 0.0], 100), sweep_asyncthink_1_0=report(0.0, [1.0, 1.0], 100),
+        sweep_asyncthink_0=report(0.0, [1.0, 1.0], 300), sweep_asyncthink_1=report(1.0, [1.0, 1.0], 200),
+        sweep_asyncthink_2=report(1.2, [1.0, 0.0], 100), sweep_paper_0=report(0.0, [1.0, 1.0], 100),
     )  # fmt: skip
     assert choose.temperature(tmp_path, "asyncthink") == 0
     assert capsys.readouterr().out == "1.0\n"
