@@ -18,7 +18,7 @@ first=1 second=0 third=2   # seeds; the first chooses budget and temperatures, a
 rl_steps=60
 sft=(--batch-tokens 1500 --learning-rate 1e-3 --evaluate-every 500 --save-every 250)
 grpo=(--questions 8 --drawn 12 --rounds 1 --group-size 8 --minibatches 2 --clip-low 0.2 --clip-high 0.28
-    --entropy 1e-3 --temperature 1 --learning-rate 3e-4 --decay 0.2 --eta-weight 0 --complete 0.5 --path-weight 0.4
+    --entropy 1e-3 --temperature 1 --learning-rate 3e-5 --decay 0.2 --eta-weight 0 --complete 0.5 --path-weight 0.4
     --batch-tokens 4096 --cache-tokens 200000 --validate-every 15 --validate-puzzles 200 --save-every 5)
 if grep -qs avx512_bf16 /proc/cpuinfo; then grpo+=(--bfloat16-backward); fi # elsewhere it takes longer
 validation=200
