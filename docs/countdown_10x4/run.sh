@@ -30,7 +30,7 @@ RUNS=${RUNS:-runs/countdown_10x4}
 . "$here/settings.sh"
 
 cold() {  # SEED
-    local seed=$1 model steps
+    local seed=$1 model steps within
     # What searches alone do not teach a model of this size: whether a number is among those of the puzzle.
     train "drill-$seed" sft --steps "$drill_steps" --seed "$seed" --task "$drills:THIRDS" --shape "$shape" --decay 0 \
         --solo 1 --shared 0 --isolated 0 "${sft[@]}"
@@ -38,35 +38,36 @@ cold() {  # SEED
     model=$(newest "drill-$seed" step)
     train "search-$seed" sft --steps "$search_steps" --seed "$seed" --task "$searched" --model "$model" --decay 0 \
         --solo 0.5 --part 0.5 --shared 0 --isolated 0 "${sft[@]}"
-    # Organizers of countdown alone: a quarter of the demonstrations is Sudoku by one agent.
-    model=$(newest "search-$seed" step)
-    train "cold-$seed" sft --steps "$cold_steps" --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" --decay 0 \
-        --model "$model" --solo 0.25 --shared 0.75 --isolated 0 --workers 1 "${sft[@]}"
+    organizers cold "$seed" "search-$seed" "$cold_steps" --decay 0 --solo 0.25 --shared 0.75 --workers 1
     # Only demonstrations that fit into the budget, of one agent alone and of organizers; few organizers do, so more of
     # them are drawn.
-    model=$(newest "cold-$seed" step)
-    train "fit-$seed" sft --steps "$fit_steps" --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" --decay 1 \
-        --model "$model" --solo 0.1 --shared 0.9 --isolated 0 --workers 1 --max-tokens "$fit" "${sft[@]}"
+    within=(--decay 1 --solo 0.1 --shared 0.9 --max-tokens "$fit")
+    organizers fit "$seed" "cold-$seed" "$fit_steps" "${within[@]}" --workers 1
     # Which starts no worker has, and which workers are not joined: an organizer's few tokens, without those of workers.
-    model=$(newest "fit-$seed" step)
-    train "organize-$seed" sft --steps "$organize_steps" --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" \
-        --decay 1 --model "$model" --solo 0.1 --shared 0.9 --isolated 0 --workers 0.1 --max-tokens "$fit" "${sft[@]}"
-    # Both again, for long, the rate falling all the way: the arithmetic of the search needs small steps.
-    model=$(newest "organize-$seed" step)
-    for steps in $settle_steps; do # a longer one goes on where the shorter one ended
-        train "settle-$seed" sft --steps "$steps" --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" --decay 1 \
-            --model "$model" --solo 0.1 --shared 0.9 --isolated 0 --workers 0.5 --max-tokens "$fit" "${sft[@]}"
+    organizers organize "$seed" "fit-$seed" "$organize_steps" "${within[@]}" --workers 0.1
+    # Both again, for longer.
+    for steps in $settle_steps; do # the next one goes on where this one ends, its rate falling from what is left of it
+        organizers settle "$seed" "organize-$seed" "$steps" "${within[@]}" --workers 0.5
         settled "$seed" "cold-$seed-$steps" && return
+        [ $? -eq 3 ] || fail "the cold start of seed $seed could not be judged"
     done
     fail "the cold start of seed $seed misses a rule after $steps steps of settle-$seed: add a longer one to settings.sh"
 }
 
-settled() {  # SEED REPORT: whether a cold start meets the rules of plan.md
+organizers() {  # PART SEED FROM STEPS OPTIONS...: organizers of countdown alone, a quarter Sudoku by one agent
+    local part=$1 seed=$2 steps=$4 model
+    model=$(newest "$3" step)
+    shift 4
+    train "$part-$seed" sft --steps "$steps" --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" --model "$model" \
+        --isolated 0 "${sft[@]}" "$@"
+}
+
+settled() {  # SEED REPORT: whether a cold start meets the rules of plan.md; status 3 if not
     local model
     model=$(newest "settle-$1" step)
     report "$2" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$validation" --model "$model" \
-        --max-tokens "$fit" || fail "report $2 was not made"
-    python "$here/choose.py" copied "$model" && python "$here/choose.py" found "$RUNS/reports/$2.json"
+        --max-tokens "$fit" || return 1
+    python "$here/choose.py" copied "$model" "$fit" && python "$here/choose.py" found "$RUNS/reports/$2.json"
 }
 
 rl() {  # ARM SEED [BUDGET]

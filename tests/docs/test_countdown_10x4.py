@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from asyncthink import checkpoint_path
 from asyncthink.tasks import TASKS
 from asyncthink.tasks.search import find_all
 from asyncthink.tasks.split import in_held_out_share
@@ -106,13 +107,22 @@ def test_the_temperature_is_chosen_by_a_sweep(tmp_path: Path, capsys: pytest.Cap
     assert "there is no sweep of parallel" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("accuracy", "status"), [([1.0, 0.75], 0), ([1.0, 0.5], 1)])
-def test_a_cold_start_that_finds_too_little_ends_the_stage(
+@pytest.mark.parametrize(("accuracy", "status"), [([1.0, 0.75], 0), ([1.0, 0.5], choose.MISSED)])
+def test_a_cold_start_that_finds_too_little_misses_a_rule(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], accuracy: list[float], status: int
 ) -> None:
     write(tmp_path, cold_0=report(0.0, accuracy, 300))
     assert choose.found(tmp_path / "cold-0.json") == status
     assert "expected at least 0.85" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("asked", "status"), [(0.0, 0), (1.1, choose.MISSED)])
+def test_copied_answers_are_judged_on_the_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked: float, status: int
+) -> None:
+    monkeypatch.setattr(choose, "COPIED", asked)
+    assert choose.copied(checkpoint_path("countdown"), "410", puzzles=2) == status
+    assert f"of 2 held-out organizers end right (expected at least {asked})" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -183,3 +193,11 @@ def test_the_scripts_say_how_they_are_used() -> None:
     for script in (FOLDER / "run.sh", ROOT / "docs/smollm2/run.sh"):
         done = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
         assert done.returncode == 2 and "run.sh" in done.stderr
+
+
+def test_a_report_that_failed_is_not_kept(tmp_path: Path) -> None:
+    lines = f". {ROOT}/docs/steps.sh; RUNS={tmp_path}; asyncthink() {{ echo half; return $status; }}"
+    for status, kept in ((1, False), (0, True)):
+        command = f"set -e; status={status}; {lines}; report one && exit 0; exit 4"
+        done = subprocess.run(["bash", "-c", command], check=False)
+        assert (done.returncode == 0) is kept is (tmp_path / "reports/one.json").exists()
