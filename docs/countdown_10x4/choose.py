@@ -1,4 +1,4 @@
-"""``copied MODEL LIMIT``, ``found REPORT``, ``budget REPORTS LIMITS`` or ``temperature REPORTS ARM``: what validation says.
+"""What validation says: `copied MODEL LIMIT`, `found REPORT`, `budget REPORTS LIMITS`, `temperature REPORTS ARM`.
 
 The first two exit with status 3 if a rule of plan.md is missed, so that a crash does not look like that.
 """
