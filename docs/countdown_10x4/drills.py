@@ -4,8 +4,9 @@ A demonstration of the search asks some ten times in 900 tokens whether a number
 tokens a model learned that for the numbers 3 to 11 and not for 2 and 12 to 20, and found half of the solutions.
 ``THIRDS`` asks nothing else, a dozen times in fifty tokens, and was learned in 500 steps. ``PAIRS`` is one line
 of the search. ``NEAR`` is the whole search with a target that many pairs come near. ``ALONE`` is the puzzle itself, its
-four solutions found by one agent that may search everything. Numbers are held out as those of countdown-10x4 are; no
-drill has an organizer.
+four solutions found by one agent that may search everything. ``EVEN`` is the puzzle itself, too: organizers deal the
+search evenly, and one agent alone fills a budget of 460 tokens. Numbers are held out as those of countdown-10x4 are; no
+other drill has an organizer.
 """
 
 from __future__ import annotations
@@ -111,3 +112,4 @@ THIRDS = named(Thirds, "thirds")
 PAIRS = named(Pairs, "pairs")
 NEAR = named(Countdown, "near", most=10**9, pairs_alone=45, targets=(30, 90), all_alone=0.0)
 ALONE = named(Countdown, "alone", all_alone=1.0)
+EVEN = named(Countdown, "even", even=True, pairs_alone=21, all_alone=0.0)

@@ -34,44 +34,46 @@ cold() {  # SEED
     # What searches alone do not teach a model of this size: whether a number is among those of the puzzle.
     train "drill-$seed" sft --steps "$drill_steps" --seed "$seed" --task "$drills:THIRDS" --shape "$shape" --decay 0 \
         --solo 1 --shared 0 --isolated 0 "${sft[@]}"
-    # The search alone, without any protocol: what the arm no-cold begins with.
+    # The search alone, without any protocol.
     model=$(newest "drill-$seed" step)
     train "search-$seed" sft --steps "$search_steps" --seed "$seed" --task "$searched" --model "$model" --decay 0 \
         --solo 0.5 --part 0.5 --shared 0 --isolated 0 "${sft[@]}"
-    organizers cold "$seed" "search-$seed" "$cold_steps" --decay 0 --solo 0.25 --shared 0.75 --workers 1
+    organizers cold "$seed" "search-$seed" "$cold_steps" "$organized" --decay 0 --solo 0.25 --shared 0.75 --workers 1
     # Only demonstrations that fit into the budget, of one agent alone and of organizers; few organizers do, so more of
     # them are drawn.
     within=(--decay 1 --solo 0.1 --shared 0.9 --max-tokens "$fit")
-    organizers fit "$seed" "cold-$seed" "$fit_steps" "${within[@]}" --workers 1
+    organizers fit "$seed" "cold-$seed" "$fit_steps" "$organized" "${within[@]}" --workers 1
     # Which starts no worker has, and which workers are not joined: an organizer's few tokens, without those of workers.
-    organizers organize "$seed" "fit-$seed" "$organize_steps" "${within[@]}" --workers 0.1
+    organizers organize "$seed" "fit-$seed" "$organize_steps" "$organized" "${within[@]}" --workers 0.1
     # Both again, for longer.
-    for steps in $settle_steps; do # the next one goes on where this one ends, its rate falling from what is left of it
-        organizers settle "$seed" "organize-$seed" "$steps" "${within[@]}" --workers 0.5
-        settled "$seed" "cold-$seed-$steps" && return
+    organizers settle "$seed" "organize-$seed" "$settle_steps" "$organized" "${within[@]}" --workers 0.5
+    # Organizers that deal the search evenly, for a short critical path; one agent alone that fills the budget.
+    within=(--decay 1 --solo 0.25 --shared 0.75 --max-tokens "$filled")
+    for steps in $even_steps; do # the next one goes on where this one ends, its rate falling from what is left of it
+        organizers even "$seed" "settle-$seed" "$steps" "$evenly" "${within[@]}" --workers 0.5
+        settled "$seed" "even-$seed-$steps" && return
         [ $? -eq 3 ] || fail "the cold start of seed $seed could not be judged"
     done
-    fail "the cold start of seed $seed misses a rule after $steps steps of settle-$seed: add a longer one to settings.sh"
+    fail "the cold start of seed $seed misses a rule after $steps steps of even-$seed: add a longer one to settings.sh"
 }
 
-organizers() {  # PART SEED FROM STEPS OPTIONS...: organizers of countdown alone, a quarter Sudoku by one agent
-    local part=$1 seed=$2 steps=$4 model
+organizers() {  # PART SEED FROM STEPS TASKS OPTIONS...
+    local part=$1 seed=$2 steps=$4 tasks=$5 model
     model=$(newest "$3" step)
-    shift 4
-    train "$part-$seed" sft --steps "$steps" --seed "$seed" --task "$task,$task,$task,solo:sudoku-4" --model "$model" \
-        --isolated 0 "${sft[@]}" "$@"
+    shift 5
+    train "$part-$seed" sft --steps "$steps" --seed "$seed" --task "$tasks" --model "$model" --isolated 0 "${sft[@]}" "$@"
 }
 
 settled() {  # SEED REPORT: whether a cold start meets the rules of plan.md; status 3 if not
     local model
-    model=$(newest "settle-$1" step)
+    model=$(newest "even-$1" step)
     report "$2" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$validation" --model "$model" \
-        --max-tokens "$fit" || return 1
-    python "$here/choose.py" copied "$model" "$fit" && python "$here/choose.py" found "$RUNS/reports/$2.json"
+        --max-tokens "$filled" || return 1
+    python "$here/choose.py" copied "$model" "$filled" && python "$here/choose.py" found "$RUNS/reports/$2.json"
 }
 
 rl() {  # ARM SEED [BUDGET]
-    local arm=$1 seed=$2 limit model own=() name=$1-$2
+    local arm=$1 seed=$2 limit model rate=$alone_rate own=() name=$1-$2
     [ "$arm" = no-rl ] && return
     case $arm in
         asyncthink) ;;
@@ -92,20 +94,27 @@ rl() {  # ARM SEED [BUDGET]
         fi
     fi
     case $arm in
-        no-cold) model=$(newest "search-$seed" step) ;;
+        no-cold)
+            # The parts behind `search` teach arithmetic, too; this arm shall lack the protocol alone.
+            model=$(newest "search-$seed" step)
+            train "plain-$seed" sft --steps "$plain_steps" --seed "$seed" --task "$searched" --decay 1 --model "$model" \
+                --solo 0.5 --part 0.5 --shared 0 --isolated 0 "${sft[@]}"
+            model=$(newest "plain-$seed" step) ;;
         uncapped)
             # The last parts of the cold start show no search this long.
-            model=$(newest "settle-$seed" step)
+            model=$(newest "even-$seed" step)
             train "alone-$seed" sft --steps "$alone_steps" --seed "$seed" --task "$drills:ALONE" --decay 1 \
                 --model "$model" --solo 1 --shared 0 --isolated 0 "${sft[@]}"
             model=$(newest "alone-$seed" step) ;;
-        *) model=$(newest "settle-$seed" step) ;;
+        *) model=$(newest "even-$seed" step) ;;
     esac
-    train "$name" grpo --steps "$rl_steps" --seed "$seed" --model "$model" --task "$task" --max-tokens "$limit" "${grpo[@]}" "${own[@]}"
+    [ "$(mode_of "$arm")" = asyncthink ] && rate=$organizer_rate
+    train "$name" grpo --steps "$rl_steps" --seed "$seed" --model "$model" --task "$task" --max-tokens "$limit" \
+        --learning-rate "$rate" "${grpo[@]}" "${own[@]}"
 }
 
 model_of() {  # ARM SEED
-    if [ "$1" = no-rl ]; then newest "settle-$2" step; else newest "$1-$2" best; fi
+    if [ "$1" = no-rl ]; then newest "even-$2" step; else newest "$1-$2" best; fi
 }
 
 mode_of() {  # ARM
@@ -126,8 +135,8 @@ limit_of() {  # ARM
 }
 
 sweep() {  # ARM
-    local heat limit model heats="0 0.3 0.6 0.8 1"
-    [ "$1" = parallel ] && heats="0.6 0.8 1 1.2"
+    local heat limit model heats=$heats
+    [ "$1" = parallel ] && heats=$parallel_heats
     limit=$(limit_of "$1")
     model=$(model_of "$1" "$first")
     for heat in $heats; do
@@ -187,14 +196,16 @@ transfer() {
 }
 
 budget() {  # the rule of plan.md
-    local limit model
+    local limit model heat
     while :; do
         limit=$(python "$here/choose.py" budget "$RUNS/reports" "$budgets")
         [ "${limit#fits }" != "$limit" ] && break
         rl parallel "$first" "$limit"
         model=$(newest "parallel-$first-$limit" best)
-        report "budget-$limit" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$budget_puzzles" \
-            --mode parallel --model "$model" --max-tokens "$limit" --temperature 1
+        for heat in $parallel_heats; do
+            report "budget-$limit-$heat" --latency 0 --task "$task" --part validation --first 2000000 --mode parallel \
+                --puzzles "$budget_puzzles" --model "$model" --max-tokens "$limit" --temperature "$heat"
+        done
     done
     limit=${limit#fits }
     ln -sfn "parallel-$first-$limit" "$RUNS/parallel-$first"

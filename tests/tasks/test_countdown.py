@@ -76,7 +76,8 @@ def test_the_question_holds_the_puzzle() -> None:
         Countdown().parse_prompt("what is love")
 
 
-COUNTDOWNS = [TASKS[name] for name in ("countdown", "countdown-8", "countdown-8x4")]
+EVEN = Countdown("even", 8, 6, even=True)
+COUNTDOWNS = [*(TASKS[name] for name in ("countdown", "countdown-8", "countdown-8x4")), EVEN]
 
 
 def searched(script: Script) -> list[int]:
@@ -143,6 +144,25 @@ def test_one_agent_alone_searches_what_it_has_room_for(countdown: Countdown) -> 
     assert (
         countdown.demonstrate(puzzle, 7, "parallel").scripts == countdown.demonstrate(puzzle, 7, "sequential").scripts
     )
+
+
+def pairs(puzzle: Puzzle, starts: Sequence[int]) -> int:
+    return sum(len(puzzle.numbers) - 1 - puzzle.numbers.index(start) for start in starts)
+
+
+@pytest.mark.parametrize("pool", [2, 3, 4, 9])
+def test_an_even_search_keeps_all_agents_busy_alike(pool: int) -> None:
+    for seed in range(20):
+        puzzle = EVEN.sample(seed)
+        scripts = EVEN.demonstrate(puzzle, seed, pool=pool).scripts
+        kinds = [type(action).__name__ for action in read(scripts[0])]
+        workers = len(scripts) - 1
+        assert kinds == ["Fork"] * workers + ["Join"] * workers + ["Answer"] and workers <= pool - 1
+        searched_by = [pairs(puzzle, searched(script)) for script in scripts]
+        assert sum(searched_by) == 28 and max(searched_by) <= max(28 / pool + 1, 7)  # seven pairs have the same start
+        alone = pairs(puzzle, searched(EVEN.demonstrate(puzzle, seed, "sequential").scripts[0]))
+        assert alone > 8  # of 12: one that had stopped by chance would have fewer
+    assert EVEN.demonstrate(puzzle, 1) == EVEN.demonstrate(puzzle, 1)
 
 
 def test_the_search_ends_at_the_fourth_solution() -> None:

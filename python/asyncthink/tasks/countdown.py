@@ -92,7 +92,8 @@ class Countdown:
     A puzzle has ``count`` numbers from 2 to ``largest``, a target above them within ``targets``, and ``asked`` (4) to
     ``most`` solutions of two or three numbers. In a demonstration without workers one agent searches at most
     ``pairs_alone`` pairs, or, in the share ``all_alone`` of them, all of them. ``by_numbers``: all puzzles of the same
-    numbers are held out together.
+    numbers are held out together. ``even``: organizers deal the search evenly, for a short critical path, and one
+    agent searches as much as ``pairs_alone`` allows; otherwise both do anything.
     """
 
     name: str = "countdown"
@@ -104,6 +105,7 @@ class Countdown:
     targets: tuple[int, int] = (SMALLEST, LARGEST_TARGET)
     by_numbers: bool = False
     all_alone: float = 0.0
+    even: bool = False
 
     def sample(self, seed: int, held_out: bool = False) -> Puzzle:
         """The puzzle of this seed, drawn uniformly from the held-out tenth or from the rest.
@@ -188,9 +190,10 @@ class Countdown:
     ) -> Demonstration:
         """A written-out solution, a pure function of its arguments.
 
-        "asyncthink": an organizer with workers in a random topology. "sequential" and "parallel": one agent searches
-        some of the parts in random order, as many as :attr:`pairs_alone` allows. "part": one agent searches the parts
-        that the question names, without any protocol. With a ``depth`` above 1 workers may organize their own parts.
+        "asyncthink": an organizer with workers in a random topology, or an even one. "sequential" and "parallel": one
+        agent searches some of the parts in random order, as many as :attr:`pairs_alone` allows. "part": one agent
+        searches the parts that the question names, without any protocol. With a ``depth`` above 1 workers may organize
+        their own parts.
 
         Raises ValueError for an unknown mode or context and for a pool without a worker.
         """
@@ -204,18 +207,19 @@ class Countdown:
             return Demonstration(question, mode, context, pool, scripts)
         prefix = question if context == "isolated" else ""
         writer = Writer(Script("organizer"), self.largest)
-        parts = _parts(puzzle, puzzle.numbers[:-1], prefix, writer, lambda: writer.answer(self.asked))
+        parts = _parts(puzzle, puzzle.numbers[:-1], prefix, writer, lambda: writer.answer(self.asked), self.even)
         return Demonstration(question, mode, context, pool, organize(parts, writer.script, pool, rng, depth), depth)
 
     def _some_starts(self, puzzle: Puzzle, rng: random.Random) -> list[int]:
-        """Starts in random order within :attr:`pairs_alone`; one time in five within a random smaller limit.
+        """Starts in random order within :attr:`pairs_alone`; unless :attr:`even`, one time in five within a random
+        smaller limit.
 
         In the share :attr:`all_alone` all of them.
         """
         starts = rng.sample(puzzle.numbers[:-1], len(puzzle.numbers) - 1)
         if self.all_alone and rng.random() < self.all_alone:
             return starts
-        room = self.pairs_alone if rng.random() < 0.8 else rng.randint(1, self.pairs_alone)
+        room = self.pairs_alone if self.even or rng.random() < 0.8 else rng.randint(1, self.pairs_alone)
         kept = []
         for start in starts:
             pairs = len(puzzle.numbers) - 1 - puzzle.numbers.index(start)
@@ -225,7 +229,9 @@ class Countdown:
         return kept or [puzzle.numbers[-2]]
 
 
-def _parts(puzzle: Puzzle, starts: Sequence[int], prefix: str, writer: Writer, close: Callable[[], None]) -> Parts:
+def _parts(
+    puzzle: Puzzle, starts: Sequence[int], prefix: str, writer: Writer, close: Callable[[], None], even: bool
+) -> Parts:
     """The search of ``starts`` by an organizer who writes with ``writer``, and by its workers."""
 
     def own(part: int) -> None:
@@ -233,7 +239,7 @@ def _parts(puzzle: Puzzle, starts: Sequence[int], prefix: str, writer: Writer, c
 
     def organized(group: Sequence[int], script: Script) -> tuple[Parts, list[str]]:
         inner = Writer(script, writer.reach)
-        return _parts(puzzle, [starts[part] for part in group], prefix, inner, inner.give_back), inner.solutions
+        return _parts(puzzle, [starts[part] for part in group], prefix, inner, inner.give_back, even), inner.solutions
 
     return Parts(
         len(starts),
@@ -245,6 +251,7 @@ def _parts(puzzle: Puzzle, starts: Sequence[int], prefix: str, writer: Writer, c
         join=writer.join,
         close=close,
         organized=organized,
+        sizes=[len(puzzle.numbers) - 1 - puzzle.numbers.index(start) for start in starts] if even else (),
     )
 
 

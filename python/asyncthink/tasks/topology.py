@@ -15,6 +15,7 @@ from asyncthink.tasks.script import Script
 
 MOST_FORKS = 4
 STYLES = ("batch", "interleave", "mixed")
+DEALS = 256  # random partitions of which the most even one is taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,9 @@ class Parts:
     ``organized`` is for a worker that organizes its group itself: the parts of the group, numbered anew, whose
     functions write the worker's script and end it with a return, and the list that its results are added to. None: such
     a task's workers do not fork.
+
+    ``sizes``, where given, asks for a short critical path: how much is written for each part, in any unit. All workers
+    that the pool allows are forked first and joined last, and no agent has much more to write than another.
     """
 
     count: int
@@ -36,6 +40,7 @@ class Parts:
     join: Callable[[int, list[str]], None]
     close: Callable[[], None]
     organized: Callable[[Sequence[int], Script], tuple[Parts, list[str]]] | None = None
+    sizes: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +58,8 @@ def organize(parts: Parts, organizer: Script, pool: int, rng: random.Random, dep
     At most ``pool - 1`` workers are alive at any time. With a ``depth`` above 1 a worker of several parts may organize
     them itself; it gets a share of the pool, which it and its own workers do not exceed.
     """
-    groups, own = _partition(parts.count, rng)
-    style = rng.choice(STYLES)
+    groups, own = _even(parts, pool, rng) if parts.sizes else _partition(parts.count, rng)
+    style = "batch" if parts.sizes else rng.choice(STYLES)
     scripts, forks = [organizer], 0
     live: list[_Live] = []
     while groups or own or live:
@@ -108,5 +113,23 @@ def _partition(count: int, rng: random.Random) -> tuple[list[list[int]], list[in
     forks = rng.randint(0, min(MOST_FORKS, count))
     owners = list(range(forks)) + [rng.randint(0, forks) for _ in range(count - forks)]
     rng.shuffle(owners)
+    return _split(owners, forks)
+
+
+def _even(parts: Parts, pool: int, rng: random.Random) -> tuple[list[list[int]], list[int]]:
+    """The same, in which the agent that writes most writes little: the best of :data:`DEALS` partitions."""
+    forks = min(pool - 1, parts.count)
+
+    def most(owners: Sequence[int]) -> int:
+        written = [0] * (forks + 1)
+        for owner, size in zip(owners, parts.sizes, strict=True):
+            written[owner] += size
+        return max(written)
+
+    groups, own = _split(min(([rng.randint(0, forks) for _ in parts.sizes] for _ in range(DEALS)), key=most), forks)
+    return [group for group in groups if group], own
+
+
+def _split(owners: Sequence[int], forks: int) -> tuple[list[list[int]], list[int]]:
     split = [[part for part, owner in enumerate(owners) if owner == k] for k in range(forks + 1)]
     return split[:forks], split[forks]
