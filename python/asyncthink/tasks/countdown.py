@@ -93,7 +93,7 @@ class Countdown:
     ``most`` solutions of two or three numbers. In a demonstration without workers one agent searches at most
     ``pairs_alone`` pairs, or, in the share ``all_alone`` of them, all of them. ``by_numbers``: all puzzles of the same
     numbers are held out together. ``even``: organizers deal the search evenly, for a short critical path, and one
-    agent searches as much as ``pairs_alone`` allows; otherwise both do anything.
+    agent searches as much as ``pairs_alone`` allows; otherwise both are random.
     """
 
     name: str = "countdown"
