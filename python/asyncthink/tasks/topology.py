@@ -117,7 +117,7 @@ def _partition(count: int, rng: random.Random) -> tuple[list[list[int]], list[in
 
 
 def _even(parts: Parts, pool: int, rng: random.Random) -> tuple[list[list[int]], list[int]]:
-    """The same, in which the agent that writes most writes little: the best of :data:`DEALS` partitions."""
+    """The same with as many workers as the pool allows: of :data:`DEALS` random ones the most even one."""
     forks = min(pool - 1, parts.count)
 
     def most(owners: Sequence[int]) -> int:
