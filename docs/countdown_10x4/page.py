@@ -1,6 +1,6 @@
 """``page.py collect RUNS``: what the page needs of the runs, into ``data/``; ``page.py``: tables and pictures again.
 
-Everything on ../countdown_10x4.md between ``<!-- table: NAME -->`` and ``<!-- end -->``, and every picture, is made
+Everything on ../results.md between ``<!-- table: NAME -->`` and ``<!-- end -->``, and every picture, is made
 from the committed files in ``data/`` by the second form.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 
 from asyncthink.files import write_whole
 from asyncthink.train.progress import read_metrics
-from tables import table_of
+from tables import table_of, validations
 
 HERE = Path(__file__).parent
-DATA, PAGE = HERE / "data", HERE.with_suffix(".md")
+DATA, PAGE = HERE / "data", HERE.parent / "results.md"
 LOGGED = ("reward", "accuracy", "solved", "critical_path_tokens", "total_tokens", "format_errors", "forks")
 LOGGED += ("joined_tokens", "unjoined_tokens", "entropy", "clipped", "effective_samples", "off_policy", "groups_silent")
 MODES = (("test-asyncthink", "asyncthink"), ("test-parallel", "parallel"), ("test-sequential", "sequential"))
@@ -33,7 +33,22 @@ TABLES: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
         ),
         "asyncthink",
     ),
+    "transfer": (
+        (
+            ("sudoku-asyncthink", "asyncthink"),
+            ("sudoku-no-rl", "organizer without RL"),
+            ("sudoku-parallel", "parallel"),
+            ("sudoku-sequential", "sequential"),
+        ),
+        "sequential",
+    ),
 }
+RUNS = (
+    ("asyncthink", "asyncthink"),
+    ("parallel", "parallel, temperature 1"),
+    ("sequential", "sequential"),
+    ("free", "organizer that was shown any deal"),
+)
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -72,9 +87,13 @@ def _short(value: Any) -> Any:
 
 def draw() -> list[str]:
     """The pictures for which there are data: accuracy against path, and validations over the steps."""
+    return [name for name, drawn in (("frontier", draw_frontier()), ("validation", draw_validation())) if drawn]
+
+
+def draw_frontier() -> bool:
+    """Puzzles solved against the path under several budgets, a line a mode."""
     from matplotlib.figure import Figure
 
-    made = []
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
     axis = figure.subplots()
     for _, mode in MODES:
@@ -85,44 +104,56 @@ def draw() -> list[str]:
         )
         if points:
             axis.plot(*zip(*points, strict=True), marker="o", label=mode)
-            made = ["frontier"]
-    if made:
-        axis.set(xlabel="critical path, tokens", ylabel="all four solutions, percent")
-        axis.legend()
-        figure.savefig(HERE / "frontier.png", dpi=110)
+    if not axis.lines:
+        return False
+    axis.set(xlabel="critical path, tokens", ylabel="test puzzles with all four solutions, percent")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(HERE / "frontier.png", dpi=110)
+    return True
+
+
+def draw_validation() -> bool:
+    """Puzzles solved and path at every validation of the trained arms."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    logs = sorted(DATA.glob("*-[0-9].log.json"))
-    for file in logs:
+    for file in sorted(DATA.glob("*-[0-9].log.json")):
         notes = [line for line in json.loads(file.read_text())["notes"] if "validation" in line]
         if notes:
             steps, name = [line["step"] for line in notes], file.name.removesuffix(".log.json")
-            left.plot(steps, [100 * line["validation"]["solved"] for line in notes], label=name)
-            right.plot(steps, [line["validation"]["critical_path_tokens"] for line in notes], label=name)
-            made = [*made[:1], "validation"]
-    if "validation" in made:
-        left.set(xlabel="steps", ylabel="validation puzzles with all four, percent")
-        right.set(xlabel="steps", ylabel="critical path, tokens")
-        right.legend(fontsize=7)
-        figure.savefig(HERE / "validation.png", dpi=110)
-    return made
+            left.plot(steps, [100 * line["validation"]["solved"] for line in notes], marker="o", label=name)
+            right.plot(steps, [line["validation"]["critical_path_tokens"] for line in notes], marker="o", label=name)
+    if not left.lines:
+        return False
+    left.set(xlabel="steps of GRPO", ylabel="validation puzzles with all four, percent", ylim=(0, 100))
+    right.set(xlabel="steps of GRPO", ylabel="critical path, tokens", ylim=(0, None))
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    right.legend(fontsize=8)
+    figure.savefig(HERE / "validation.png", dpi=110)
+    return True
 
 
-def main() -> int:
+def with_tables(text: str) -> str:
+    """The page with its tables made again from ``data/``. Raises ValueError if a table has no place on it."""
+    tables = {name: table_of(DATA, arms, against) for name, (arms, against) in TABLES.items()}
+    tables["validation"] = validations(DATA, RUNS)
+    missing = tables.keys() - {match[2] for match in _BLOCK.finditer(text)}
+    if missing:
+        raise ValueError(f"page: expected a place for each table, got none for {', '.join(sorted(missing))}")
+    return _BLOCK.sub(lambda m: f"{m[1]}{tables[m[2]]}\n{m[4]}" if m[2] in tables else m[0], text)
+
+
+def main() -> None:
     if sys.argv[1:2] == ["collect"]:
         collect(Path(sys.argv[2]))
-    tables = {name: table_of(DATA, arms, against) for name, (arms, against) in TABLES.items()}
-    page = PAGE.read_text(encoding="utf-8")
-    missing = tables.keys() - {match[2] for match in _BLOCK.finditer(page)}
-    if missing:
-        print(f"page.py: {PAGE} has no place for {', '.join(sorted(missing))}", file=sys.stderr)
-        return 1
-    page = _BLOCK.sub(lambda m: f"{m[1]}{tables[m[2]]}\n{m[4]}" if m[2] in tables else m[0], page)
+    text = with_tables(PAGE.read_text(encoding="utf-8"))
     pictures = draw()
-    write_whole(PAGE, page)
-    print(f"{PAGE.name}: {', '.join([*tables, *pictures])}")
-    return 0
+    write_whole(PAGE, text)
+    print(f"{PAGE.name}: {', '.join([*TABLES, 'validation', *pictures])}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

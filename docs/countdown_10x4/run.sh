@@ -6,6 +6,7 @@
 #   run.sh stages             all stages in that order, and which are done
 #
 #   run.sh cold SEED          the cold start of a seed, shared by its arms
+#   run.sh given SEED         instead: the cold start that is in this folder, as cold-SEED
 #   run.sh budget             `parallel` at the budgets of plan.md until one fits, which all later stages use
 #   run.sh rl ARM SEED        reinforcement learning of one arm
 #   run.sh rl ARM SEED LIMIT  the same at a budget that may become the chosen one, beside the stage `budget`
@@ -16,8 +17,8 @@
 #   run.sh seconds            the three modes of the first seed, one episode at a time: the machine must do nothing else
 #   run.sh collect            configurations, logs and reports into this folder
 #
-# Arms: asyncthink, parallel, sequential, uncapped, paper, no-path, no-cold, no-rl. RUNS is the folder of the runs
-# (default: runs/countdown_10x4), SMOKE=1 makes everything tiny, to test this script.
+# Arms: asyncthink, parallel, sequential, uncapped, paper, no-path, no-cold, no-rl, free, free-no-rl. RUNS is the folder of
+# the runs (default: runs/countdown_10x4), SMOKE=1 makes everything tiny, to test this script.
 #
 # All that is left, unattended: while bash docs/countdown_10x4/run.sh next; do :; done
 set -euo pipefail
@@ -30,58 +31,39 @@ RUNS=${RUNS:-runs/countdown_10x4}
 . "$here/settings.sh"
 
 cold() {  # SEED
-    local seed=$1 model steps within
-    # What searches alone do not teach a model of this size: whether a number is among those of the puzzle.
-    train "drill-$seed" sft --steps "$drill_steps" --seed "$seed" --task "$drills:THIRDS" --shape "$shape" --decay 0 \
+    local seed=$1 model steps
+    # What searches alone do not teach a model of this size: whether a number is among those of the puzzle, arithmetic.
+    train "drill-$seed" sft --steps "$drill_steps" --seed "$seed" --task "$drilled" --shape "$shape" --decay 0.3 \
         --solo 1 --shared 0 --isolated 0 "${sft[@]}"
-    # The search alone, without any protocol.
+    # Organizers that deal the search evenly, one agent alone that fills the budget, and the drills among them.
     model=$(newest "drill-$seed" step)
-    train "search-$seed" sft --steps "$search_steps" --seed "$seed" --task "$searched" --model "$model" --decay 0 \
-        --solo 0.5 --part 0.5 --shared 0 --isolated 0 "${sft[@]}"
-    organizers cold "$seed" "search-$seed" "$cold_steps" "$organized" --decay 0 --solo 0.25 --shared 0.75 --workers 1
-    # Only demonstrations that fit into the budget, of one agent alone and of organizers; few organizers do, so more of
-    # them are drawn.
-    within=(--decay 1 --solo 0.1 --shared 0.9 --max-tokens "$fit")
-    organizers fit "$seed" "cold-$seed" "$fit_steps" "$organized" "${within[@]}" --workers 1
-    # Which starts no worker has, and which workers are not joined: an organizer's few tokens, without those of workers.
-    organizers organize "$seed" "fit-$seed" "$organize_steps" "$organized" "${within[@]}" --workers 0.1
-    # Both again, for longer.
-    organizers settle "$seed" "organize-$seed" "$settle_steps" "$organized" "${within[@]}" --workers 0.5
-    # Organizers that deal the search evenly, for a short critical path; one agent alone that fills the budget.
-    within=(--decay 1 --solo 0.25 --shared 0.75 --max-tokens "$filled")
-    for steps in $even_steps; do # the next one goes on where this one ends, its rate falling from what is left of it
-        organizers even "$seed" "settle-$seed" "$steps" "$evenly" "${within[@]}" --workers 0.5
-        settled "$seed" "even-$seed-$steps" && return
+    for steps in $cold_steps; do # the next one goes on where this one ends, its rate falling from what is left of it
+        train "cold-$seed" sft --steps "$steps" --seed "$seed" --task "$organized" --model "$model" --decay 0.7 \
+            --batches 2 --max-tokens "$filled" --solo 0.25 --shared 0.75 --isolated 0 --workers 0.6 "${sft[@]}"
+        settled "$seed" "cold-$seed-$steps" && return
         [ $? -eq 3 ] || fail "the cold start of seed $seed could not be judged"
     done
-    fail "the cold start of seed $seed misses a rule after $steps steps of even-$seed: add a longer one to settings.sh"
-}
-
-organizers() {  # PART SEED FROM STEPS TASKS OPTIONS...
-    local part=$1 seed=$2 steps=$4 tasks=$5 model
-    model=$(newest "$3" step)
-    shift 5
-    train "$part-$seed" sft --steps "$steps" --seed "$seed" --task "$tasks" --model "$model" --isolated 0 "${sft[@]}" "$@"
+    fail "the cold start of seed $seed misses a rule after $steps steps of cold-$seed: add a longer one to settings.sh"
 }
 
 settled() {  # SEED REPORT: whether a cold start meets the rules of plan.md; status 3 if not
     local model
-    model=$(newest "even-$1" step)
+    model=$(newest "cold-$1" step)
     report "$2" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$validation" --model "$model" \
         --max-tokens "$filled" || return 1
     python "$here/choose.py" copied "$model" "$filled" && python "$here/choose.py" found "$RUNS/reports/$2.json"
 }
 
 rl() {  # ARM SEED [BUDGET]
-    local arm=$1 seed=$2 limit model rate=$alone_rate own=() name=$1-$2
-    [ "$arm" = no-rl ] && return
+    local arm=$1 seed=$2 limit model steps=$rl_steps rate=$alone_rate own=() name=$1-$2
+    case $arm in no-rl | free-no-rl) return ;; esac
     case $arm in
         asyncthink) ;;
         parallel) own=(--mode parallel --credit marginal --validate-temperature 1) ;;
         sequential | uncapped) own=(--mode sequential) ;;
         paper) own=(--eta-weight 0.2 --complete 0 --path-weight 0 --scale group) ;;
         no-path) own=(--path-weight 0) ;;
-        no-cold) ;;
+        no-cold | free) ;;
         *) fail "arm: expected one of those in its head, got $arm" ;;
     esac
     if [ $# -eq 3 ]; then
@@ -95,26 +77,36 @@ rl() {  # ARM SEED [BUDGET]
     fi
     case $arm in
         no-cold)
-            # The parts behind `search` teach arithmetic, too; this arm shall lack the protocol alone.
-            model=$(newest "search-$seed" step)
-            train "plain-$seed" sft --steps "$plain_steps" --seed "$seed" --task "$searched" --decay 1 --model "$model" \
-                --solo 0.5 --part 0.5 --shared 0 --isolated 0 "${sft[@]}"
+            # As long as the cold start, without an organizer: this arm shall lack the protocol alone.
+            model=$(newest "drill-$seed" step)
+            train "plain-$seed" sft --steps "${cold_steps%% *}" --seed "$seed" --task "$searched" --model "$model" \
+                --decay 0.7 --batches 2 --solo 0.5 --part 0.5 --shared 0 --isolated 0 "${sft[@]}"
             model=$(newest "plain-$seed" step) ;;
         uncapped)
-            # The last parts of the cold start show no search this long.
-            model=$(newest "even-$seed" step)
+            # The cold start shows no search this long.
+            model=$(newest "cold-$seed" step)
             train "alone-$seed" sft --steps "$alone_steps" --seed "$seed" --task "$drills:ALONE" --decay 1 \
                 --model "$model" --solo 1 --shared 0 --isolated 0 "${sft[@]}"
             model=$(newest "alone-$seed" step) ;;
-        *) model=$(newest "even-$seed" step) ;;
+        free)
+            # Organizers that deal the search in any way: which one is short, they must find out themselves.
+            model=$(newest "cold-$seed" step)
+            train "any-deal-$seed" sft --steps "$any_deal_steps" --seed "$seed" --task "$dealt" --model "$model" --decay 1 \
+                --batches 2 --max-tokens "$filled" --solo 0.25 --shared 0.75 --isolated 0 --workers 0.6 "${sft[@]}"
+            model=$(newest "any-deal-$seed" step) ;;
+        *) model=$(newest "cold-$seed" step) ;;
     esac
-    [ "$(mode_of "$arm")" = asyncthink ] && rate=$organizer_rate
-    train "$name" grpo --steps "$rl_steps" --seed "$seed" --model "$model" --task "$task" --max-tokens "$limit" \
+    if [ "$(mode_of "$arm")" = asyncthink ] && [ "$arm" != free ]; then steps=$organizer_steps rate=$organizer_rate; fi
+    train "$name" grpo --steps "$steps" --seed "$seed" --model "$model" --task "$task" --max-tokens "$limit" \
         --learning-rate "$rate" "${grpo[@]}" "${own[@]}"
 }
 
 model_of() {  # ARM SEED
-    if [ "$1" = no-rl ]; then newest "even-$2" step; else newest "$1-$2" best; fi
+    case $1 in
+        no-rl) newest "cold-$2" step ;;
+        free-no-rl) newest "any-deal-$2" step ;;
+        *) newest "$1-$2" best ;;
+    esac
 }
 
 mode_of() {  # ARM
@@ -140,9 +132,22 @@ sweep() {  # ARM
     limit=$(limit_of "$1")
     model=$(model_of "$1" "$first")
     for heat in $heats; do
+        if [ "$1" = parallel ]; then # the stage budget has asked these puzzles, and more
+            cp "$RUNS/reports/budget-$limit-$heat.json" "$RUNS/reports/sweep-parallel-$heat.json"
+            continue
+        fi
         report "sweep-$1-$heat" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$validation" \
             --mode "$(mode_of "$1")" --model "$model" --max-tokens "$limit" --temperature "$heat"
     done
+}
+
+given() {  # SEED
+    local model=$RUNS/cold-$1
+    [ -e "$here/cold-$1" ] || fail "the cold start of seed $1 is not in $here"
+    [ -e "$model" ] && fail "$model exists already"
+    mkdir -p "$model" "$RUNS/done"
+    cp -r "$here/cold-$1" "$model/step-${cold_steps%% *}"
+    touch "$model/finished" "$RUNS/done/cold-$1"
 }
 
 temperature() {  # ARM: by its sweep
@@ -190,7 +195,7 @@ transfer() {
         model=$(model_of "$arm" "$first")
         heat=0
         [ "$arm" = parallel ] && heat=1
-        report "sudoku-$arm" --latency 0 --task sudoku-4 --part test --puzzles "$frontier_puzzles" --max-tokens 300 \
+        report "sudoku-$arm-$first" --latency 0 --task sudoku-4 --part test --puzzles "$frontier_puzzles" --max-tokens 300 \
             --mode "$(mode_of "$arm")" --model "$model" --temperature "$heat"
     done
 }
@@ -217,7 +222,8 @@ stages() {  # one a line, in the order of their value
     local arm others="no-path paper no-cold uncapped"
     printf '%s\n' "cold $first" budget "rl asyncthink $first" "rl sequential $first"
     for arm in asyncthink parallel sequential no-rl; do printf '%s\n' "sweep $arm" "test $arm $first"; done
-    printf '%s\n' frontier transfer
+    printf '%s\n' frontier transfer "rl free $first"
+    for arm in free free-no-rl; do printf '%s\n' "sweep $arm" "test $arm $first"; done
     for arm in $others; do printf '%s\n' "rl $arm $first" "sweep $arm" "test $arm $first"; done
     echo "cold $second"
     for arm in asyncthink parallel sequential; do printf '%s\n' "rl $arm $second" "test $arm $second"; done
@@ -240,6 +246,6 @@ case ${1:-}:$# in
     next:1) next ;;
     stages:1)
         stages | while read -r -a stage; do is_done "${stage[@]}" && mark=x || mark=" "; echo "[$mark] ${stage[*]}"; done ;;
-    cold:2 | rl:[34] | sweep:2 | test:3 | budget:1 | frontier:1 | seconds:1 | transfer:1 | collect:1) run "$@" ;;
+    cold:2 | given:2 | rl:[34] | sweep:2 | test:3 | budget:1 | frontier:1 | seconds:1 | transfer:1 | collect:1) run "$@" ;;
     *) sed -n '2,23p' "$0" >&2; exit 2 ;;
 esac

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
+VALIDATED = (("solved", "{:.1f}", 100), ("accuracy", "{:.1f}", 100), ("format_errors", "{:.1f}", 100))
+VALIDATED += (("critical_path_tokens", "{:.0f}", 1),)
 Floats = NDArray[np.float64]
 
 
@@ -117,6 +119,22 @@ def table_of(data: Path, arms: Sequence[tuple[str, str]], against: str) -> str:
         for arm in read[1:]
     ]
     return markdown(list(columns), rows, notes + _seconds(read))
+
+
+def validations(data: Path, runs: Sequence[tuple[str, str]]) -> str:
+    """What the validations of these runs (name, label) said, one after the other, of the first seed that there is."""
+    rows = []
+    for run, label in runs:
+        log = next(iter(sorted(data.glob(f"{run}-[0-9].log.json"))), None)
+        notes = [] if log is None else [note for note in json.loads(log.read_text())["notes"] if "validation" in note]
+        if notes:
+            seen = [note["validation"] for note in notes]
+            shown = [", ".join(str(note["step"]) for note in notes)]
+            for name, pattern, scale in VALIDATED:
+                shown.append(", ".join(pattern.format(scale * each[name]) for each in seen))
+            rows.append([label, *shown])
+    headings = ("steps", "all 4 %", "found %", "format errors %", "critical path, tokens")
+    return markdown(headings, rows) if rows else "Not run yet."
 
 
 def _seconds(arms: Sequence[Arm]) -> list[str]:

@@ -27,7 +27,7 @@ import drills  # noqa: E402
 import floor  # noqa: E402
 import looked_up  # noqa: E402
 import page  # noqa: E402
-from tables import table_of  # noqa: E402
+from tables import table_of, validations  # noqa: E402
 
 
 def test_no_demonstration_is_below_the_floor_and_one_comes_near() -> None:
@@ -107,13 +107,13 @@ def test_the_temperature_is_chosen_by_a_sweep(tmp_path: Path, capsys: pytest.Cap
     assert "there is no sweep of parallel" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("accuracy", "status"), [([1.0, 1.0], 0), ([1.0, 0.9], choose.MISSED)])
+@pytest.mark.parametrize(("accuracy", "status"), [([1.0, 0.75], 0), ([1.0, 0.5], choose.MISSED)])
 def test_a_cold_start_that_finds_too_little_misses_a_rule(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], accuracy: list[float], status: int
 ) -> None:
     write(tmp_path, cold_0=report(0.0, accuracy, 300))
     assert choose.found(tmp_path / "cold-0.json") == status
-    assert "expected at least 0.98" in capsys.readouterr().out
+    assert "expected at least 0.85" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("asked", "status"), [(0.0, 0), (1.1, choose.MISSED)])
@@ -146,6 +146,12 @@ def test_the_budget_is_tried_then_interpolated(
     printed = capsys.readouterr()
     assert printed.out == (f"{answer}\n" if answer else "")
     assert answer or "no budget fits" in printed.err
+
+
+def test_a_single_budget_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert choose.budget(tmp_path, "410") == 0 and capsys.readouterr().out == "410\n"
+    write(tmp_path, budget_410_1=report(1.0, [0.2], 400))
+    assert choose.budget(tmp_path, "410") == 0 and capsys.readouterr().out == "fits 410\n"
 
 
 def test_a_table_is_over_seeds_and_puzzles(tmp_path: Path) -> None:
@@ -189,6 +195,48 @@ def test_what_is_collected_names_arms_and_no_folder_of_this_machine(
     assert sorted(collected) == sorted([*arms, "test-parallel-0.json"])
     assert str(tmp_path) not in "".join(collected.values())
     assert "runs/countdown_10x4/parallel-0/best-000060" in collected["test-parallel-0.json"]
+
+
+def test_the_page_is_made_of_the_committed_files() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.with_tables(text) == text
+    for picture in ("frontier", "validation"):
+        drawn = (FOLDER / f"{picture}.png").exists()
+        assert (f"countdown_10x4/{picture}.png" in text) is drawn
+
+
+def test_a_page_has_a_place_for_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "DATA", tmp_path)
+    places = "".join(f"<!-- table: {name} -->\nold\n<!-- end -->\n" for name in [*page.TABLES, "validation"])
+    made = page.with_tables(f"Before.\n{places}Behind.\n")
+    assert "old" not in made and made.startswith("Before.") and made.endswith("Behind.\n")
+    assert made.count("Not run yet.") == len(page.TABLES) + 1
+    with pytest.raises(ValueError, match="page: expected a place for each table, got none for transfer"):
+        page.with_tables(places.replace("table: transfer", "table: another"))
+
+
+def test_validations_are_listed_one_after_the_other(tmp_path: Path) -> None:
+    figures = {"solved": 0.2, "accuracy": 0.55, "format_errors": 0.0, "critical_path_tokens": 310.4}
+    notes = [{"step": 0, "validation": figures}, {"step": 15, "validation": figures | {"solved": 0.405}}, {"step": 15}]
+    (tmp_path / "free-1.log.json").write_text(json.dumps({"notes": notes}))
+    made = validations(tmp_path, [("free", "any deal"), ("paper", "none")])
+    assert made.splitlines()[2:] == ["| any deal | 0, 15 | 20.0, 40.5 | 55.0, 55.0 | 0.0, 0.0 | 310, 310 |"]
+    assert validations(tmp_path, [("paper", "none")]) == "Not run yet."
+
+
+def test_pictures_are_drawn_of_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    monkeypatch.setattr(page, "DATA", data)
+    monkeypatch.setattr(page, "HERE", tmp_path)
+    assert page.draw() == []
+    write(data, frontier_asyncthink_200=report(0.0, [1.0, 0.0], 180))
+    assert page.draw() == ["frontier"]
+    notes = [{"step": step, "validation": {"solved": 0.5, "critical_path_tokens": 300}} for step in (0, 15)]
+    (data / "asyncthink-0.log.json").write_text(json.dumps({"notes": notes}))
+    assert page.draw() == ["frontier", "validation"]
+    for name in ("frontier", "validation"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_scripts_say_how_they_are_used() -> None:

@@ -68,7 +68,7 @@ def test_model_card(folder: Path) -> None:
     assert {"language", "pipeline_tag"} <= stated.keys()
     for heading in ("## What it is trained on", "## What it reaches", "## Limits"):
         assert heading in text
-    rows = json.loads((ROOT / "docs/results/eval/joins.json").read_text())["rows"]
+    rows = json.loads((ROOT / "docs/training/joins.json").read_text())["rows"]
     for row in rows:
         name = "one agent alone" if row["mode"] == "sequential" else "organized"
         (line,) = [line for line in text.splitlines() if line.startswith(f"| {name}")]
