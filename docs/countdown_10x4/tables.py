@@ -41,7 +41,8 @@ def read_arm(data: Path, name: str, label: str) -> Arm | None:
     rows = [report["rows"][0] for report in reports]
     columns = {key: np.array([row["per_puzzle"][key] for row in rows]) for key in rows[0]["per_puzzle"]}
     timed = data / "seconds.json"
-    seconds = json.loads(timed.read_text())["seconds"].get(label) if timed.is_file() else None
+    of_task = name.startswith("test-") and timed.is_file()  # other reports are of another task
+    seconds = json.loads(timed.read_text())["seconds"].get(label) if of_task else None
     return Arm(label, columns, reports, None if seconds is None else np.array(seconds))
 
 

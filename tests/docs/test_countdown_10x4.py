@@ -23,6 +23,7 @@ FOLDER = ROOT / "docs" / "countdown_10x4"
 sys.path.append(str(FOLDER))
 
 import choose  # noqa: E402
+import covered  # noqa: E402
 import drills  # noqa: E402
 import floor  # noqa: E402
 import looked_up  # noqa: E402
@@ -78,6 +79,16 @@ def test_a_drill_is_held_out_by_numbers_and_right(drill: Any) -> None:
 def test_third_numbers_are_where_a_label_may_follow() -> None:
     words = ["7", "*", "17", "=", "119", "-", "4", ",", "17", "*", "19", "=", "32", "3", "-", "20", " a:", "17", "*"]
     assert looked_up.thirds(words) == [6, 15]
+
+
+def test_solutions_lie_in_the_pairs_that_the_whole_search_finds_them_from() -> None:
+    puzzle: Any = covered.TASK.sample(3)
+    solving = covered.solving_pairs(puzzle)
+    assert 1 <= len(solving) <= 4
+    text = drills.ALONE.demonstrate(puzzle, 3, "sequential").scripts[0].text
+    assert solving <= set(covered.pairs_written(text))
+    lines, share = covered.covered("sequential", str(checkpoint_path("countdown")), 0.0, 2)
+    assert lines >= 0 and 0 <= share <= 1
 
 
 def report(temperature: float, solved: list[float], path: float, sha: str = "a") -> dict[str, Any]:
@@ -170,6 +181,9 @@ def test_a_table_is_over_seeds_and_puzzles(tmp_path: Path) -> None:
     assert "- asyncthink - parallel: all 4 +37.5 [" in made
     assert "asyncthink 0.300 s, x0.500 of parallel (0.600 s)" in made
     assert table_of(tmp_path, [("test-none", "none")], "parallel") == "Not run yet."
+    write(tmp_path, sudoku_asyncthink_0=report(0.0, [1.0], 150), sudoku_parallel_0=report(0.0, [1.0], 150))
+    other = table_of(tmp_path, [("sudoku-asyncthink", "asyncthink"), ("sudoku-parallel", "parallel")], "parallel")
+    assert "seconds" not in other, "these are of the other task"
     write(tmp_path, test_parallel_1=report(1.0, [1.0] * 4, 400, sha="b"))
     with pytest.raises(ValueError, match="test-parallel: expected reports on the same puzzles"):
         table_of(tmp_path, [("test-parallel", "parallel")], "parallel")
