@@ -17,8 +17,8 @@
 #   run.sh seconds            the three modes of the first seed, one episode at a time: the machine must do nothing else
 #   run.sh collect            configurations, logs and reports into this folder
 #
-# Arms: asyncthink, parallel, sequential, uncapped, paper, no-path, no-cold, no-rl, free, free-no-rl. RUNS is the folder of
-# the runs (default: runs/countdown_10x4), SMOKE=1 makes everything tiny, to test this script.
+# Arms: asyncthink, parallel, sequential, uncapped, paper, no-path, no-cold, no-rl, free (validated only). RUNS is the
+# folder of the runs (default: runs/countdown_10x4), SMOKE=1 makes everything tiny, to test this script.
 #
 # All that is left, unattended: while bash docs/countdown_10x4/run.sh next; do :; done
 set -euo pipefail
@@ -56,7 +56,7 @@ settled() {  # SEED REPORT: whether a cold start meets the rules of plan.md; sta
 
 rl() {  # ARM SEED [BUDGET]
     local arm=$1 seed=$2 limit model steps=$rl_steps rate=$alone_rate own=() name=$1-$2
-    case $arm in no-rl | free-no-rl) return ;; esac
+    [ "$arm" = no-rl ] && return
     case $arm in
         asyncthink) ;;
         parallel) own=(--mode parallel --credit marginal --validate-temperature 1) ;;
@@ -102,11 +102,7 @@ rl() {  # ARM SEED [BUDGET]
 }
 
 model_of() {  # ARM SEED
-    case $1 in
-        no-rl) newest "cold-$2" step ;;
-        free-no-rl) newest "any-deal-$2" step ;;
-        *) newest "$1-$2" best ;;
-    esac
+    if [ "$1" = no-rl ]; then newest "cold-$2" step; else newest "$1-$2" best; fi
 }
 
 mode_of() {  # ARM
@@ -223,7 +219,6 @@ stages() {  # one a line, in the order of their value
     printf '%s\n' "cold $first" budget "rl asyncthink $first" "rl sequential $first"
     for arm in asyncthink parallel sequential no-rl; do printf '%s\n' "sweep $arm" "test $arm $first"; done
     printf '%s\n' frontier transfer "rl free $first"
-    for arm in free free-no-rl; do printf '%s\n' "sweep $arm" "test $arm $first"; done
     for arm in $others; do printf '%s\n' "rl $arm $first" "sweep $arm" "test $arm $first"; done
     echo "cold $second"
     for arm in asyncthink parallel sequential; do printf '%s\n' "rl $arm $second" "test $arm $second"; done
