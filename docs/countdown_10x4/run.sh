@@ -6,7 +6,7 @@
 #   run.sh stages             all stages in that order, and which are done
 #
 #   run.sh cold SEED          the cold start of a seed, shared by its arms
-#   run.sh given SEED         instead: the cold start that is in this folder, as cold-SEED
+#   run.sh given SEED         instead: the cold start that is in this folder, as longer-SEED
 #   run.sh budget             `parallel` at the budgets of plan.md until one fits, which all later stages use
 #   run.sh rl ARM SEED        reinforcement learning of one arm
 #   run.sh rl ARM SEED LIMIT  the same at a budget that may become the chosen one, beside the stage `budget`
@@ -31,24 +31,32 @@ RUNS=${RUNS:-runs/countdown_10x4}
 . "$here/settings.sh"
 
 cold() {  # SEED
-    local seed=$1 model steps
+    local seed=$1 steps
     # What searches alone do not teach a model of this size: whether a number is among those of the puzzle, arithmetic.
     train "drill-$seed" sft --steps "$drill_steps" --seed "$seed" --task "$drilled" --shape "$shape" --decay 0.3 \
         --solo 1 --shared 0 --isolated 0 "${sft[@]}"
-    # Organizers that deal the search evenly, one agent alone that fills the budget, and the drills among them.
-    model=$(newest "drill-$seed" step)
-    for steps in $cold_steps; do # the next one goes on where this one ends, its rate falling from what is left of it
-        train "cold-$seed" sft --steps "$steps" --seed "$seed" --task "$organized" --model "$model" --decay 0.7 \
-            --batches 2 --max-tokens "$filled" --solo 0.25 --shared 0.75 --isolated 0 --workers 0.6 "${sft[@]}"
-        settled "$seed" "cold-$seed-$steps" && return
+    # Organizers that deal the search evenly, one agent alone that fills the budget, and the drills among them; then more
+    # of the same from a rate that falls again.
+    organizers cold "$cold_steps" "drill-$seed" "$seed" --decay 0.7
+    for steps in $longer_steps; do # the next one goes on where this one ends, its rate falling from what is left of it
+        organizers longer "$steps" "cold-$seed" "$seed" --decay 0.9 --learning-rate 1.5e-3
+        settled "$seed" "longer-$seed-$steps" && return
         [ $? -eq 3 ] || fail "the cold start of seed $seed could not be judged"
     done
-    fail "the cold start of seed $seed misses a rule after $steps steps of cold-$seed: add a longer one to settings.sh"
+    fail "the cold start of seed $seed misses a rule after $steps steps of longer-$seed: add more to settings.sh"
+}
+
+organizers() {  # NAME STEPS BEGINNING SEED OPTIONS...: a part of the cold start, from the end of the run BEGINNING
+    local name=$1-$4 steps=$2 seed=$4 model
+    model=$(newest "$3" step)
+    shift 4
+    train "$name" sft --steps "$steps" --seed "$seed" --task "$organized" --model "$model" --batches 2 \
+        --max-tokens "$filled" --solo 0.25 --shared 0.75 --isolated 0 --workers 0.6 "${sft[@]}" "$@"
 }
 
 settled() {  # SEED REPORT: whether a cold start meets the rules of plan.md; status 3 if not
     local model
-    model=$(newest "cold-$1" step)
+    model=$(newest "longer-$1" step)
     report "$2" --latency 0 --task "$task" --part validation --first 2000000 --puzzles "$validation" --model "$model" \
         --max-tokens "$filled" || return 1
     python "$here/choose.py" copied "$model" "$filled" && python "$here/choose.py" found "$RUNS/reports/$2.json"
@@ -79,22 +87,22 @@ rl() {  # ARM SEED [BUDGET]
         no-cold)
             # As long as the cold start, without an organizer: this arm shall lack the protocol alone.
             model=$(newest "drill-$seed" step)
-            train "plain-$seed" sft --steps "${cold_steps%% *}" --seed "$seed" --task "$searched" --model "$model" \
-                --decay 0.7 --batches 2 --solo 0.5 --part 0.5 --shared 0 --isolated 0 "${sft[@]}"
+            train "plain-$seed" sft --steps "$((cold_steps + ${longer_steps%% *}))" --seed "$seed" --task "$searched" \
+                --model "$model" --decay 0.7 --batches 2 --solo 0.5 --part 0.5 --shared 0 --isolated 0 "${sft[@]}"
             model=$(newest "plain-$seed" step) ;;
         uncapped)
             # The cold start shows no search this long.
-            model=$(newest "cold-$seed" step)
+            model=$(newest "longer-$seed" step)
             train "alone-$seed" sft --steps "$alone_steps" --seed "$seed" --task "$drills:ALONE" --decay 1 \
                 --model "$model" --solo 1 --shared 0 --isolated 0 "${sft[@]}"
             model=$(newest "alone-$seed" step) ;;
         free)
             # Organizers that deal the search in any way: which one is short, they must find out themselves.
-            model=$(newest "cold-$seed" step)
+            model=$(newest "longer-$seed" step)
             train "any-deal-$seed" sft --steps "$any_deal_steps" --seed "$seed" --task "$dealt" --model "$model" --decay 1 \
                 --batches 2 --max-tokens "$filled" --solo 0.25 --shared 0.75 --isolated 0 --workers 0.6 "${sft[@]}"
             model=$(newest "any-deal-$seed" step) ;;
-        *) model=$(newest "cold-$seed" step) ;;
+        *) model=$(newest "longer-$seed" step) ;;
     esac
     if [ "$(mode_of "$arm")" = asyncthink ] && [ "$arm" != free ]; then steps=$organizer_steps rate=$organizer_rate; fi
     train "$name" grpo --steps "$steps" --seed "$seed" --model "$model" --task "$task" --max-tokens "$limit" \
@@ -102,7 +110,7 @@ rl() {  # ARM SEED [BUDGET]
 }
 
 model_of() {  # ARM SEED
-    if [ "$1" = no-rl ]; then newest "cold-$2" step; else newest "$1-$2" best; fi
+    if [ "$1" = no-rl ]; then newest "longer-$2" step; else newest "$1-$2" best; fi
 }
 
 mode_of() {  # ARM
@@ -138,11 +146,11 @@ sweep() {  # ARM
 }
 
 given() {  # SEED
-    local model=$RUNS/cold-$1
-    [ -e "$here/cold-$1" ] || fail "the cold start of seed $1 is not in $here"
+    local model=$RUNS/longer-$1
+    [ -e "$here/longer-$1" ] || fail "the cold start of seed $1 is not in $here"
     [ -e "$model" ] && fail "$model exists already"
     mkdir -p "$model" "$RUNS/done"
-    cp -r "$here/cold-$1" "$model/step-${cold_steps%% *}"
+    cp -r "$here/longer-$1" "$model/step-${longer_steps%% *}"
     touch "$model/finished" "$RUNS/done/cold-$1"
 }
 
@@ -155,7 +163,7 @@ tested() {  # NAME ARM SEED OPTIONS...
     model=$(model_of "$arm" "$3")
     heat=$(temperature "$arm")
     shift 3
-    report "$name" --latency 0 --task "$task" --part test --first 1000000 --mode "$(mode_of "$arm")" --model "$model" \
+    report "$name" --latency 0 --task "$task" --part test --first "$test_first" --mode "$(mode_of "$arm")" --model "$model" \
         --temperature "$heat" "$@"
 }
 

@@ -9,7 +9,8 @@ organized=$drills:EVEN,$drills:EVEN,$drills:EVEN,solo:sudoku-4,$drilled,$drilled
 searched=$task,$task,$drills:NEAR,sudoku-4,$drilled,$drilled,$drilled
 dealt=$task,$task,$task,solo:sudoku-4,$drilled,$drilled,$drilled # the same, dealt in any way
 drill_steps=1400
-cold_steps="5600 10000"  # the first of these at which a cold start meets its rules
+cold_steps=5600
+longer_steps="5000 10000" # the first of these at which a cold start meets its rules
 any_deal_steps=1000      # of organizers that deal in any way, for the arm free
 alone_steps=1500         # of one agent that may search everything, for the arm uncapped
 filled=460               # the longest agent of a demonstration: the first budget
@@ -25,13 +26,13 @@ heats="0 0.5 1" # temperatures of a sweep
 parallel_heats="0.6 0.8 1"
 validation=200
 budget_puzzles=400
-test=600
+test=600 test_first=1100000 # puzzles, and the seed of the first one: those from 1000000 have been asked
 frontier_puzzles=200
 frontier_budgets="250 350 400 550"
 timed_puzzles=60
 if [ -n "${SMOKE:-}" ]; then
     shape=2,64,2,1,32,128
-    drill_steps=4 cold_steps=4 any_deal_steps=4 alone_steps=4
+    drill_steps=4 cold_steps=4 longer_steps=4 any_deal_steps=4 alone_steps=4
     rl_steps=2 organizer_steps=2
     sft=(--batch-tokens 1500 --no-bfloat16 --evaluate-every 2 --save-every 2)
     grpo=(--questions 1 --drawn 2 --rounds 1 --group-size 2 --minibatches 1 --entropy 1e-3 --eta-weight 0
