@@ -7,6 +7,7 @@
 #
 #   run.sh cold SEED          the cold start of a seed, shared by its arms
 #   run.sh given SEED         instead: the cold start that is in this folder, as longer-SEED
+#   run.sh any-deal SEED      the cold start again, of organizers that deal the search in any way
 #   run.sh budget             `parallel` at the budgets of plan.md until one fits, which all later stages use
 #   run.sh rl ARM SEED        reinforcement learning of one arm
 #   run.sh rl ARM SEED LIMIT  the same at a budget that may become the chosen one, beside the stage `budget`
@@ -17,8 +18,9 @@
 #   run.sh seconds            the three modes of the first seed, one episode at a time: the machine must do nothing else
 #   run.sh collect            configurations, logs and reports into this folder
 #
-# Arms: asyncthink, parallel, sequential, uncapped, paper, no-path, no-cold, no-rl, free (validated only). RUNS is the
-# folder of the runs (default: runs/countdown_10x4), SMOKE=1 makes everything tiny, to test this script.
+# Arms: asyncthink, parallel, sequential, uncapped, no-cold, no-rl; from a cold start that shows any deal: free, paper,
+# no-path, any-deal (no reinforcement learning). RUNS is the folder of the runs (default: runs/countdown_10x4), SMOKE=1
+# makes everything tiny, to test this script.
 #
 # All that is left, unattended: while bash docs/countdown_10x4/run.sh next; do :; done
 set -euo pipefail
@@ -35,8 +37,8 @@ cold() {  # SEED
     # What searches alone do not teach a model of this size: whether a number is among those of the puzzle, arithmetic.
     train "drill-$seed" sft --steps "$drill_steps" --seed "$seed" --task "$drilled" --shape "$shape" --decay 0.3 \
         --solo 1 --shared 0 --isolated 0 "${sft[@]}"
-    # Organizers that deal the search evenly, one agent alone that fills the budget, and the drills among them; then more
-    # of the same from a rate that falls again.
+    # Organizers that deal the search evenly, one agent alone that fills the budget, and the drills among them; then
+    # more of the same, from a rate that falls again.
     organizers cold "$cold_steps" "drill-$seed" "$seed" --decay 0.7
     for steps in $longer_steps; do # the next one goes on where this one ends, its rate falling from what is left of it
         organizers longer "$steps" "cold-$seed" "$seed" --decay 0.9 --learning-rate 1.5e-3
@@ -64,8 +66,8 @@ settled() {  # SEED REPORT: whether a cold start meets the rules of plan.md; sta
 
 rl() {  # ARM SEED [BUDGET]
     local arm=$1 seed=$2 limit model steps=$rl_steps rate=$alone_rate own=() name=$1-$2
-    [ "$arm" = no-rl ] && return
     case $arm in
+        no-rl | any-deal) return ;;
         asyncthink) ;;
         parallel) own=(--mode parallel --credit marginal --validate-temperature 1) ;;
         sequential | uncapped) own=(--mode sequential) ;;
@@ -96,21 +98,28 @@ rl() {  # ARM SEED [BUDGET]
             train "alone-$seed" sft --steps "$alone_steps" --seed "$seed" --task "$drills:ALONE" --decay 1 \
                 --model "$model" --solo 1 --shared 0 --isolated 0 "${sft[@]}"
             model=$(newest "alone-$seed" step) ;;
-        free)
-            # Organizers that deal the search in any way: which one is short, they must find out themselves.
-            model=$(newest "longer-$seed" step)
-            train "any-deal-$seed" sft --steps "$any_deal_steps" --seed "$seed" --task "$dealt" --model "$model" --decay 1 \
-                --batches 2 --max-tokens "$filled" --solo 0.25 --shared 0.75 --isolated 0 --workers 0.6 "${sft[@]}"
-            model=$(newest "any-deal-$seed" step) ;;
+        free | paper | no-path) model=$(newest "any-deal-$seed" step) ;;
         *) model=$(newest "longer-$seed" step) ;;
     esac
-    if [ "$(mode_of "$arm")" = asyncthink ] && [ "$arm" != free ]; then steps=$organizer_steps rate=$organizer_rate; fi
+    if [ "$(mode_of "$arm")" = asyncthink ]; then steps=$organizer_steps; fi
+    case $arm in asyncthink | no-cold) rate=$organizer_rate ;; esac
     train "$name" grpo --steps "$steps" --seed "$seed" --model "$model" --task "$task" --max-tokens "$limit" \
         --learning-rate "$rate" "${grpo[@]}" "${own[@]}"
 }
 
+any_deal() {  # SEED: organizers that deal the search in any way: which one is short, they must find out themselves
+    local model
+    model=$(newest "longer-$1" step)
+    train "any-deal-$1" sft --steps "$any_deal_steps" --seed "$1" --task "$dealt" --model "$model" --decay 1 \
+        --batches 2 --max-tokens "$filled" --solo 0.25 --shared 0.75 --isolated 0 --workers 0.6 "${sft[@]}"
+}
+
 model_of() {  # ARM SEED
-    if [ "$1" = no-rl ]; then newest "longer-$2" step; else newest "$1-$2" best; fi
+    case $1 in
+        no-rl) newest "longer-$2" step ;;
+        any-deal) newest "any-deal-$2" step ;;
+        *) newest "$1-$2" best ;;
+    esac
 }
 
 mode_of() {  # ARM
@@ -154,8 +163,11 @@ given() {  # SEED
     touch "$model/finished" "$RUNS/done/cold-$1"
 }
 
-temperature() {  # ARM: by its sweep
-    python "$here/choose.py" temperature "$RUNS/reports" "$1"
+temperature() {  # ARM: by its sweep; greedy where any deal was shown, for time
+    case $1 in
+        free | paper | no-path | any-deal) echo 0 ;;
+        *) python "$here/choose.py" temperature "$RUNS/reports" "$1" ;;
+    esac
 }
 
 tested() {  # NAME ARM SEED OPTIONS...
@@ -163,8 +175,8 @@ tested() {  # NAME ARM SEED OPTIONS...
     model=$(model_of "$arm" "$3")
     heat=$(temperature "$arm")
     shift 3
-    report "$name" --latency 0 --task "$task" --part test --first "$test_first" --mode "$(mode_of "$arm")" --model "$model" \
-        --temperature "$heat" "$@"
+    report "$name" --latency 0 --task "$task" --part test --first "$test_first" --mode "$(mode_of "$arm")" \
+        --model "$model" --temperature "$heat" "$@"
 }
 
 test_arm() {  # ARM SEED
@@ -223,23 +235,26 @@ budget() {  # the rule of plan.md
 }
 
 stages() {  # one a line, in the order of their value
-    local arm others="no-path paper no-cold uncapped"
+    local arm
     printf '%s\n' "cold $first" budget "rl asyncthink $first" "rl sequential $first"
     for arm in asyncthink parallel sequential no-rl; do printf '%s\n' "sweep $arm" "test $arm $first"; done
-    printf '%s\n' frontier transfer "rl free $first"
-    for arm in $others; do printf '%s\n' "rl $arm $first" "sweep $arm" "test $arm $first"; done
+    printf '%s\n' frontier transfer "any-deal $first" "test any-deal $first"
+    for arm in free no-path paper; do printf '%s\n' "rl $arm $first" "test $arm $first"; done
+    for arm in no-cold uncapped; do printf '%s\n' "rl $arm $first" "sweep $arm" "test $arm $first"; done
     echo "cold $second"
     for arm in asyncthink parallel sequential; do printf '%s\n' "rl $arm $second" "test $arm $second"; done
     echo "cold $third"
     for arm in asyncthink parallel; do printf '%s\n' "rl $arm $third" "test $arm $third"; done
-    for arm in $others; do printf '%s\n' "rl $arm $second" "test $arm $second"; done
-    echo "test no-rl $second"
+    echo "any-deal $second"
+    for arm in free no-path paper no-cold uncapped; do printf '%s\n' "rl $arm $second" "test $arm $second"; done
+    for arm in no-rl any-deal; do echo "test $arm $second"; done
     echo "collect"
 }
 
 stage() {  # STAGE WORDS...
     case $1 in
         test) shift && test_arm "$@" ;;
+        any-deal) any_deal "$2" ;;
         collect) python "$here/page.py" collect "$RUNS" ;;
         *) "$@" ;;
     esac
@@ -249,6 +264,7 @@ case ${1:-}:$# in
     next:1) next ;;
     stages:1)
         stages | while read -r -a stage; do is_done "${stage[@]}" && mark=x || mark=" "; echo "[$mark] ${stage[*]}"; done ;;
-    cold:2 | given:2 | rl:[34] | sweep:2 | test:3 | budget:1 | frontier:1 | seconds:1 | transfer:1 | collect:1) run "$@" ;;
-    *) sed -n '2,23p' "$0" >&2; exit 2 ;;
+    cold:2 | given:2 | any-deal:2 | rl:[34] | sweep:2 | test:3 | budget:1 | frontier:1 | seconds:1 | transfer:1 | collect:1)
+        run "$@" ;;
+    *) sed -n '2,25p' "$here/run.sh" >&2; exit 2 ;;
 esac

@@ -11,12 +11,12 @@ dealt=$task,$task,$task,solo:sudoku-4,$drilled,$drilled,$drilled # the same, dea
 drill_steps=1400
 cold_steps=5600
 longer_steps="5000 10000" # the first of these at which a cold start meets its rules
-any_deal_steps=1000      # of organizers that deal in any way, for the arm free
+any_deal_steps=1000      # of organizers that deal in any way, for the arms free, paper and no-path
 alone_steps=1500         # of one agent that may search everything, for the arm uncapped
 filled=460               # the longest agent of a demonstration: the first budget
 first=0 second=1 third=2 # seeds; the first chooses budget and temperatures, and is what is timed
-rl_steps=60 organizer_steps=30 # of GRPO; asyncthink and its ablations, but free, have half
-organizer_rate=3e-5 alone_rate=1e-4 # learning rates of GRPO: of asyncthink; of parallel and sequential
+rl_steps=60 organizer_steps=30 # of GRPO; organizers have half
+organizer_rate=3e-5 alone_rate=1e-4 # learning rates of GRPO: of asyncthink and no-cold; of all others
 sft=(--batch-tokens 1500 --learning-rate 2e-3 --evaluate-every 250 --save-every 250 --threads "${THREADS:-1}")
 grpo=(--questions 8 --drawn 12 --rounds 1 --group-size 8 --minibatches 2 --clip-low 0.2 --clip-high 0.28
     --entropy 1e-3 --temperature 1 --decay 0.2 --eta-weight 0 --complete 0.5 --path-weight 0.4
