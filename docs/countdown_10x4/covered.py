@@ -1,70 +1,109 @@
-"""``covered.py MODE=MODEL=TEMPERATURE ... [--puzzles N]``: which pairs agents search, and how many solutions lie there.
+"""``covered.py MODE=MODEL=TEMPERATURE ... [--puzzles N]``: what agents search, and how far each solution comes.
 
-Each solution is found from one pair (:mod:`asyncthink.tasks.search`). For every model: the lines of the search that its
-agents write a puzzle, and the share of the puzzles' solutions whose pair is among them, found or not. On validation
-puzzles, at most 460 tokens an agent.
+Each solution is found from one pair (:mod:`asyncthink.tasks.search`): an agent searches the pair, writes the solution
+into that line, and it comes into the answer. For every model: the lines of the search that its agents write a puzzle,
+those of a number that the puzzle has not, those that differ from what a search without a mistake would write, and the
+share of the solutions that come through each of the three. On validation puzzles, at most 460 tokens an agent.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from asyncthink import ForkJoinSampler, SamplingParams
 from asyncthink.tasks import task
+from asyncthink.tasks.expressions import parse
+from asyncthink.tasks.grading import final_answer
 from asyncthink.tasks.held_out import held_out
 from asyncthink.tasks.search import search_pair
 
 TASK: Any = task("countdown-10x4")
-_LINE = re.compile(r"^(\d+)\+(\d+)=", re.MULTILINE)
+_LINE = re.compile(r"^(\d+)\+(\d+)=.*(?=\n)", re.MULTILINE)
+_LABELLED = re.compile(r" [a-i]:([^,\n]*)")
+Pair = tuple[int, int]
 
 
-def pairs_written(text: str) -> list[tuple[int, int]]:
-    """The pairs whose lines stand in a text.
+def lines_written(texts: Iterable[str]) -> dict[Pair, list[str]]:
+    """The lines that were ended in these texts, by their pair.
 
-    >>> pairs_written("3+15=18+15,15-3=12\\n3+17=20,17-3=14")
-    [(3, 15), (3, 17)]
+    >>> lines_written(["3+15=18+15,15-3=12\\n3+17=20,17", "3+15=18\\n"])
+    {(3, 15): ['3+15=18+15,15-3=12', '3+15=18']}
     """
-    return [(int(a), int(b)) for a, b in _LINE.findall(text)]
+    lines: dict[Pair, list[str]] = defaultdict(list)
+    for text in texts:
+        for match in _LINE.finditer(text):
+            lines[int(match[1]), int(match[2])].append(match[0])
+    return dict(lines)
 
 
-def solving_pairs(puzzle: Any) -> set[tuple[int, int]]:
-    """The pairs from which a puzzle's solutions are found."""
-    numbers = puzzle.numbers
-    return {
-        (a, b)
-        for place, a in enumerate(numbers)
-        for b in numbers[place + 1 :]
-        if any(finding.solution for finding in search_pair(numbers, puzzle.target, a, b, TASK.largest))
-    }
+def expected(puzzle: Any, pair: Pair) -> tuple[str, list[str]]:
+    """The line of a pair without labels, and the solutions found in it; nothing for what is no pair of the puzzle."""
+    a, b = pair
+    if not (a < b and {a, b} <= set(puzzle.numbers)):
+        return "", []
+    findings = [*search_pair(puzzle.numbers, puzzle.target, a, b, TASK.largest)]
+    return "".join(each.text for each in findings).strip(), [each.solution for each in findings if each.solution]
 
 
-def covered(mode: str, model: str, temperature: float, puzzles: int) -> tuple[float, float]:
-    """Lines a puzzle, and the share of solving pairs among them."""
+def is_right(line: str, wanted: str) -> bool:
+    """Whether a line is as wanted; one agent alone may end the search with a solution.
+
+    >>> is_right("3+15=18+15 a:3+15+15", "3+15=18+15,15-3=12"), is_right("3+15=18+15", "3+15=18+15,15-3=12")
+    (True, False)
+    """
+    found = list(_LABELLED.finditer(line))
+    written = _LABELLED.sub("", line)
+    ends_it = bool(found) and found[-1].end() == len(line)
+    return bool(wanted) and (written == wanted or (ends_it and wanted.startswith(written)))
+
+
+def followed(puzzle: Any, episode: Any) -> Counter[str]:
+    """Counts: lines, those of a foreign number, wrong ones, solutions, those searched, written and answered."""
+    lines, counts = lines_written(trace.text for trace in episode.traces), Counter[str]()
+    for pair, written in lines.items():
+        wanted = expected(puzzle, pair)[0]
+        counts["lines"] += len(written)
+        counts["foreign" if not wanted else "wrong"] += sum(not is_right(line, wanted) for line in written)
+    answered = {parse(text).key for text in TASK.correct(puzzle, final_answer(TASK, puzzle, episode) or "")}
+    for pair in ((a, b) for place, a in enumerate(puzzle.numbers) for b in puzzle.numbers[place + 1 :]):
+        for solution in expected(puzzle, pair)[1]:
+            found = {text for line in lines.get(pair, []) for text in _LABELLED.findall(line)}
+            counts["solutions"] += 1
+            counts["searched"] += pair in lines
+            counts["written"] += solution in found
+            counts["answered"] += parse(solution).key in answered
+    return counts
+
+
+def covered(mode: str, model: str, temperature: float, puzzles: int) -> Counter[str]:
+    """The counts of :func:`followed` over validation puzzles."""
     asked = held_out(TASK, puzzles, 2_000_000, "validation")
     sampler = ForkJoinSampler(model, mode=mode, pool=4)
     params = SamplingParams(temperature=temperature, max_tokens=460, seed=0)
-    lines = inside = solving = 0
-    for puzzle, episode in zip(asked, sampler.generate([TASK.prompt(each) for each in asked], params), strict=True):
-        written = [pair for trace in episode.traces for pair in pairs_written(trace.text)]
-        wanted = solving_pairs(puzzle)
-        lines, inside, solving = lines + len(written), inside + len(wanted & set(written)), solving + len(wanted)
-    return lines / puzzles, inside / solving
+    episodes = sampler.generate([TASK.prompt(each) for each in asked], params)
+    return sum((followed(puzzle, episode) for puzzle, episode in zip(asked, episodes, strict=True)), Counter())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--puzzles", type=int, default=100)
+    parser.add_argument("--puzzles", type=int, default=200)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for text in options.models:
         mode, model, heat = text.split("=")
-        lines, share = covered(mode, model, float(heat), options.puzzles)
-        print(f"{model}: {mode} at {heat}: {lines:.1f} lines a puzzle, {share:.1%} of the solutions' pairs")
+        made = covered(mode, model, float(heat), options.puzzles)
+        foreign, wrong = (made[name] / max(1, made["lines"]) for name in ("foreign", "wrong"))
+        print(f"{model}: {mode} at {heat}: {made['lines'] / options.puzzles:.1f} lines a puzzle")
+        print(f"  of these, with a number that the puzzle has not: {foreign:.1%}; with a mistake: {wrong:.2%}")
+        shares = (f"{name} {made[name] / made['solutions']:.1%}" for name in ("searched", "written", "answered"))
+        print(f"  of {made['solutions']} solutions: {', '.join(shares)}")
 
 
 if __name__ == "__main__":

@@ -25,13 +25,22 @@ TABLES: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
     "modes": ((*MODES, ("test-uncapped", "one agent, no budget")), "parallel"),
     "ablations": (
         (
-            MODES[0],
-            ("test-paper", "the paper's reward (η, divided by the deviation)"),
-            ("test-no-path", "without the path reward"),
-            ("test-no-rl", "without RL"),
+            ("test-free", "RL"),
+            ("test-no-path", "RL without the path reward"),
+            ("test-paper", "RL by the paper's reward (η, divided by the deviation)"),
+            ("test-any-deal", "without RL"),
             ("test-no-cold", "without the cold start of the protocol"),
         ),
-        "asyncthink",
+        "RL",
+    ),
+    "before": (
+        (
+            ("before-asyncthink", "asyncthink"),
+            ("before-parallel", "parallel"),
+            ("before-sequential", "sequential"),
+            ("before-no-rl", "without RL"),
+        ),
+        "parallel",
     ),
     "transfer": (
         (
@@ -47,7 +56,9 @@ RUNS = (
     ("asyncthink", "asyncthink"),
     ("parallel", "parallel, temperature 1"),
     ("sequential", "sequential"),
-    ("free", "organizer that was shown any deal"),
+    ("free", "shown any deal"),
+    ("no-path", "shown any deal, without the path reward"),
+    ("paper", "shown any deal, the paper's reward"),
 )
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -127,7 +138,7 @@ def draw_validation() -> bool:
             right.plot(steps, [line["validation"]["critical_path_tokens"] for line in notes], marker="o", label=name)
     if not left.lines:
         return False
-    left.set(xlabel="steps of GRPO", ylabel="validation puzzles with all four, percent", ylim=(0, 100))
+    left.set(xlabel="steps of GRPO", ylabel="validation puzzles with all four, percent", ylim=(0, 102))
     right.set(xlabel="steps of GRPO", ylabel="critical path, tokens", ylim=(0, None))
     for axis in (left, right):
         axis.grid(alpha=0.3)

@@ -6,13 +6,14 @@
 #   run.sh stages             all stages in that order, and which are done
 #
 #   run.sh cold SEED          the cold start of a seed, shared by its arms
-#   run.sh given SEED         instead: the cold start that is in this folder, as longer-SEED
+#   run.sh given SEED         instead: the shipped cold start, as longer-SEED
 #   run.sh any-deal SEED      the cold start again, of organizers that deal the search in any way
 #   run.sh budget             `parallel` at the budgets of plan.md until one fits, which all later stages use
 #   run.sh rl ARM SEED        reinforcement learning of one arm
 #   run.sh rl ARM SEED LIMIT  the same at a budget that may become the chosen one, beside the stage `budget`
 #   run.sh sweep ARM          its best checkpoint of the first seed on validation puzzles at several temperatures
-#   run.sh test ARM SEED      its best checkpoint on the test puzzles, at the temperature that validation chose
+#   run.sh test ARM SEED      its best checkpoint on the test puzzles, at the temperature that validation chose (from any
+#                             deal: the last one, greedy)
 #   run.sh frontier           the three modes of the first seed on test puzzles under other budgets
 #   run.sh transfer           Sudoku, which no organizer's demonstration has shown
 #   run.sh seconds            the three modes of the first seed, one episode at a time: the machine must do nothing else
@@ -117,7 +118,7 @@ any_deal() {  # SEED: organizers that deal the search in any way: which one is s
 model_of() {  # ARM SEED
     case $1 in
         no-rl) newest "longer-$2" step ;;
-        any-deal) newest "any-deal-$2" step ;;
+        any-deal | free | paper | no-path) newest "$1-$2" step ;; # rewards are told apart by what they end with
         *) newest "$1-$2" best ;;
     esac
 }
@@ -155,11 +156,11 @@ sweep() {  # ARM
 }
 
 given() {  # SEED
-    local model=$RUNS/longer-$1
-    [ -e "$here/longer-$1" ] || fail "the cold start of seed $1 is not in $here"
+    local model=$RUNS/longer-$1 shipped=python/asyncthink/checkpoints/$task
+    [ "$1" = "$first" ] || fail "only the cold start of seed $first is shipped, got $1"
     [ -e "$model" ] && fail "$model exists already"
     mkdir -p "$model" "$RUNS/done"
-    cp -r "$here/longer-$1" "$model/step-${longer_steps%% *}"
+    cp -r "$shipped" "$model/step-$(printf '%06d' "${longer_steps%% *}")"
     touch "$model/finished" "$RUNS/done/cold-$1"
 }
 
@@ -266,5 +267,5 @@ case ${1:-}:$# in
         stages | while read -r -a stage; do is_done "${stage[@]}" && mark=x || mark=" "; echo "[$mark] ${stage[*]}"; done ;;
     cold:2 | given:2 | any-deal:2 | rl:[34] | sweep:2 | test:3 | budget:1 | frontier:1 | seconds:1 | transfer:1 | collect:1)
         run "$@" ;;
-    *) sed -n '2,25p' "$here/run.sh" >&2; exit 2 ;;
+    *) sed -n '2,26p' "$here/run.sh" >&2; exit 2 ;;
 esac

@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from asyncthink import checkpoint_path
+from asyncthink import Episode, checkpoint_path
 from asyncthink.tasks import TASKS
 from asyncthink.tasks.search import find_all
 from asyncthink.tasks.split import in_held_out_share
@@ -81,14 +82,24 @@ def test_third_numbers_are_where_a_label_may_follow() -> None:
     assert looked_up.thirds(words) == [6, 15]
 
 
-def test_solutions_lie_in_the_pairs_that_the_whole_search_finds_them_from() -> None:
+def test_a_search_without_a_mistake_comes_through_with_every_solution() -> None:
     puzzle: Any = covered.TASK.sample(3)
-    solving = covered.solving_pairs(puzzle)
-    assert 1 <= len(solving) <= 4
-    text = drills.ALONE.demonstrate(puzzle, 3, "sequential").scripts[0].text
-    assert solving <= set(covered.pairs_written(text))
-    lines, share = covered.covered("sequential", str(checkpoint_path("countdown")), 0.0, 2)
-    assert lines >= 0 and 0 <= share <= 1
+    (solo,) = drills.ALONE.demonstrate(puzzle, 3, "sequential").scripts
+    answer = solo.text.partition("<ANSWER>")[2].partition("</ANSWER>")[0]
+    episode = Episode("q", "sequential", answer=answer, traces=[SimpleNamespace(text=solo.text)])
+    counts = covered.followed(puzzle, episode)
+    assert counts["lines"] > 10 and counts["wrong"] == counts["foreign"] == 0
+    assert counts["solutions"] == counts["searched"] == counts["written"] == counts["answered"] == 4
+    wrong = re.sub(r"=(\d+)", "=1", solo.text) + "\n1+99=100\n"
+    counts = covered.followed(puzzle, Episode("q", "sequential", answer="", traces=[SimpleNamespace(text=wrong)]))
+    assert counts["wrong"] == counts["lines"] - 1 and counts["foreign"] == 1
+    assert counts["searched"] == 4 and counts["answered"] == 0
+    assert covered.expected(puzzle, (1, 99)) == ("", [])
+
+
+def test_what_is_searched_is_counted_over_puzzles() -> None:
+    counts = covered.covered("sequential", str(checkpoint_path("countdown-10x4")), 0.0, 2)
+    assert counts["lines"] > 20 and counts["solutions"] == 8 >= counts["searched"] >= counts["written"]
 
 
 def report(temperature: float, solved: list[float], path: float, sha: str = "a") -> dict[str, Any]:

@@ -13,8 +13,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     path
-    for folder in (".", "docs", "docs/training", "bench", "bench/results", "python/asyncthink/checkpoints/countdown")
-    for path in (ROOT / folder).glob("*.md")
+    for folder in (".", "docs", "docs/training", "bench", "bench/results", "python/asyncthink/checkpoints/*")
+    for path in ROOT.glob(f"{folder}/*.md")
 )
 CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!\w+:)([^)\s#]*)(?:#([^)\s]+))?\)")
