@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import asyncthink
 from asyncthink import ForkJoinSampler
 from asyncthink.cli import demo as demo_module
-from asyncthink.cli.app import app
+from asyncthink.cli.app import SHOWN, app
 from asyncthink.engine.loaded import LoadedModel
 from asyncthink.episode.records import Episode, Event, TokenEvent
 from asyncthink.tasks import Countdown
@@ -64,8 +64,10 @@ def is_one_line(result: Result, code: int, *expected: str) -> bool:
     return result.exit_code == code and line.startswith("asyncthink: ") and all(part in line for part in expected)
 
 
-def test_the_model_in_the_box_solves_the_demo_puzzle(tmp_path: Path) -> None:
-    result = call("demo", "--json", "--out", tmp_path / "timeline.html", "--save", tmp_path / "episode.json")
+@pytest.mark.parametrize("task", SHOWN)
+def test_the_models_in_the_box_solve_the_demo_puzzle(tmp_path: Path, task: str) -> None:
+    saved = tmp_path / "episode.json"
+    result = call("demo", "--task", task, "--json", "--out", tmp_path / "timeline.html", "--save", saved)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert {name: type(told[name]) for name in PROMISED} == PROMISED
@@ -75,7 +77,7 @@ def test_the_model_in_the_box_solves_the_demo_puzzle(tmp_path: Path) -> None:
     assert told["joins"] >= 1
     assert told["kv_bytes_shared"] > told["kv_bytes_copied"]
     assert told["critical_path_tokens"] < told["sequential"]["critical_path_tokens"]
-    episode = Episode.load(tmp_path / "episode.json")
+    episode = Episode.load(saved)
     assert episode.critical_path_tokens == told["critical_path_tokens"]
     assert told["question"] in (tmp_path / "timeline.html").read_text()
 
@@ -181,6 +183,7 @@ def test_bad_options_are_named(untrained: Path, tmp_path: Path) -> None:
     assert is_one_line(call(*base, "--join", "glue"), 1, "join: expected one of exact, append, link, got 'glue'")
     assert is_one_line(call(*base, "--context", "none"), 1, "context: expected one of shared, isolated")
     assert is_one_line(call(*base, "--pool", 0), 1, "pool: expected at least 1")
+    assert is_one_line(call("demo", "--task", "sudoku-4"), 1, "task: expected one of countdown, countdown-10x4, got")
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from asyncthink.view.html import timeline_html
 
 P = ParamSpec("P")
 PUZZLE = 0  # shown when no --seed is given
+SHOWN = ("countdown", "countdown-10x4")  # tasks of the demo, each with a shipped model
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -100,7 +101,8 @@ def options(
 @guarded
 def demo(
     as_json: Json = False,
-    model: Annotated[str | None, typer.Option(help="Folder or hub id. Default: the shipped model.")] = None,
+    task: Annotated[str, typer.Option(help=f"One of {', '.join(SHOWN)}: seven numbers, or ten.")] = SHOWN[0],
+    model: Annotated[str | None, typer.Option(help="Folder or hub id. Default: the shipped model of the task.")] = None,
     seed: Annotated[int, typer.Option(help="Number of the held-out puzzle.")] = PUZZLE,
     join: JoinMode = "exact",
     context: Context = "shared",
@@ -115,6 +117,8 @@ def demo(
     save: Save = None,
 ) -> None:
     """Watch a small trained model organize a countdown puzzle, and compare it with one agent alone."""
+    if task not in SHOWN:
+        raise ValueError(f"task: expected one of {', '.join(SHOWN)}, got {task!r}")
     check_writable(out, save)
     console = Console(quiet=as_json)
     with loading(quiet=as_json) as progress:
@@ -125,8 +129,8 @@ def demo(
 
         options: dict[str, Any] = {"device": device, "dtype": dtype, "weights": weights, "revision": revision}
         options |= {"num_states": num_states, "fallback": fallback}
-        loaded = LoadedModel.load(model or checkpoint_path(), **options, progress=progress)
-    outcome = play(loaded, console, seed=seed, pool=pool, context=context, join=join)
+        loaded = LoadedModel.load(model or checkpoint_path(task), **options, progress=progress)
+    outcome = play(loaded, console, task=task, seed=seed, pool=pool, context=context, join=join)
     write_whole(out, timeline_html(outcome.episode, outcome.sequential))
     if save:
         outcome.episode.save(save)

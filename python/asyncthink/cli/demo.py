@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -12,7 +12,7 @@ from rich.text import Text
 from asyncthink.engine.loaded import LoadedModel
 from asyncthink.engine.sampler import ForkJoinSampler, SamplingParams
 from asyncthink.episode.records import Episode
-from asyncthink.tasks import Countdown, Puzzle
+from asyncthink.tasks import TASKS, Countdown, Puzzle
 from asyncthink.view.terminal import watcher
 
 MAX_TOKENS = 1024
@@ -43,32 +43,32 @@ class Outcome:
         return -(-self.episode.kv_bytes_shared // self.page_bytes) if self.page_bytes else 0
 
 
-def play(loaded: LoadedModel, console: Console, *, seed: int, pool: int, context: str, join: str) -> Outcome:
-    """Play the demo; ``console`` shows the episode live unless it is quiet.
+def play(loaded: LoadedModel, console: Console, *, task: str, seed: int, pool: int, context: str, join: str) -> Outcome:
+    """Play the demo on a held-out puzzle of the countdown ``task``; unless it is quiet, ``console`` shows it live.
 
     The episode on the screen is not the one that is timed: printing costs time, so the same episodes are decoded again
     without it. A quiet demo also decodes the first episode: it is the warm-up.
 
     Raises ValueError for options outside their range.
     """
-    task = Countdown()
-    puzzle = task.sample(seed, held_out=True)
-    question = task.prompt(puzzle)
+    known = cast(Countdown, TASKS[task])
+    puzzle = known.sample(seed, held_out=True)
+    question = known.prompt(puzzle)
     params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, seed=seed)
     organized = loaded.sampler(mode="asyncthink", pool=pool, context=context, join=join)
     alone = loaded.sampler(mode="sequential", pool=pool)
     if not console.quiet:
-        goal = f"  {task.asked} different expressions, each number at most once in each; a puzzle held out of training"
+        goal = f"  {known.asked} different expressions, each number at most once in each; a puzzle held out of training"
         console.print(Text.assemble((question, "bold"), (goal, "dim")), soft_wrap=True)
     with watcher(console, _PACE) as screen, organized.stream(question, params) as stream:
         for event in stream:
             screen.show(event)
     episode, sequential, rounds = _timed(organized, alone, question, params)
-    right, right_alone = (len(task.correct(puzzle, timed.answer or "")) for timed in (episode, sequential))
+    right, right_alone = (len(known.correct(puzzle, timed.answer or "")) for timed in (episode, sequential))
     for timed, count in ((episode, right), (sequential, right_alone)):
-        timed.meta.update(model=loaded.name, solved=count == task.asked, right=count, asked=task.asked)
+        timed.meta.update(model=loaded.name, solved=count == known.asked, right=count, asked=known.asked)
     page_bytes = loaded.decoder.storage.bytes_per_token * loaded.decoder.cache.page_size
-    return Outcome(puzzle, episode, sequential, right, right_alone, task.asked, rounds, page_bytes)
+    return Outcome(puzzle, episode, sequential, right, right_alone, known.asked, rounds, page_bytes)
 
 
 def _timed(
