@@ -63,7 +63,9 @@ def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
     assert rates[100] == 0
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"batch_tokens": 0}, {"decay": 1.5}, {"save_every": 0}])
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"batch_tokens": 0}, {"save_every": 0}, {"warmup": -1}, {"decay": 1.5}], ids=str
+)
 def test_bad_numbers_are_named(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         config(tmp_path, **change)
@@ -181,7 +183,8 @@ def test_evaluation_counts_exact_rows_and_answers() -> None:
 
 def test_the_command_trains_and_names_what_is_wrong(tmp_path: Path) -> None:
     runner = CliRunner()
-    for arguments, word in (["--task", "chess"], "task"), (["--steps", "0"], "steps"), (["--resume"], "resume"):
+    wrong = ["--task", "chess"], ["--steps", "0"], ["--warmup", "-1"], ["--resume"]
+    for arguments, word in ((each, each[0].removeprefix("--")) for each in wrong):
         result = runner.invoke(app, ["sft", "--out", str(tmp_path / "run"), *arguments])
         assert result.exit_code != 0
         assert isinstance(result.exception, ValueError)

@@ -29,6 +29,7 @@ from asyncthink.cli.train_options import (
     Resume,
     SaveEvery,
     Threads,
+    Warmup,
     Weights,
 )
 from asyncthink.cli.train_synthesize import synthesize
@@ -63,6 +64,7 @@ def sft(
     batches: Annotated[int, typer.Option(help="Packed batches per step, shared by the processes of torchrun.")] = 1,
     batch_tokens: BatchTokens = 1200,
     learning_rate: LearningRate = 2e-3,
+    warmup: Warmup = 200,
     decay: Decay = 0.3,
     solo: Annotated[float, typer.Option(help="Share of demonstrations by one agent alone.")] = 0.3,
     part: Annotated[float, typer.Option(help="Share by one agent whose question names the parts to search.")] = 0.0,
@@ -129,6 +131,7 @@ def sft(
         batches=batches,
         batch_tokens=batch_tokens,
         learning_rate=learning_rate,
+        warmup=warmup,
         decay=decay,
         max_skipped=max_skipped,
         threads=threads,

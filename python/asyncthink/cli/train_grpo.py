@@ -26,6 +26,7 @@ from asyncthink.cli.train_options import (
     Resume,
     SaveEvery,
     Threads,
+    Warmup,
     Weights,
 )
 
@@ -59,7 +60,7 @@ def grpo(
     num_states: NumStates = None,
     fallback: Fallback = None,
     learning_rate: LearningRate = 1e-4,
-    warmup: Annotated[int, typer.Option(help="Steps of the warm-up.")] = 5,
+    warmup: Warmup = 5,
     decay: Decay = 0.0,
     reward: Annotated[
         str | None,

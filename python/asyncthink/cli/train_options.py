@@ -22,6 +22,7 @@ Bfloat16Backward = Annotated[
 BatchTokens = Annotated[int, typer.Option(help="Tokens of a packed batch; its last episode may exceed them.")]
 Pool = Annotated[int, typer.Option(help="Agents alive at the same time: the organizer and up to POOL - 1 workers.")]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate, between warm-up and decay.")]
+Warmup = Annotated[int, typer.Option(help="Steps of the warm-up.")]
 Decay = Annotated[float, typer.Option(help="Last share of the steps, over which the learning rate falls to zero.")]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
 SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints.")]

@@ -14,7 +14,7 @@ from asyncthink.train.grpo_loss import Objective
 from asyncthink.train.loading import ModelOptions
 from asyncthink.train.loggers import check_loggers
 from asyncthink.train.rollout import CREDITS, Credit, Grading
-from asyncthink.train.schedule import check_decay, check_rates, learning_rate
+from asyncthink.train.schedule import check_rates, check_schedule, learning_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class GRPOConfig:
             raise ValueError(f"validate_every: expected at least 0, got {self.validate_every}")
         if self.validate_temperature is not None and not 0 <= self.validate_temperature < inf:
             raise ValueError(f"validate_temperature: expected at least 0, got {self.validate_temperature}")
-        check_decay(self.decay)
+        check_schedule(self.warmup, self.decay)
         check_rates(self.learning_rate, self.weight_decay, self.clip)
         if self.model.bfloat16 is True:
             raise ValueError("bfloat16: expected False (sampler and trainer must compute in the same dtype), got True")

@@ -29,7 +29,9 @@ def check_rates(learning_rate: float, weight_decay: float, clip: float) -> None:
         raise ValueError(f"clip: expected more than 0, got {clip}")
 
 
-def check_decay(decay: float) -> None:
-    """Raises ValueError for a share outside [0, 1]."""
+def check_schedule(warmup: int, decay: float) -> None:
+    """Raises ValueError for a negative warm-up and a share outside [0, 1]."""
+    if warmup < 0:
+        raise ValueError(f"warmup: expected at least 0 steps, got {warmup}")
     if not 0 <= decay <= 1:
         raise ValueError(f"decay: expected a share in [0, 1], got {decay}")

@@ -30,7 +30,7 @@ from asyncthink.train.packing import IGNORED
 from asyncthink.train.precision import settle
 from asyncthink.train.progress import Reporter
 from asyncthink.train.runs import begin_run, find_run
-from asyncthink.train.schedule import check_decay, check_rates, learning_rate
+from asyncthink.train.schedule import check_rates, check_schedule, learning_rate
 from asyncthink.train.sources import demonstrated
 from asyncthink.train.state import Progress, load_state
 from asyncthink.train.steps import Steps
@@ -92,7 +92,7 @@ class SFTConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         check_loggers(self.log_to)
-        check_decay(self.decay)
+        check_schedule(self.warmup, self.decay)
         check_rates(self.learning_rate, self.weight_decay, self.clip)
 
     def rate(self, step: int) -> float:
