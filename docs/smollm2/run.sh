@@ -34,7 +34,7 @@ before() {
 
 sft() {
     train sft sft --steps $steps --model "$MODEL" --tag-tokens --task "$task,$task,$task,solo:sudoku-4" --solo 0.25 --shared 0.75 \
-        --isolated 0 --batch-tokens $batch --learning-rate 3e-4 --decay 0.5 --no-bfloat16 \
+        --isolated 0 --batch-tokens $batch --learning-rate 3e-4 --warmup 20 --decay 0.5 --no-bfloat16 \
         --evaluate-every $((steps / 2)) --save-every $((steps / 2)) --threads "$OMP_NUM_THREADS"
 }
 
