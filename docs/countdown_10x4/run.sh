@@ -49,7 +49,8 @@ cold() {  # SEED
     fail "the cold start of seed $seed misses a rule after $steps steps of longer-$seed: add more to settings.sh"
 }
 
-organizers() {  # NAME STEPS BEGINNING SEED OPTIONS...: a part of the cold start, from the end of the run BEGINNING
+organizers() {  # NAME STEPS BEGINNING SEED OPTIONS...: a part of the cold start, from the end of the run BEGINNING;
+                # OPTIONS stand behind those of all parts and replace them
     local name=$1-$4 steps=$2 seed=$4 model
     model=$(newest "$3" step)
     shift 4
@@ -109,10 +110,7 @@ rl() {  # ARM SEED [BUDGET]
 }
 
 any_deal() {  # SEED: organizers that deal the search in any way: which one is short, they must find out themselves
-    local model
-    model=$(newest "longer-$1" step)
-    train "any-deal-$1" sft --steps "$any_deal_steps" --seed "$1" --task "$dealt" --model "$model" --decay 1 \
-        --batches 2 --max-tokens "$filled" --solo 0.25 --shared 0.75 --isolated 0 --workers 0.6 "${sft[@]}"
+    organizers any-deal "$any_deal_steps" "longer-$1" "$1" --task "$dealt" --decay 1
 }
 
 model_of() {  # ARM SEED
